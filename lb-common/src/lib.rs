@@ -1,0 +1,14 @@
+//! Every fact and rule that the kernel plane and the daemon share: record layouts, phases, checksums, reasons.
+//!
+//! No I/O and no allocation, so that it builds for the BPF target and for the host alike.
+#![cfg_attr(not(test), no_std)]
+
+pub mod addr;
+pub mod checksum;
+pub mod flow;
+pub mod layout;
+pub mod member;
+pub mod reason;
+pub mod service;
+pub mod stats;
+pub mod tcp;

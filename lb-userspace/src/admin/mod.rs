@@ -1,0 +1,15 @@
+//! The admin API on a unix socket.
+
+pub mod view;
+
+/// Where the answers come from; the daemon implements it.
+pub trait Source: Send + Sync + 'static {
+    /// `GET /v1/status`
+    fn status(&self) -> view::Status;
+    /// `GET /v1/flows`
+    fn flows(&self) -> Vec<view::FlowView>;
+    /// `GET /v1/sessions`
+    fn sessions(&self) -> Vec<view::SessionView>;
+    /// `GET /v1/stats`
+    fn stats(&self) -> view::Stats;
+}

@@ -1,0 +1,185 @@
+//! What the admin API says: the stable JSON contract of every read verb.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `smtplb status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon, not of the command line that asks.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Number of the configuration in use.
+    pub generation: u64,
+    /// `mixed` or `passthrough-only`.
+    pub mode: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// The kernel plane.
+    pub kernel: KernelView,
+    /// Proxy workers, one per core; 0 when no virtual server needs them.
+    pub workers: u32,
+    /// In the order of the file.
+    pub virtual_servers: Vec<VirtualServerView>,
+    /// By name.
+    pub pools: Vec<PoolView>,
+}
+
+/// The kernel plane at a glance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelView {
+    /// One entry per interface that carries a packet program.
+    pub attachments: Vec<AttachmentView>,
+    /// Flows tracked now, half-open and closing ones included.
+    pub flows: u64,
+    /// Flows that fit.
+    pub flows_max: u64,
+}
+
+/// A packet program on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentView {
+    /// Its name.
+    pub interface: String,
+    /// `tcx`, `clsact`, `xdp` or `xdp-generic`.
+    pub hook: String,
+    /// Why this hook.
+    pub why: String,
+}
+
+/// `smtplb show virtual-servers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualServerView {
+    /// Its name.
+    pub name: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// `passthrough` or `proxy`.
+    pub forward: String,
+    /// `none`, `implicit`, `starttls-require`, `starttls-allow`; absent on passthrough.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub client_tls: Option<String>,
+    /// The pool that serves it.
+    pub pool: String,
+    /// `up` while a member of its pool is up, else `down`.
+    pub state: String,
+    /// What it carries.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// `smtplb show pools`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// `least-connections` or `round-robin`.
+    pub method: String,
+    /// The name of its monitor.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub monitor: Option<String>,
+    /// In the order of the file.
+    pub members: Vec<MemberView>,
+}
+
+/// `smtplb show members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Its pool.
+    pub pool: String,
+    /// Its name in the pool.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// `up`, `down`, or `checking` until the first probe has ended.
+    pub state: String,
+    /// What its monitor found last, in words; absent without a monitor.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Both planes together.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// The kernel plane's part.
+    pub kernel: Traffic,
+    /// The proxy plane's part.
+    pub proxy: Traffic,
+}
+
+/// Connections and bytes of an object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Connections now.
+    pub active: u64,
+    /// Connections ever.
+    pub total: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients.
+    pub bytes_out: u64,
+    /// Packets from clients; the proxy plane counts none.
+    pub packets_in: u64,
+    /// Packets to clients; the proxy plane counts none.
+    pub packets_out: u64,
+}
+
+/// `smtplb show flows`: one passthrough connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// The virtual server's name, or `#number` when the configuration no longer has it.
+    pub virtual_server: String,
+    /// The client.
+    pub client: SocketAddr,
+    /// The virtual address the client talks to.
+    pub address: SocketAddr,
+    /// The member.
+    pub member: SocketAddr,
+    /// What the member takes for the client.
+    pub snat: SocketAddr,
+    /// `syn`, `established`, `fin-client`, `fin-member`, `closing`, `reset`.
+    pub phase: String,
+    /// Seconds since its first packet.
+    pub age_s: u64,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
+    /// Bytes (IP payload included, link header excluded) from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Packets from the client.
+    pub packets_in: u64,
+    /// Packets to the client.
+    pub packets_out: u64,
+}
+
+/// `smtplb show sessions`: one proxy session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// Session id, as in the session log.
+    pub id: String,
+    /// The virtual server's name.
+    pub virtual_server: String,
+    /// The client.
+    pub client: SocketAddr,
+    /// The member, once one is chosen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub member: Option<String>,
+    /// Where the dialogue is.
+    pub phase: String,
+    /// Seconds since accept.
+    pub age_s: u64,
+}
+
+/// `smtplb stats`: every counter, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Packets and connections that the kernel plane did not carry, by reason; see `docs/metrics.md`.
+    pub drops: BTreeMap<String, u64>,
+    /// What happened to sessions and in steering, by event; see `docs/metrics.md`.
+    pub events: BTreeMap<String, u64>,
+    /// By virtual server.
+    pub virtual_servers: BTreeMap<String, Traffic>,
+    /// By `pool/member`.
+    pub members: BTreeMap<String, Traffic>,
+}

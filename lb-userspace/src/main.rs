@@ -1,0 +1,2 @@
+//! The smtplb binary.
+fn main() {}

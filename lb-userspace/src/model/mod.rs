@@ -1,0 +1,211 @@
+//! The validated, immutable configuration: a generation.
+//!
+//! Built by `config/`; nothing in here can contradict itself, and nothing in here does I/O.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+/// The name of a configured object, unique within its kind.
+pub type Name = Arc<str>;
+
+/// One numbered configuration, complete and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// Which planes may run.
+    pub mode: Mode,
+    /// Interfaces and hooks of the kernel plane.
+    pub network: Network,
+    /// In the order of the file.
+    pub virtual_servers: Vec<Arc<VirtualServer>>,
+    /// Every pool, used or not.
+    pub pools: BTreeMap<Name, Arc<Pool>>,
+    /// Every monitor, used or not.
+    pub monitors: BTreeMap<Name, Arc<Monitor>>,
+    /// Where certificates and keys lie; the files are read by `tls/`.
+    pub certificates: BTreeMap<Name, Arc<Certificate>>,
+}
+
+/// `mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Proxy virtual servers are refused, no key is ever loaded.
+    PassthroughOnly,
+    /// Both planes.
+    Mixed,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Where clients come from; virtual addresses live on the first one.
+    pub client_interfaces: Vec<String>,
+    /// Where members are; may repeat a client interface (one-arm).
+    pub server_interfaces: Vec<String>,
+    /// How the packet programs are attached.
+    pub attach: Attach,
+    /// How many passthrough flows are tracked at once (`max_flows`).
+    pub max_flows: u32,
+}
+
+/// `network.attach`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// XDP on NICs with native support, TC elsewhere.
+    Auto,
+    /// XDP in the driver.
+    Xdp,
+    /// XDP behind the driver; any interface, slower.
+    XdpGeneric,
+    /// TC ingress: tcx, or clsact on kernels before 6.6.
+    Tc,
+}
+
+/// `[virtual_server.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualServer {
+    /// The table's name.
+    pub name: Name,
+    /// The virtual address.
+    pub address: IpAddr,
+    /// TCP port, host order, never 0.
+    pub port: u16,
+    /// Which plane carries it, and how.
+    pub forward: Forward,
+    /// The pool that serves it.
+    pub pool: Name,
+}
+
+impl VirtualServer {
+    /// Address and port together.
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+/// `virtual_server.forward` with the keys that belong to each choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forward {
+    /// The kernel plane.
+    Passthrough {
+        /// Whose address the member sees.
+        snat: Snat,
+    },
+    /// The proxy plane.
+    Proxy {
+        /// TLS towards the client.
+        client_tls: ClientTls,
+    },
+}
+
+/// `virtual_server.snat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snat {
+    /// The client's address stays; the members route replies through this box.
+    None,
+    /// The box's own address on the way to the member.
+    Automap,
+}
+
+/// `virtual_server.client_tls`, with the certificates it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientTls {
+    /// Plain SMTP.
+    None,
+    /// TLS from the first byte.
+    Implicit {
+        /// Never empty; the first is the default, the rest are found by SNI.
+        certificates: Vec<Name>,
+    },
+    /// STARTTLS (RFC 3207).
+    StartTls {
+        /// May clients stay in plaintext?
+        policy: StartTls,
+        /// Never empty; the first is the default, the rest are found by SNI.
+        certificates: Vec<Name>,
+    },
+}
+
+/// `virtual_server.starttls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// Mail commands before TLS get 530 5.7.0.
+    Require,
+    /// Clients may stay in plaintext.
+    Allow,
+}
+
+/// `[certificate.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The table's name.
+    pub name: Name,
+    /// PEM: leaf first, then intermediates.
+    pub chain: PathBuf,
+    /// PEM: PKCS#8, SEC1 or PKCS#1.
+    pub key: PathBuf,
+}
+
+/// `[pool.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// The table's name.
+    pub name: Name,
+    /// How a member is chosen.
+    pub method: Method,
+    /// Absent: every member counts as up.
+    pub monitor: Option<Name>,
+    /// Never empty, at most [`lb_common::layout::POOL_MEMBERS`], names and addresses unique.
+    pub members: Vec<Member>,
+}
+
+/// `pool.method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// The member with the fewest connections of both planes.
+    LeastConnections,
+    /// Each in turn.
+    RoundRobin,
+}
+
+/// `[[pool.NAME.member]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Unique in its pool; `address:port` where the file names none.
+    pub name: Name,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// `[monitor.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitor {
+    /// The table's name.
+    pub name: Name,
+    /// What is asked of a member.
+    pub probe: Probe,
+    /// From one probe's start to the next.
+    pub interval: Duration,
+    /// A probe that takes longer has failed.
+    pub timeout: Duration,
+    /// Good probes in a row until a down member is up.
+    pub rise: u32,
+    /// Bad probes in a row until an up member is down.
+    pub fall: u32,
+}
+
+/// `monitor.type` with the keys that belong to each choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// A connection that opens.
+    Tcp,
+    /// Greeting, EHLO, QUIT, each reply awaited (RFC 5321 §3.1, §4.1.1.1).
+    Smtp {
+        /// The name said in EHLO.
+        helo: String,
+    },
+}

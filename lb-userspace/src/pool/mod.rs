@@ -1,0 +1,128 @@
+//! Live members: which of them may take the next session, and how busy each is.
+//!
+//! Counters are shared with the kernel plane, so that both planes choose by the same numbers.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use lb_common::stats::TrafficCell;
+
+use crate::model::{Method, Name};
+
+/// A pool that serves: the members of one [`crate::model::Pool`] with their state.
+#[derive(Debug)]
+pub struct LivePool {
+    name: Name,
+    method: Method,
+    members: Vec<Arc<LiveMember>>,
+    turn: AtomicUsize,
+}
+
+/// A member that serves.
+#[derive(Debug)]
+pub struct LiveMember {
+    /// Unique in its pool.
+    pub name: Name,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its number in the tables of the kernel plane.
+    pub id: u16,
+    up: AtomicBool,
+    cell: &'static TrafficCell,
+}
+
+/// A place at a member, given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    member: Arc<LiveMember>,
+}
+
+impl LivePool {
+    /// A pool of these members.
+    pub fn new(name: Name, method: Method, members: Vec<Arc<LiveMember>>) -> Self {
+        Self {
+            name,
+            method,
+            members,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// The pool's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Its members, in the order of the file.
+    pub fn members(&self) -> &[Arc<LiveMember>] {
+        &self.members
+    }
+
+    /// Takes a place at the best member that is up and was not `tried` yet.
+    pub fn select(&self, tried: &[u16]) -> Option<Lease> {
+        let count = self.members.len();
+        let start = self.turn.fetch_add(1, Relaxed) % count.max(1);
+        let in_turn = (0..count)
+            .map(|step| &self.members[(start + step) % count])
+            .filter(|member| member.is_up() && !tried.contains(&member.id));
+        let chosen = match self.method {
+            Method::RoundRobin => in_turn.into_iter().next(),
+            Method::LeastConnections => in_turn.min_by_key(|member| member.cell.active()),
+        }?;
+        chosen.cell.session_started();
+        Some(Lease {
+            member: chosen.clone(),
+        })
+    }
+}
+
+impl LiveMember {
+    /// A member that starts in the given state and counts in `cell`.
+    pub fn new(name: Name, address: SocketAddr, id: u16, up: bool, cell: &'static TrafficCell) -> Self {
+        Self {
+            name,
+            address,
+            id,
+            up: AtomicBool::new(up),
+            cell,
+        }
+    }
+
+    /// May it take new sessions?
+    pub fn is_up(&self) -> bool {
+        self.up.load(Relaxed)
+    }
+
+    /// Sets what its monitor found; true when that is news.
+    pub fn set_up(&self, up: bool) -> bool {
+        self.up.swap(up, Relaxed) != up
+    }
+
+    /// Its counters, of both planes.
+    pub fn counters(&self) -> &'static TrafficCell {
+        self.cell
+    }
+}
+
+impl Lease {
+    /// The member this place is at.
+    pub fn member(&self) -> &Arc<LiveMember> {
+        &self.member
+    }
+
+    /// Counts bytes moved for a session: from the client to the member, and back.
+    pub fn count_bytes(&self, to_member: u64, to_client: u64) {
+        self.member.cell.count_session_bytes(to_member, to_client);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.member.cell.session_ended();
+    }
+}
