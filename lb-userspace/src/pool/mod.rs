@@ -83,7 +83,13 @@ impl LivePool {
 
 impl LiveMember {
     /// A member that starts in the given state and counts in `cell`.
-    pub fn new(name: Name, address: SocketAddr, id: u16, up: bool, cell: &'static TrafficCell) -> Self {
+    pub fn new(
+        name: Name,
+        address: SocketAddr,
+        id: u16,
+        up: bool,
+        cell: &'static TrafficCell,
+    ) -> Self {
         Self {
             name,
             address,
