@@ -52,8 +52,14 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The alternate form says the whole chain of causes on one line.
-        write!(f, "{:#}", self.error)
+        let mut said = self.error.to_string();
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            // Errors with a remedy name their cause before it; once is enough.
+            if !said.contains(&cause) {
+                said = format!("{said}: {cause}");
+            }
+        }
+        f.write_str(&said)
     }
 }
 
@@ -106,6 +112,17 @@ mod tests {
         let failure = result.or_exit(Exit::Config).unwrap_err();
         assert_eq!(failure.code, Exit::Config);
         assert_eq!(failure.to_string(), "interface eth9: no such device");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let result: anyhow::Result<()> =
+            Err(anyhow!("refused")).context("/x cannot be read: refused\n  Do this.");
+        let failure = result.or_exit(Exit::Failed).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "/x cannot be read: refused\n  Do this."
+        );
     }
 
     #[test]

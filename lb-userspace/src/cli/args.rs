@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 /// A mail load balancer: passthrough in the kernel, STARTTLS and TLS offload in a proxy.
 #[derive(Debug, Parser)]
-#[command(name = "smtplb", version, about, after_help = EXAMPLES, after_long_help = LONG_TAIL)]
+#[command(name = "smtplb", version, after_help = EXAMPLES, after_long_help = LONG_TAIL)]
 pub struct Cli {
     #[command(flatten)]
     pub paths: Paths,

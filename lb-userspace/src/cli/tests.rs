@@ -148,7 +148,7 @@ fn an_absent_daemon_is_69_with_a_remedy() {
             "{}",
             ended.err
         );
-        assert!(ended.err.contains("--admin"), "{}", ended.err);
+        assert!(ended.err.ends_with("with `--admin`.\n"), "{}", ended.err);
     }
 }
 
