@@ -8,17 +8,17 @@ use clap_complete::Shell;
 /// A mail load balancer: passthrough in the kernel, STARTTLS and TLS offload in a proxy.
 #[derive(Debug, Parser)]
 #[command(name = "smtplb", version, after_help = EXAMPLES, after_long_help = LONG_TAIL)]
-pub struct Cli {
+pub(super) struct Cli {
     #[command(flatten)]
-    pub paths: Paths,
+    pub(super) paths: Paths,
     #[command(subcommand)]
-    pub verb: Verb,
+    pub(super) verb: Verb,
 }
 
 /// Where an instance keeps its things; several instances differ in these.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every verb")]
-pub struct Paths {
+pub(super) struct Paths {
     /// The configuration file.
     #[arg(
         long,
@@ -26,7 +26,7 @@ pub struct Paths {
         value_name = "FILE",
         default_value = "/etc/smtplb/smtplb.toml"
     )]
-    pub config: PathBuf,
+    pub(super) config: PathBuf,
     /// The admin socket: `run` makes it, the reading verbs ask there.
     #[arg(
         long,
@@ -34,7 +34,7 @@ pub struct Paths {
         value_name = "SOCKET",
         default_value = "/run/smtplb/admin.sock"
     )]
-    pub admin: PathBuf,
+    pub(super) admin: PathBuf,
     /// The bpffs that keeps the kernel plane alive without the daemon; mounted when needed.
     #[arg(
         long,
@@ -42,7 +42,7 @@ pub struct Paths {
         value_name = "DIR",
         default_value = "/run/smtplb/bpf"
     )]
-    pub bpffs: PathBuf,
+    pub(super) bpffs: PathBuf,
     /// What has to outlive a reboot.
     #[arg(
         long,
@@ -50,12 +50,12 @@ pub struct Paths {
         value_name = "DIR",
         default_value = "/var/lib/smtplb"
     )]
-    pub state: PathBuf,
+    pub(super) state: PathBuf,
 }
 
 /// One verb, one thing done.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(super) enum Verb {
     /// Run the daemon, in the foreground
     ///
     /// Loads the configuration, attaches the packet programs, serves the proxy plane and the admin socket,
@@ -120,15 +120,15 @@ pub enum Verb {
 
 /// For people, or for programs.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Format {
+pub(super) struct Format {
     /// Print JSON, the stable contract; text may change.
     #[arg(long)]
-    pub json: bool,
+    pub(super) json: bool,
 }
 
 /// What `show` lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Addresses and ports that mail comes to.
     VirtualServers,
     /// Groups of members, with their state.

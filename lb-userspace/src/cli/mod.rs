@@ -18,7 +18,7 @@ use std::{
     process::ExitCode,
 };
 
-pub use args::{Cli, Format, Kind, Paths, Verb};
+use args::{Cli, Paths, Verb};
 use clap::{CommandFactory, Parser};
 
 use crate::{
