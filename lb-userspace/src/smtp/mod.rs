@@ -3,6 +3,9 @@
 pub mod body;
 pub mod capability;
 pub mod command;
+pub mod end;
 pub mod line;
+pub mod phase;
 pub mod reply;
+pub mod session;
 pub mod timeouts;
