@@ -121,6 +121,18 @@ fn every_key_reaches_the_model() {
 }
 
 #[test]
+fn the_example_of_the_design_is_accepted() {
+    let generation = accepted(include_str!("design.toml"));
+    assert_eq!(generation.virtual_servers.len(), 2);
+    let servers: Vec<_> = generation
+        .virtual_servers
+        .iter()
+        .map(|server| server.socket_addr().to_string())
+        .collect();
+    assert_eq!(servers, ["203.0.113.10:465", "203.0.113.10:587"]);
+}
+
+#[test]
 fn words_choose_what_they_say() {
     let network = |line: &str| {
         accepted(&BASE.replace("[network]\n", &format!("[network]\n{line}\n"))).network
