@@ -1,6 +1,8 @@
 //! How a command ends when it does not succeed: the exit code, and the words for the person who typed it.
 
-use std::fmt;
+use std::{fmt, io};
+
+use crate::config::LoadError;
 
 /// Exit codes of every verb but `health`, which follows the monitoring-plugin convention instead.
 ///
@@ -67,6 +69,21 @@ impl From<anyhow::Error> for Failure {
     /// An error that nobody classified: [`Exit::Failed`].
     fn from(error: anyhow::Error) -> Self {
         Self::new(Exit::Failed, error)
+    }
+}
+
+impl From<LoadError> for Failure {
+    /// [`Exit::Config`], unless only a privilege to read the file is missing.
+    fn from(error: LoadError) -> Self {
+        let code = match &error {
+            LoadError::Unreadable { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Exit::Privilege
+            }
+            _ => Exit::Config,
+        };
+        Self::new(code, error)
     }
 }
 

@@ -70,6 +70,21 @@ pub(super) enum Verb {
         #[arg(long)]
         kernel_log: bool,
     },
+    /// Check a configuration file
+    ///
+    /// Reports every fault with file:line:column, what follows from it and what to do. Needs no daemon and no
+    /// privilege but to read the files.
+    #[command(after_help = "Examples:\n  \
+        smtplb check\n  \
+        smtplb check ./smtplb.toml\n  \
+        smtplb check --json ./new.toml && cp ./new.toml /etc/smtplb/smtplb.toml\n\n\
+        Exit codes: 0 valid, 78 invalid or not readable, 77 reading needs a privilege.")]
+    Check {
+        /// The file; by default the one of --config.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        format: Format,
+    },
     /// The daemon at a glance: planes, virtual servers, pools and members
     #[command(after_help = "Examples:\n  smtplb status\n  smtplb status --json | jq .uptime_s")]
     Status(Format),

@@ -1,6 +1,7 @@
 //! The command line: parses it, does what a verb says, and ends with the documented exit code.
 
 mod args;
+mod check;
 mod health;
 mod manual;
 mod read;
@@ -113,6 +114,9 @@ fn execute(cli: Cli, run: Run) -> Result<Ended, Failure> {
                 kernel_log,
             })?;
             String::new()
+        }
+        Verb::Check { file, format } => {
+            return check::check(file.as_deref().unwrap_or(&cli.paths.config), format);
         }
         Verb::Status(format) => read::status(&client, format)?,
         Verb::Show { kind, name, format } => read::show(&client, kind, name.as_deref(), format)?,
