@@ -42,6 +42,8 @@ pub enum Verb {
     Forged,
     /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is; we cannot carry them.
     Uncarried,
+    /// The verbs of HTTP: a browser that was led here (cross-protocol attacks).
+    Http,
     /// Any other.
     Other,
 }
@@ -106,7 +108,7 @@ impl<'a> Command<'a> {
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 20] = [
+        const VERBS: [(&[u8], Verb); 26] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -125,7 +127,13 @@ impl Verb {
             (b"XFORWARD", Verb::Forged),
             (b"TURN", Verb::Uncarried),
             (b"ATRN", Verb::Uncarried),
-            (b"ETRN", Verb::Other),
+            (b"GET", Verb::Http),
+            (b"HEAD", Verb::Http),
+            (b"POST", Verb::Http),
+            (b"PUT", Verb::Http),
+            (b"CONNECT", Verb::Http),
+            (b"OPTIONS", Verb::Http),
+            (b"DELETE", Verb::Http),
             (b"X-ANONYMOUSTLS", Verb::Uncarried),
         ];
         let known = VERBS

@@ -187,6 +187,7 @@ impl Session {
         let required = self.security == ClientSecurity::StartTls(StartTls::Require);
         let refusal = match verb {
             Verb::StartTls => return self.starttls(command.arguments, alone),
+            Verb::Http => return self.finish(BAD_VERB, End::ClientProtocol),
             Verb::Forged => Some(FORGED),
             Verb::Uncarried => Some(UNCARRIED),
             _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),

@@ -89,6 +89,8 @@ pub struct Facts {
     pub starttls_offered: bool,
     /// Did the client ask for it, and get it?
     pub starttls_used: bool,
+    /// Where the session was when it was decided that it ends.
+    pub ended_in: Option<Phase>,
 }
 
 /// The machine.
@@ -358,6 +360,7 @@ impl Session {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        self.facts.ended_in = Some(self.phase());
         if let Some(reply) = reply.filter(|_| !matches!(self.client, Client::Border(Border::Open)))
         {
             self.say(reply);

@@ -195,6 +195,19 @@ fn malformed_lines_get_500_and_reach_nobody() {
 }
 
 #[test]
+fn http_is_closed_at_once_and_not_echoed() {
+    for security in [ClientSecurity::None, ClientSecurity::Implicit, REQUIRE] {
+        let mut lab = Lab::new(security);
+        lab.sends("POST /secret HTTP/1.1\r\nHost: x\r\n\r\nMAIL FROM:<evil@x>\r\n");
+        assert_eq!(lab.heard(), "500 Command not recognized\r\n");
+        assert_eq!(
+            (lab.end, lab.reached().as_str()),
+            (Some(End::ClientProtocol), "")
+        );
+    }
+}
+
+#[test]
 fn endless_lines_and_junk_end_in_421() {
     let mut lab = Lab::greeted(ClientSecurity::None);
     lab.sends(vec![b'a'; 1 << 20]);
