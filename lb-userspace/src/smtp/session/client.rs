@@ -130,6 +130,11 @@ impl Session {
         self.close_now(None, end);
     }
 
+    /// The client did not take our bytes in time.
+    pub fn client_stuck(&mut self) {
+        self.close_now(None, End::SendTimeout);
+    }
+
     /// A reply of ours, in its turn.
     pub(super) fn refuse(&mut self, reply: Local) {
         self.budget.error();
