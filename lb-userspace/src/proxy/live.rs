@@ -37,7 +37,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Present {
     pub(super) id: SessionId,
-    entry: Arc<Entry>,
+    pub(super) entry: Arc<Entry>,
     live: Arc<Live>,
 }
 
@@ -93,13 +93,13 @@ impl Live {
     }
 }
 
-impl Present {
+impl Entry {
     pub(super) fn set_phase(&self, phase: Phase) {
-        self.entry.phase.store(phase as u8, Relaxed);
+        self.phase.store(phase as u8, Relaxed);
     }
 
     pub(super) fn set_member(&self, member: Option<Name>) {
-        *lock(&self.entry.member) = member;
+        *lock(&self.member) = member;
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     future::{Future, poll_fn},
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -15,7 +16,9 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::{client::ClientStream, upstream::Upstream};
+use lb_common::stats::TrafficCell;
+
+use super::{client::ClientStream, live::Entry, upstream::Upstream};
 use crate::smtp::{
     end::End,
     session::{Action, Session},
@@ -28,6 +31,8 @@ const CLIENT_READ: usize = 64 * 1024;
 const MEMBER_READ: usize = 16 * 1024;
 /// Replies that may wait for a client that does not read; the member waits beyond.
 const MAX_UNREAD: usize = 64 * 1024;
+/// Bytes moved before the counters are told.
+const COUNT_EVERY: u64 = 64 * 1024;
 /// What a drained queue may keep for the next bytes.
 const KEPT: usize = 512;
 
@@ -53,6 +58,9 @@ pub(super) struct Pump {
     blocked: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     armed: Instant,
+    entry: Arc<Entry>,
+    cell: &'static TrafficCell,
+    counted: Moved,
 }
 
 /// Bytes of SMTP that reached their peer.
@@ -60,6 +68,12 @@ pub(super) struct Pump {
 pub(super) struct Moved {
     pub(super) to_member: u64,
     pub(super) to_client: u64,
+}
+
+impl Moved {
+    fn all(self) -> u64 {
+        self.to_member + self.to_client
+    }
 }
 
 /// What the pump cannot do alone.
@@ -71,7 +85,13 @@ pub(super) enum Turn {
 }
 
 impl Pump {
-    pub(super) fn new(session: Session, client: ClientStream, timeouts: Timeouts) -> Self {
+    pub(super) fn new(
+        session: Session,
+        client: ClientStream,
+        timeouts: Timeouts,
+        entry: Arc<Entry>,
+        cell: &'static TrafficCell,
+    ) -> Self {
         let armed = Instant::now() + timeouts.command;
         Self {
             session,
@@ -86,6 +106,9 @@ impl Pump {
             blocked: None,
             timer: Box::pin(sleep_until(armed.into())),
             armed,
+            entry,
+            cell,
+            counted: Moved::default(),
         }
     }
 
@@ -117,7 +140,7 @@ impl Pump {
                 match action {
                     Action::Connect => return Poll::Ready(Turn::Connect),
                     Action::StartTls => return Poll::Ready(Turn::StartTls),
-                    Action::AbortMember => self.member = None,
+                    Action::AbortMember => self.abort_member(),
                     Action::Close(end) => return Poll::Ready(Turn::Close(end)),
                 }
             }
@@ -126,6 +149,10 @@ impl Pump {
             moved |= self.read_member(cx);
             moved |= self.read_client(cx);
             if !moved && !self.expire(cx) {
+                self.entry.set_phase(self.session.phase());
+                if self.moved.all() >= self.counted.all() + COUNT_EVERY {
+                    self.count();
+                }
                 return Poll::Pending;
             }
         }
@@ -221,7 +248,6 @@ impl Pump {
         let mut moved = false;
         while !self.session.to_member().is_empty() {
             let Some(member) = &mut self.member else {
-                // Whoever comes next must not hear what was meant for another.
                 self.session.to_member().clear();
                 break;
             };
@@ -287,9 +313,34 @@ impl Pump {
         })
     }
 
-    fn lose_member(&mut self) {
+    /// Tells the counters what was moved since they were told last.
+    pub(super) fn count(&mut self) {
+        let to_member = self.moved.to_member - self.counted.to_member;
+        let to_client = self.moved.to_client - self.counted.to_client;
+        self.counted = self.moved;
+        self.cell.count_session_bytes(to_member, to_client);
+        if let Some(member) = &self.member {
+            member.lease.count_bytes(to_member, to_client);
+        }
+    }
+
+    /// Lets the member go in order.
+    pub(super) fn release_member(&mut self) {
+        self.count();
+        if let Some(member) = self.member.take() {
+            member.close();
+        }
+    }
+
+    fn abort_member(&mut self) {
+        self.count();
         self.member = None;
+        // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();
+    }
+
+    fn lose_member(&mut self) {
+        self.abort_member();
         self.session.member_closed(Instant::now());
     }
 
@@ -332,8 +383,7 @@ impl Pump {
             match self.blocked.take() {
                 None => self.session.handle_timeout(now),
                 Some(_) if !self.session.to_member().is_empty() => {
-                    self.member = None;
-                    self.session.to_member().clear();
+                    self.abort_member();
                     self.session.member_stuck();
                 }
                 Some(_) => self.session.client_stuck(),

@@ -14,7 +14,7 @@ use super::{
     client::{ClientStream, Waiting},
     events::Events,
     live::{Live, Present},
-    pump::{Moved, Pump, Turn},
+    pump::{Pump, Turn},
     upstream::Upstream,
     worker::Control,
 };
@@ -33,9 +33,6 @@ pub(super) struct Context {
     pub(super) timeouts: Timeouts,
 }
 
-/// Bytes moved before the counters are told.
-const COUNT_EVERY: u64 = 256 * 1024;
-
 /// Serves a client to its end.
 pub(super) async fn serve(
     context: Arc<Context>,
@@ -49,7 +46,6 @@ pub(super) async fn serve(
         started: Instant::now(),
         member: None,
         tls: None,
-        counted: Moved::default(),
         context,
         service,
         peer,
@@ -59,7 +55,7 @@ pub(super) async fn serve(
     let _ = tcp.set_nodelay(true);
     let mut client = ClientStream::Plain(tcp);
     if let Security::Implicit(config) = &serving.service.client_tls {
-        serving.present.set_phase(Phase::Handshake);
+        serving.present.entry.set_phase(Phase::Handshake);
         let limit = serving.context.timeouts.handshake;
         if let Err(end) = client.secure(config.clone(), limit).await {
             // Not TLS from the first byte on: nobody injected anything.
@@ -75,7 +71,9 @@ pub(super) async fn serve(
     let security = serving.service.client_tls.for_dialogue();
     let timeouts = serving.context.timeouts;
     let session = Session::new(security, timeouts, Instant::now());
-    let mut pump = Box::new(Pump::new(session, client, timeouts));
+    let entry = serving.present.entry.clone();
+    let cell = serving.service.cell;
+    let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
     let end = serving.run(&mut pump).await;
     serving.finish(&mut pump, end);
     let last = std::mem::take(pump.session.to_client());
@@ -93,7 +91,6 @@ struct Serving {
     started: Instant,
     member: Option<(Name, SocketAddr)>,
     tls: Option<TlsFacts>,
-    counted: Moved,
 }
 
 impl Serving {
@@ -112,7 +109,6 @@ impl Serving {
                     continue;
                 }
             };
-            self.count(pump);
             match turn {
                 Turn::Connect => self.connect(pump, &mut tried).await,
                 Turn::StartTls => {
@@ -122,25 +118,24 @@ impl Serving {
                 }
                 Turn::Close(end) => return end,
             }
-            self.present.set_phase(pump.session.phase());
         }
     }
 
     async fn connect(&mut self, pump: &mut Pump, tried: &mut Vec<u16>) {
-        if let Some(member) = pump.member.take() {
+        if !tried.is_empty() {
             self.context.events.member_passed_over.fetch_add(1, Relaxed);
-            member.close();
         }
-        self.present.set_phase(Phase::Connect);
+        pump.release_member();
+        self.present.entry.set_phase(Phase::Connect);
         let limit = self.context.timeouts.connect;
         let connected =
             Upstream::connect(&self.service.pool, tried, limit, &self.context.events).await;
         let Some(upstream) = connected else {
-            self.present.set_member(None);
+            self.present.entry.set_member(None);
             return pump.session.no_member();
         };
         let member = upstream.lease.member();
-        self.present.set_member(Some(member.name.clone()));
+        self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
         pump.member = Some(upstream);
         pump.session.member_connected(Instant::now());
@@ -161,7 +156,7 @@ impl Serving {
             return;
         }
         pump.flush_client().await;
-        self.present.set_phase(Phase::Handshake);
+        self.present.entry.set_phase(Phase::Handshake);
         match pump
             .client
             .secure(config, self.context.timeouts.handshake)
@@ -183,10 +178,8 @@ impl Serving {
     }
 
     fn finish(&mut self, pump: &mut Pump, end: End) {
-        self.count_all(pump);
-        if let Some(member) = pump.member.take() {
-            member.close();
-        }
+        pump.count();
+        pump.release_member();
         let facts = pump.session.facts();
         self.report(SessionEnd {
             starttls_offered: facts.starttls_offered,
@@ -230,24 +223,6 @@ impl Serving {
     fn report(&self, session: SessionEnd) {
         self.context.events.count_end(session.end);
         self.context.log.session_ended(&session);
-    }
-
-    /// Tells the counters now and then.
-    fn count(&mut self, pump: &Pump) {
-        let (in_, out) = (pump.moved.to_member, pump.moved.to_client);
-        if in_ + out >= self.counted.to_member + self.counted.to_client + COUNT_EVERY {
-            self.count_all(pump);
-        }
-    }
-
-    fn count_all(&mut self, pump: &Pump) {
-        let to_member = pump.moved.to_member - self.counted.to_member;
-        let to_client = pump.moved.to_client - self.counted.to_client;
-        self.counted = pump.moved;
-        self.service.cell.count_session_bytes(to_member, to_client);
-        if let Some(member) = &pump.member {
-            member.lease.count_bytes(to_member, to_client);
-        }
     }
 }
 

@@ -223,12 +223,16 @@ impl Worker {
             ..
         } = self;
         runtime.block_on(async move {
-            for listener in listeners {
-                tokio::spawn(accept(listener, services.clone(), context.clone()));
-            }
+            let accept =
+                |listener| tokio::spawn(accept(listener, services.clone(), context.clone()));
+            let accepting: Vec<_> = listeners.into_iter().map(accept).collect();
             let mut control = context.control.clone();
             // A sender that is gone means the same as the last word it could have said.
             let _ = control.wait_for(|state| *state >= Control::Drain).await;
+            for task in accepting {
+                // What waited in the queues is served; a task that panicked took its listener along.
+                let _ = task.await;
+            }
             tokio::select! {
                 () = context.live.emptied() => {}
                 _ = control.wait_for(|state| *state == Control::Cut) => {

@@ -349,8 +349,8 @@ impl Session {
 
     /// Sends a reply of ours now: whatever was due before it has been said.
     fn say(&mut self, reply: Local) {
-        // 421 may come before any EHLO, and whoever reads it then gains by the detail.
-        let enhanced = self.hello == Some(Hello::Ehlo) || reply.code == 421;
+        // HELO says that the client knows no extensions; who has not said anything may know this one.
+        let enhanced = self.hello != Some(Hello::Helo) || reply.code == 421;
         reply.write(&mut self.to_client, enhanced);
         self.facts.last_code = reply.code;
     }
