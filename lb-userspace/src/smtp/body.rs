@@ -118,10 +118,19 @@ impl Body {
         let (Some(&first), Some(&last)) = (block.first(), block.last()) else {
             return true;
         };
-        let mut look = suspicious(before, first);
-        for (&one, &two) in block.iter().zip(&block[1..]) {
-            look |= suspicious(one, two);
+        let ones = block[..block.len() - 1].as_chunks::<LANES>();
+        let twos = block[1..].as_chunks::<LANES>();
+        let mut look = [0; LANES];
+        for (one, two) in ones.0.iter().zip(twos.0) {
+            for lane in 0..LANES {
+                look[lane] |= suspicious(one[lane], two[lane]);
+            }
         }
+        let rest = ones.1.iter().zip(twos.1);
+        let rest = rest.fold(suspicious(before, first), |look, (&one, &two)| {
+            look | suspicious(one, two)
+        });
+        let look = look.into_iter().fold(rest, |look, lane| look | lane);
         if look == 0 {
             self.at = match last {
                 b'\n' => At::LineStart,
@@ -149,7 +158,9 @@ impl Body {
 }
 
 /// Bytes judged at once: small enough that one dotted line costs little.
-const BLOCK: usize = 512;
+const BLOCK: usize = 1024;
+/// Pairs judged side by side.
+const LANES: usize = 32;
 
 /// Not zero where a pair of neighbours breaks CRLF, is NUL, or may begin the end of data.
 #[inline(always)]

@@ -42,6 +42,8 @@ pub enum Verb {
     Forged,
     /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is; we cannot carry them.
     Uncarried,
+    /// The verbs of HTTP: a browser that was led here (cross-protocol attacks).
+    Http,
     /// Any other.
     Other,
 }
@@ -104,9 +106,24 @@ impl<'a> Command<'a> {
     }
 }
 
+impl Command<'_> {
+    /// Does a MAIL carry this parameter (RFC 5321 §4.1.1.11)? What stands within `<>` is no parameter.
+    pub fn has_parameter(&self, name: &[u8]) -> bool {
+        let behind = |byte| {
+            self.arguments
+                .iter()
+                .rposition(|b| *b == byte)
+                .map(|at| at + 1)
+        };
+        let start = behind(b'>').unwrap_or_default();
+        let mut words = self.arguments[start..].split(|byte| *byte == b' ');
+        words.any(|word| word.eq_ignore_ascii_case(name))
+    }
+}
+
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 20] = [
+        const VERBS: [(&[u8], Verb); 26] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -125,7 +142,13 @@ impl Verb {
             (b"XFORWARD", Verb::Forged),
             (b"TURN", Verb::Uncarried),
             (b"ATRN", Verb::Uncarried),
-            (b"ETRN", Verb::Other),
+            (b"GET", Verb::Http),
+            (b"HEAD", Verb::Http),
+            (b"POST", Verb::Http),
+            (b"PUT", Verb::Http),
+            (b"CONNECT", Verb::Http),
+            (b"OPTIONS", Verb::Http),
+            (b"DELETE", Verb::Http),
             (b"X-ANONYMOUSTLS", Verb::Uncarried),
         ];
         let known = VERBS
@@ -179,6 +202,17 @@ mod tests {
                 line.escape_ascii()
             );
         }
+    }
+
+    #[test]
+    fn parameters_stand_behind_the_path() {
+        let has = |line: &'static [u8]| Command::parse(line).unwrap().has_parameter(b"REQUIRETLS");
+        assert!(has(b"MAIL FROM:<a@b> SIZE=1 RequireTLS"));
+        assert!(has(b"MAIL FROM:<a@b>  REQUIRETLS BODY=7BIT"));
+        assert!(has(b"MAIL FROM:a@b REQUIRETLS"));
+        assert!(!has(b"MAIL FROM:<a@b> SIZE=1"));
+        assert!(!has(b"MAIL FROM:<\"x REQUIRETLS y\"@b>"));
+        assert!(!has(b"MAIL FROM:<a@b> ENVID=REQUIRETLS"));
     }
 
     #[test]

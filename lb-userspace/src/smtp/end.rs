@@ -4,6 +4,7 @@ use std::fmt;
 
 /// Why a session ended: a word of the session log, and where it is an anomaly, the name of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
 pub enum End {
     /// The client said QUIT.
     Quit,
@@ -50,7 +51,7 @@ pub enum End {
 }
 
 impl End {
-    /// Every reason there is.
+    /// Every reason there is, in the order of their numbers.
     pub const ALL: [Self; 21] = [
         Self::Quit,
         Self::ClientClosed,

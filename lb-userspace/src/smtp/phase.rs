@@ -44,6 +44,14 @@ impl Phase {
         Self::Closing,
     ];
 
+    /// The phase of a number that was made with `as u8`.
+    pub fn from_number(number: u8) -> Self {
+        Self::ALL
+            .get(usize::from(number))
+            .copied()
+            .unwrap_or(Self::Closing)
+    }
+
     /// The word in logs and views.
     pub const fn as_str(self) -> &'static str {
         match self {

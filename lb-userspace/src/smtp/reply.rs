@@ -197,7 +197,7 @@ impl Local {
         }
     }
 
-    /// Appends the line; the enhanced code only for those who said EHLO (RFC 2034 §4).
+    /// Appends the line, with or without the enhanced code (RFC 2034 §4).
     pub fn write(&self, out: &mut Vec<u8>, enhanced: bool) {
         out.extend_from_slice(self.code.to_string().as_bytes());
         out.push(b' ');

@@ -25,6 +25,8 @@ const NO_CHUNKING: Local = Local::new(503, "5.5.1", "CHUNKING is not offered");
 const TLS_FIRST: Local = Local::new(530, "5.7.0", "Must issue a STARTTLS command first");
 const HELLO_FIRST: Local = Local::new(503, "5.5.1", "Send EHLO first");
 const FORGED: Local = Local::new(550, "5.7.1", "Not accepted from a client");
+/// RFC 8689 §4.2.4: the way to the member cannot keep the promise.
+const NOT_CARRIED: Local = Local::new(530, "5.7.30", "REQUIRETLS is not supported on this path");
 const UNCARRIED: Local = Local::new(502, "5.5.1", "Command not implemented");
 const BAD_EXCHANGE: Local = Local::new(501, "5.5.2", "Malformed authentication response");
 const BAD_CONTENT: Local = Local::new(
@@ -130,6 +132,11 @@ impl Session {
         self.close_now(None, end);
     }
 
+    /// The client did not take our bytes in time.
+    pub fn client_stuck(&mut self) {
+        self.close_now(None, End::SendTimeout);
+    }
+
     /// A reply of ours, in its turn.
     pub(super) fn refuse(&mut self, reply: Local) {
         self.budget.error();
@@ -187,11 +194,13 @@ impl Session {
         let required = self.security == ClientSecurity::StartTls(StartTls::Require);
         let refusal = match verb {
             Verb::StartTls => return self.starttls(command.arguments, alone),
+            Verb::Http => return self.finish(BAD_VERB, End::ClientProtocol),
             Verb::Forged => Some(FORGED),
             Verb::Uncarried => Some(UNCARRIED),
             _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),
             Verb::Ehlo | Verb::Helo => None,
             _ if !verb.is_served_before_tls() && self.is_unintroduced() => Some(HELLO_FIRST),
+            Verb::Mail if command.has_parameter(b"REQUIRETLS") => Some(NOT_CARRIED),
             Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
             _ => None,
         };

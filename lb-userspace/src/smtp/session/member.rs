@@ -58,6 +58,11 @@ impl Session {
         self.settle(now);
     }
 
+    /// The member did not take our bytes in time.
+    pub fn member_stuck(&mut self) {
+        self.lose_member(End::SendTimeout);
+    }
+
     /// Another member, before anything of the client's reached this one.
     pub(super) fn next_member(&mut self) {
         self.member = Member::Absent;

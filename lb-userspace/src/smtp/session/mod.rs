@@ -89,6 +89,8 @@ pub struct Facts {
     pub starttls_offered: bool,
     /// Did the client ask for it, and get it?
     pub starttls_used: bool,
+    /// Where the session was when it was decided that it ends.
+    pub ended_in: Option<Phase>,
 }
 
 /// The machine.
@@ -347,8 +349,8 @@ impl Session {
 
     /// Sends a reply of ours now: whatever was due before it has been said.
     fn say(&mut self, reply: Local) {
-        // 421 may come before any EHLO, and whoever reads it then gains by the detail.
-        let enhanced = self.hello == Some(Hello::Ehlo) || reply.code == 421;
+        // HELO says that the client knows no extensions; who has not said anything may know this one.
+        let enhanced = self.hello != Some(Hello::Helo) || reply.code == 421;
         reply.write(&mut self.to_client, enhanced);
         self.facts.last_code = reply.code;
     }
@@ -358,6 +360,7 @@ impl Session {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        self.facts.ended_in = Some(self.phase());
         if let Some(reply) = reply.filter(|_| !matches!(self.client, Client::Border(Border::Open)))
         {
             self.say(reply);

@@ -3,6 +3,7 @@
 mod border;
 mod dialogue;
 mod hostile;
+mod random;
 
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn require_serves_only_what_leads_to_tls() {
     let mut lab = Lab::new(REQUIRE);
-    lab.refused("MAIL FROM:<a@b>\r\n", "530 Must issue");
+    lab.refused("MAIL FROM:<a@b>\r\n", "530 5.7.0 Must issue");
     lab.sends("EHLO c.example\r\n");
     lab.says(CAPABLE);
     let shown = "250-mx1\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-SIZE 1000\r\n250 STARTTLS\r\n";

@@ -191,7 +191,29 @@ fn malformed_lines_get_500_and_reach_nobody() {
     for verb in ["XCLIENT NAME=x", "xforward ADDR=1.2.3.4", "TURN", "ATRN x"] {
         lab.refused(&format!("{verb}\r\n"), "5");
     }
+    lab.refused("MAIL FROM:<a@b> REQUIRETLS\r\n", "530 5.7.30 ");
     lab.exchange("NOOP\r\n", "250 ok\r\n");
+}
+
+#[test]
+fn local_replies_to_helo_clients_carry_no_enhanced_codes() {
+    let mut lab = Lab::new(REQUIRE);
+    lab.refused("MAIL FROM:<a@b>\r\n", "530 5.7.0 ");
+    lab.exchange("HELO c\r\n", "250 mx1\r\n");
+    lab.refused("MAIL FROM:<a@b>\r\n", "530 Must issue");
+}
+
+#[test]
+fn http_is_closed_at_once_and_not_echoed() {
+    for security in [ClientSecurity::None, ClientSecurity::Implicit, REQUIRE] {
+        let mut lab = Lab::new(security);
+        lab.sends("POST /secret HTTP/1.1\r\nHost: x\r\n\r\nMAIL FROM:<evil@x>\r\n");
+        assert_eq!(lab.heard(), "500 5.5.2 Command not recognized\r\n");
+        assert_eq!(
+            (lab.end, lab.reached().as_str()),
+            (Some(End::ClientProtocol), "")
+        );
+    }
 }
 
 #[test]
