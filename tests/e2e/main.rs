@@ -1,0 +1,3 @@
+//! Clients, the box and members in namespaces.
+
+mod the_lab;

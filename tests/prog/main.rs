@@ -1,0 +1,1 @@
+//! The packet programs through the kernel's test-run.

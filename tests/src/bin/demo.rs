@@ -1,0 +1,2 @@
+//! See `tests::demo`.
+fn main() {}
