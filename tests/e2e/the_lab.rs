@@ -1,13 +1,14 @@
 //! The lab itself, without a balancer: if these fail, nothing else says anything about smtplb.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    client::{self, Mode, Options},
+    client::{self, Mode, Options, Outcome},
     lab::{Family, Lab, Links, Plan, Topology},
-    mail::Sizes,
+    mail::{Message, Sizes},
     member::{Mta, Site},
+    program::{Errand, Program},
     verify::Balance,
     wait::wait_until,
 };
@@ -38,6 +39,7 @@ fn carry(lab: &Lab, mta: Mta) -> Result<()> {
                 ensure!(site.owner_of(shown) == Some("m2"));
             }
             outcomes.extend(sent);
+            outcomes.extend(with_programs(lab, &site, mode, options.server)?);
         }
     }
     // Postfix says yes first and delivers then.
@@ -49,6 +51,38 @@ fn carry(lab: &Lab, mta: Mta) -> Result<()> {
         balance().is_ok_and(|balance| balance.is_even())
     });
     balance()?.check()
+}
+
+/// One message by each program that can.
+fn with_programs(lab: &Lab, site: &Site, mode: Mode, server: SocketAddr) -> Result<Vec<Outcome>> {
+    let errand = Errand {
+        from: &lab.clients[1].namespace,
+        server,
+        mode,
+        ca: &site.ca,
+        folder: lab.folder(),
+    };
+    let mut outcomes = Vec::new();
+    for program in Program::ALL.into_iter().filter(|program| program.can(mode)) {
+        let run = format!("{}-{server}", program.name());
+        let outcome = errand.send(
+            program,
+            &Message::new(
+                &run.replace([':', '[', ']', '.'], "_"),
+                0,
+                Sizes::Exactly(70_000),
+                3,
+            ),
+        )?;
+        ensure!(outcome.ok, "{}: {}", program.name(), outcome.reply);
+        ensure!(
+            outcome.tls.is_some() == (mode != Mode::Plain),
+            "{}",
+            outcome.reply
+        );
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     certs::{Authority, CertFiles, KeyKind},
@@ -40,6 +41,7 @@ pub struct Member {
     pub name: String,
     /// SHA-256 of the certificate that it shows.
     pub certificate: String,
+    cert: CertFiles,
     server: Server,
 }
 
@@ -64,11 +66,22 @@ impl Site {
     /// When one does not start.
     pub fn start(lab: &Lab, mta: Mta) -> Result<Self> {
         let authority = Authority::new(lab.folder())?;
-        let members = lab
-            .members
-            .iter()
-            .map(|host| Member::start(host, lab.folder(), mta, &authority))
-            .collect::<Result<_>>()?;
+        // Side by side: a Postfix takes its time.
+        let members = thread::scope(|scope| {
+            let starting: Vec<_> = lab
+                .members
+                .iter()
+                .map(|host| scope.spawn(|| Member::start(host, lab.folder(), mta, &authority)))
+                .collect();
+            starting
+                .into_iter()
+                .map(|member| {
+                    member
+                        .join()
+                        .unwrap_or_else(|_| bail!("a member's start panicked"))
+                })
+                .collect::<Result<_>>()
+        })?;
         Ok(Self {
             ca: authority.ca(),
             certificate: authority.issue("balancer", KeyKind::Ecdsa)?,
@@ -121,6 +134,7 @@ impl Member {
         Ok(Self {
             name: host.name.clone(),
             certificate: wire::fingerprint(&cert.chain)?,
+            cert,
             server,
         })
     }
@@ -154,13 +168,27 @@ impl Member {
         }
     }
 
-    /// Ends the mail server in the middle of whatever it does. A master process of Postfix leaves its workers to
-    /// finish what they have.
+    /// Ends everything on the host in the middle of whatever it does, as a crash would.
     ///
     /// # Errors
     /// When it is gone already.
-    pub fn kill(&mut self) -> Result<()> {
-        self.process().kill()
+    pub fn crash(&mut self, host: &Host) -> Result<()> {
+        host.namespace.kill_processes();
+        self.process().wait(Duration::from_secs(5)).map(drop)
+    }
+
+    /// Starts the mail server again; what it had taken is still there.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn revive(&mut self, host: &Host, folder: &Path) -> Result<()> {
+        match &mut self.server {
+            Server::Sink { process, events } => {
+                *process = start_sink(host, folder, events, &self.cert)?
+            }
+            Server::Postfix(postfix) => *postfix = Postfix::start(host, folder, &self.cert)?,
+        }
+        Ok(())
     }
 
     fn process(&mut self) -> &mut Process {

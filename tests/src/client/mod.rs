@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     load::{Held, Storm, StormReport},
-    session::{Refusal, Session},
+    session::{Refusal, Session, stuffed},
 };
 use crate::{
     certs,

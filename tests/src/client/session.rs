@@ -247,7 +247,7 @@ fn at(name: &'static str) -> impl Fn(io::Error) -> Refusal {
 }
 
 /// With a second dot where a line begins with one, and the closing line (RFC 5321 §4.5.2).
-fn stuffed(text: &[u8]) -> Vec<u8> {
+pub fn stuffed(text: &[u8]) -> Vec<u8> {
     let mut stuffed = Vec::with_capacity(text.len() + text.len() / 500 + 8);
     let mut rest = text;
     while !rest.is_empty() {

@@ -130,6 +130,11 @@ impl Namespace {
         Ok(())
     }
 
+    /// Ends every process inside, each by its id, without a chance to clean up.
+    pub fn kill_processes(&self) {
+        kill_processes(&self.name);
+    }
+
     /// Writes a kernel setting of the namespace, such as `net/ipv4/ip_forward`.
     ///
     /// # Errors
@@ -165,10 +170,14 @@ impl Drop for Namespace {
 
 /// Ends what runs in a namespace, each process by its id, and takes away its name.
 pub(super) fn remove(name: &str) {
+    kill_processes(name);
+    let _ = Command::new("ip").args(["netns", "del", name]).output();
+}
+
+fn kill_processes(name: &str) {
     for pid in pids(name) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
-    let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
 /// The processes inside, this one never among them.
