@@ -35,7 +35,9 @@ impl Addr {
             to.copy_from_slice(&word.to_ne_bytes());
         }
         let address = Ipv6Addr::from(bytes);
-        address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4)
+        address
+            .to_ipv4_mapped()
+            .map_or(IpAddr::V6(address), IpAddr::V4)
     }
 
     /// Address and port (network order) in the shape of the standard library.
@@ -80,6 +82,9 @@ mod tests {
             assert_eq!(Addr::from(address).to_ip(), address);
             assert_eq!(Addr::from(address).is_v4(), address.is_ipv4());
         }
-        assert_eq!(Addr::UNSET.to_socket_addr(465u16.to_be()), "[::]:465".parse().unwrap());
+        assert_eq!(
+            Addr::UNSET.to_socket_addr(465u16.to_be()),
+            "[::]:465".parse().unwrap()
+        );
     }
 }

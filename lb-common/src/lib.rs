@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod atomic;
 pub mod checksum;
 pub mod flow;
 pub mod layout;

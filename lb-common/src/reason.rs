@@ -1,1 +1,76 @@
-//! reason
+//! Why the kernel plane did not carry a packet: counter, log word and doc entry at once.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal $word:literal),* $(,)?) => {
+        /// One reason. Numbers are never reused.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum DropReason { $($(#[$doc])* $name = $number),* }
+
+        impl DropReason {
+            /// Does the stack get the packet, so that it answers with RST or sees a packet that is not ours?
+            #[inline(always)]
+            pub const fn to_stack(self) -> bool {
+                matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow | Self::Fragment)
+            }
+
+            /// Every reason, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The word used in counters, logs and documents.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word),* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The packet ends inside a header.
+    Truncated = 0 "truncated",
+    /// No member of the pool is up; the stack answers with RST.
+    NoMember = 1 "no-member",
+    /// Every flow record is in use by a live flow; the new connection is dropped and may be retried.
+    FlowTableFull = 2 "flow-table-full",
+    /// No free port towards the member was found; the new connection is dropped and may be retried.
+    PortsExhausted = 3 "ports-exhausted",
+    /// A packet for a virtual server that belongs to no flow; the stack answers with RST.
+    NoFlow = 4 "no-flow",
+    /// TTL or hop limit used up.
+    TtlExceeded = 5 "ttl-exceeded",
+    /// No route to the next hop, or a route that discards.
+    NoRoute = 6 "no-route",
+    /// Forwarding is switched off on the interface the packet came in by.
+    ForwardingOff = 7 "forwarding-off",
+    /// The packet does not fit the link it should leave by.
+    TooBig = 8 "too-big",
+    /// A table that must exist was not found; a fault in smtplb.
+    Internal = 9 "internal",
+    /// A fragment of a packet for a virtual server.
+    Fragment = 10 "fragment",
+    /// `snat = "automap"`, and the box has no address on the way to the member.
+    NoSnatAddress = 11 "no-snat-address",
+    /// A connection to a proxy virtual server while no proxy worker listens; the client gets a RST.
+    NoWorker = 12 "no-worker",
+}
+
+/// Capacity of the counter array; room for reasons to come.
+pub const MAX_REASONS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_words_unique() {
+        for (number, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+            assert!(
+                DropReason::ALL[..number]
+                    .iter()
+                    .all(|other| other.word() != reason.word())
+            );
+        }
+        assert!(DropReason::ALL.len() <= MAX_REASONS as usize);
+    }
+}

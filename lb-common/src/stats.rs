@@ -1,6 +1,9 @@
 //! Counters that both planes share.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::atomic::AtomicU64;
 
 /// Counters of one member or one virtual server in a shared array: the kernel plane's line, then the proxy plane's.
 ///
@@ -34,6 +37,7 @@ pub struct TrafficCell {
 
 const _: () = assert!(size_of::<TrafficCell>() == 128);
 
+#[cfg(not(target_arch = "bpf"))]
 impl TrafficCell {
     /// Flows and sessions now.
     pub fn active(&self) -> u64 {

@@ -1,1 +1,227 @@
-//! tcp
+//! The phases of a passthrough flow, and how long each may idle.
+
+/// A TCP flag byte (RFC 9293 §3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field counts.
+    pub const ACK: u8 = 0x10;
+
+    /// Is any of these set?
+    #[inline(always)]
+    pub const fn any(self, mask: u8) -> bool {
+        self.0 & mask != 0
+    }
+
+    /// The first packet of a connection: SYN without ACK, RST and FIN.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+}
+
+/// Which way a packet of a flow travels.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From the client to the member.
+    Forward = 0,
+    /// From the member to the client.
+    Reverse = 1,
+}
+
+/// Where a flow is in its life. Stored as `u32`; 0 means that the record is free.
+///
+/// ```text
+///                 client's ACK              one FIN                     other FIN
+///   Syn ──────────────────▶ Established ──────────────▶ FinClient/FinMember ─────▶ Closing
+///    └──────────────────────────┴──────── RST ───────────────┴────────▶ Reset
+/// ```
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The record is free.
+    Free = 0,
+    /// Half-open: the client has not acknowledged the member's SYN yet.
+    Syn = 1,
+    /// Data may flow both ways.
+    Established = 2,
+    /// The client has sent its FIN.
+    FinClient = 3,
+    /// The member has sent its FIN.
+    FinMember = 4,
+    /// Both have; only acknowledgements and retransmissions follow.
+    Closing = 5,
+    /// One side has reset the connection.
+    Reset = 6,
+    /// Being filled or taken apart; nobody else may touch it.
+    Claimed = 7,
+}
+
+impl Phase {
+    /// From its stored number; an unknown one counts as claimed, which nobody touches.
+    #[inline(always)]
+    pub const fn from_u32(number: u32) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::Syn,
+            2 => Self::Established,
+            3 => Self::FinClient,
+            4 => Self::FinMember,
+            5 => Self::Closing,
+            6 => Self::Reset,
+            _ => Self::Claimed,
+        }
+    }
+
+    /// The phase after a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, direction: Direction, flags: Flags) -> Self {
+        if flags.any(Flags::RST) {
+            return match self {
+                Self::Free | Self::Claimed => self,
+                _ => Self::Reset,
+            };
+        }
+        let fin = flags.any(Flags::FIN);
+        match (self, direction) {
+            (Self::Syn | Self::Established, Direction::Forward) if fin => Self::FinClient,
+            (Self::Syn | Self::Established, Direction::Reverse) if fin => Self::FinMember,
+            (Self::FinClient, Direction::Reverse) if fin => Self::Closing,
+            (Self::FinMember, Direction::Forward) if fin => Self::Closing,
+            (Self::Syn, Direction::Forward) if flags.any(Flags::ACK) && !flags.any(Flags::SYN) => {
+                Self::Established
+            }
+            _ => self,
+        }
+    }
+
+    /// Has the connection ended, so that it no longer counts as active?
+    #[inline(always)]
+    pub const fn ended(self) -> bool {
+        matches!(self, Self::Closing | Self::Reset)
+    }
+
+    /// Idle limit in ticks (see [`TICK_SHIFT`]).
+    ///
+    /// Established: RFC 5382 §5, REQ-5: at least 2 h 4 min; half-closed and closing as REQ-5's transitory
+    /// limit of 4 min, save that a connection both sides have finished needs only the retransmissions of its
+    /// last acknowledgement. Half-open: longer than the gap between a client's fifth and sixth SYN.
+    #[inline(always)]
+    pub const fn idle_limit(self) -> u32 {
+        match self {
+            Self::Free | Self::Claimed => u32::MAX,
+            Self::Syn => 60,
+            Self::Established => 7440,
+            Self::FinClient | Self::FinMember => 240,
+            Self::Closing => 10,
+            Self::Reset => 2,
+        }
+    }
+
+    /// The word used in views and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Syn => "syn",
+            Self::Established => "established",
+            Self::FinClient => "fin-client",
+            Self::FinMember => "fin-member",
+            Self::Closing => "closing",
+            Self::Reset => "reset",
+            Self::Claimed => "claimed",
+        }
+    }
+}
+
+/// A tick is 2^30 ns, 1.07 s: a shift of the monotonic clock instead of a division.
+pub const TICK_SHIFT: u32 = 30;
+
+/// The tick of a monotonic instant in nanoseconds.
+#[inline(always)]
+pub const fn tick(now_ns: u64) -> u32 {
+    (now_ns >> TICK_SHIFT) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Direction::*, Phase::*, *};
+
+    const ACK: u8 = Flags::ACK;
+    const SYN: u8 = Flags::SYN;
+    const FIN: u8 = Flags::FIN | Flags::ACK;
+    const RST: u8 = Flags::RST;
+
+    fn walk(steps: &[(Direction, u8)]) -> Phase {
+        steps.iter().fold(Syn, |phase, &(direction, flags)| {
+            phase.after(direction, Flags(flags))
+        })
+    }
+
+    #[test]
+    fn life_of_a_connection() {
+        assert_eq!(
+            walk(&[(Forward, SYN)]),
+            Syn,
+            "a repeated SYN changes nothing"
+        );
+        assert_eq!(
+            walk(&[(Reverse, SYN | ACK)]),
+            Syn,
+            "only the client's ACK establishes"
+        );
+        let open = [(Reverse, SYN | ACK), (Forward, ACK)];
+        assert_eq!(walk(&open), Established);
+        let close =
+            |first, second| walk(&[open[0], open[1], (first, FIN), (first, ACK), (second, FIN)]);
+        assert_eq!(close(Forward, Reverse), Closing);
+        assert_eq!(close(Reverse, Forward), Closing);
+    }
+
+    #[test]
+    fn half_close_lasts_until_the_other_side_ends() {
+        let half = walk(&[
+            (Forward, ACK),
+            (Forward, FIN),
+            (Forward, ACK),
+            (Reverse, ACK),
+            (Forward, FIN),
+        ]);
+        assert_eq!(half, FinClient);
+        assert!(!half.ended());
+    }
+
+    #[test]
+    fn a_reset_ends_every_live_phase() {
+        for phase in [Syn, Established, FinClient, FinMember, Closing] {
+            assert_eq!(phase.after(Reverse, Flags(RST)), Reset);
+        }
+        assert_eq!(Claimed.after(Forward, Flags(RST)), Claimed);
+        assert_eq!(Reset.after(Forward, Flags(ACK)), Reset);
+    }
+
+    #[test]
+    fn only_a_bare_syn_opens() {
+        assert!(Flags(SYN).opens());
+        assert!(Flags(SYN | 0xc0).opens(), "ECN bits are allowed");
+        for flags in [SYN | ACK, SYN | RST, SYN | FIN, ACK, 0] {
+            assert!(!Flags(flags).opens());
+        }
+    }
+
+    #[test]
+    fn numbers_round_trip() {
+        for number in 0..=7 {
+            assert_eq!(Phase::from_u32(number) as u32, number);
+        }
+        assert_eq!(Phase::from_u32(99), Claimed);
+    }
+}

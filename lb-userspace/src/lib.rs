@@ -5,6 +5,8 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod dataplane;
+pub mod failure;
 pub mod model;
 pub mod monitor;
 pub mod pool;

@@ -13,14 +13,14 @@ use tests::{
 };
 
 /// What a test works with.
-pub struct Scene<'a> {
-    pub lab: &'a Lab,
-    pub site: Site,
-    pub daemon: Daemon<'a>,
+pub(crate) struct Scene<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) site: Site,
+    pub(crate) daemon: Daemon<'a>,
 }
 
 /// Builds it, runs the test, and shows the site when that fails.
-pub fn play(
+pub(crate) fn play(
     plan: Plan,
     mta: Mta,
     config: impl FnOnce(&Lab, &Site) -> Config,
@@ -36,7 +36,7 @@ pub fn play(
 }
 
 /// The usual one: 465 through the kernel by TC, 587 and 25 through the proxy, to sinks.
-pub fn play_site(test: impl FnOnce(&mut Scene<'_>) -> Result<()>) -> Result<()> {
+pub(crate) fn play_site(test: impl FnOnce(&mut Scene<'_>) -> Result<()>) -> Result<()> {
     play(
         Plan::TWO_ARM,
         Mta::Sink,
@@ -47,7 +47,7 @@ pub fn play_site(test: impl FnOnce(&mut Scene<'_>) -> Result<()>) -> Result<()> 
 
 impl Scene<'_> {
     /// Sends from a client; everything has to be taken.
-    pub fn send(&self, from: &Host, options: &Options) -> Result<Vec<Outcome>> {
+    pub(crate) fn send(&self, from: &Host, options: &Options) -> Result<Vec<Outcome>> {
         let options = Options {
             ca: Some(self.site.ca.clone()),
             ..options.clone()
@@ -66,7 +66,7 @@ impl Scene<'_> {
     }
 
     /// Waits until everything is delivered, then compares.
-    pub fn check_balance(&self, sent: &[Outcome]) -> Result<()> {
+    pub(crate) fn check_balance(&self, sent: &[Outcome]) -> Result<()> {
         let balance = || {
             self.site
                 .arrivals()

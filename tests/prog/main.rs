@@ -1,1 +1,6 @@
-//! The packet programs through the kernel's test-run.
+//! The packet programs through BPF test-run: the same table for TC, XDP and generic XDP.
+
+mod flows;
+mod packet;
+mod rewrites;
+mod rig;

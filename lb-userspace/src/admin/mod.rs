@@ -1,6 +1,13 @@
 //! The admin API on a unix socket.
 
+pub mod client;
+pub mod route;
+pub mod server;
+pub mod socket;
 pub mod view;
+
+#[cfg(test)]
+pub(crate) mod sample;
 
 /// Where the answers come from; the daemon implements it.
 pub trait Source: Send + Sync + 'static {

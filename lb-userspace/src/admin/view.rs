@@ -27,6 +27,16 @@ pub struct Status {
     pub pools: Vec<PoolView>,
 }
 
+impl Status {
+    /// Every member of every pool, pool after pool.
+    pub fn into_members(self) -> Vec<MemberView> {
+        self.pools
+            .into_iter()
+            .flat_map(|pool| pool.members)
+            .collect()
+    }
+}
+
 /// The kernel plane at a glance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelView {

@@ -1,1 +1,148 @@
-//! cli
+//! The command line: parses it, does what a verb says, and ends with the documented exit code.
+
+mod args;
+mod check;
+mod health;
+mod manual;
+mod read;
+mod table;
+mod text;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use args::{Cli, Paths, Verb};
+use clap::{CommandFactory, Parser};
+
+use crate::{
+    admin::client::Client,
+    failure::{Exit, Failure, OrExit},
+};
+
+/// What the daemon is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Where the admin socket is made.
+    pub admin: PathBuf,
+    /// Where the bpffs is, or is mounted.
+    pub bpffs: PathBuf,
+    /// What has to outlive a reboot.
+    pub state: PathBuf,
+    /// Log what the packet programs say.
+    pub kernel_log: bool,
+}
+
+/// The daemon, as the command line sees it: returns when it is told to stop.
+pub type Run = fn(RunOptions) -> Result<(), Failure>;
+
+/// The whole program; `run` is what the verb of that name calls.
+pub fn main(run: Run) -> ExitCode {
+    let ended = end(std::env::args_os(), run);
+    // Into a closed pipe nothing can be said, and nobody is left to mind.
+    let _ = io::stderr().write_all(ended.err.as_bytes());
+    match io::stdout().write_all(ended.out.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "smtplb: cannot write the answer: {error}");
+            ExitCode::from(Exit::Failed.code())
+        }
+        _ => ExitCode::from(ended.code),
+    }
+}
+
+/// How a command ended: its code and what it has to say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ended {
+    code: u8,
+    out: String,
+    err: String,
+}
+
+fn end(args: impl IntoIterator<Item = OsString>, run: Run) -> Ended {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
+    execute(cli, run).unwrap_or_else(|failure| Ended {
+        code: failure.code.code(),
+        err: format!("smtplb: {failure}\n"),
+        ..Ended::default()
+    })
+}
+
+/// What clap has to say instead of a command line: a mistake, or the help or version that was asked for.
+fn misread(error: &clap::Error) -> Ended {
+    let said = error.render().to_string();
+    if error.use_stderr() {
+        Ended {
+            code: Exit::Usage.code(),
+            err: said,
+            ..Ended::default()
+        }
+    } else {
+        Ended {
+            out: said,
+            ..Ended::default()
+        }
+    }
+}
+
+fn execute(cli: Cli, run: Run) -> Result<Ended, Failure> {
+    let client = Client::new(&cli.paths.admin);
+    let out = match cli.verb {
+        Verb::Run { kernel_log } => {
+            let Paths {
+                config,
+                admin,
+                bpffs,
+                state,
+            } = cli.paths;
+            run(RunOptions {
+                config,
+                admin,
+                bpffs,
+                state,
+                kernel_log,
+            })?;
+            String::new()
+        }
+        Verb::Check { file, format } => {
+            return check::check(file.as_deref().unwrap_or(&cli.paths.config), format);
+        }
+        Verb::Status(format) => read::status(&client, format)?,
+        Verb::Show { kind, name, format } => read::show(&client, kind, name.as_deref(), format)?,
+        Verb::Stats(format) => read::stats(&client, format)?,
+        Verb::Health(format) => {
+            let health = health::ask(&client);
+            let out = if format.json {
+                read::json(&health)?
+            } else {
+                health.line()
+            };
+            return Ok(Ended {
+                code: health.state as u8,
+                out,
+                ..Ended::default()
+            });
+        }
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "smtplb", &mut script);
+            String::from_utf8(script).or_exit(Exit::Failed)?
+        }
+        Verb::Man { verb } => manual::page(verb.as_deref())?,
+    };
+    Ok(Ended {
+        out,
+        ..Ended::default()
+    })
+}

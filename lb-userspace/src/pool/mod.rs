@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use lb_common::stats::TrafficCell;
+use lb_common::{layout::POOL_MEMBERS, stats::TrafficCell};
 
 use crate::model::{Method, Name};
 
@@ -64,14 +64,25 @@ impl LivePool {
     }
 
     /// Takes a place at the best member that is up and was not `tried` yet.
+    ///
+    /// Members that cannot be taken are left out before the turn is counted: the one behind a dead member would
+    /// otherwise get its part as well.
     pub fn select(&self, tried: &[u16]) -> Option<Lease> {
-        let count = self.members.len();
-        let start = self.turn.fetch_add(1, Relaxed) % count.max(1);
-        let in_turn = (0..count)
-            .map(|step| &self.members[(start + step) % count])
-            .filter(|member| member.is_up() && !tried.contains(&member.id));
+        let fit = self.fit(tried);
+        let count = fit.count_ones() as usize;
+        if count == 0 {
+            return None;
+        }
+        let start = self.turn.fetch_add(1, Relaxed) % count;
+        let in_turn = (0..self.members.len().min(POOL_MEMBERS))
+            .filter(|number| fit & (1 << number) != 0)
+            .cycle()
+            .skip(start)
+            .take(count)
+            .map(|number| &self.members[number]);
         let chosen = match self.method {
             Method::RoundRobin => in_turn.into_iter().next(),
+            // The first of equals, so that the turn spreads ties.
             Method::LeastConnections => in_turn.min_by_key(|member| member.cell.active()),
         }?;
         chosen.cell.session_started();
@@ -79,11 +90,27 @@ impl LivePool {
             member: chosen.clone(),
         })
     }
+
+    /// One bit for each member that may be taken now.
+    fn fit(&self, tried: &[u16]) -> u64 {
+        const { assert!(POOL_MEMBERS <= u64::BITS as usize, "a bit per member") };
+        debug_assert!(self.members.len() <= POOL_MEMBERS);
+        let numbered = self.members.iter().take(POOL_MEMBERS).enumerate();
+        numbered
+            .filter(|(_, member)| member.is_up() && !tried.contains(&member.id))
+            .fold(0, |fit, (number, _)| fit | (1 << number))
+    }
 }
 
 impl LiveMember {
     /// A member that starts in the given state and counts in `cell`.
-    pub fn new(name: Name, address: SocketAddr, id: u16, up: bool, cell: &'static TrafficCell) -> Self {
+    pub fn new(
+        name: Name,
+        address: SocketAddr,
+        id: u16,
+        up: bool,
+        cell: &'static TrafficCell,
+    ) -> Self {
         Self {
             name,
             address,
@@ -126,3 +153,6 @@ impl Drop for Lease {
         self.member.cell.session_ended();
     }
 }
+
+#[cfg(test)]
+mod tests;

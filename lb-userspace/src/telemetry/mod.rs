@@ -1,1 +1,3 @@
-//! telemetry
+//! What the daemon says about what it did.
+
+pub mod session;

@@ -1,0 +1,192 @@
+//! Finding, opening, tracking and releasing flows.
+//!
+//! A record is owned by whoever moves its phase to `Claimed` by compare-and-swap. Both keys are inserted only when the
+//! record is complete and removed before it is given back, so a key never leads to another connection's record; a
+//! packet that looked a key up just before is caught by comparing its addresses with the record.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use lb_common::{
+    flow::{Flow, Hit, owners, split_owners},
+    reason::DropReason,
+    service::{Config, Service, ServiceKey},
+    tcp::{Direction, Phase, tick},
+};
+
+use crate::{Packet, Tables, atomic, expire, select, snat};
+
+/// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
+#[inline(always)]
+pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
+    let hit = tables.hit(&packet.key)?;
+    let flow = tables.flow(hit.slot())?;
+    if !flow.route.matches(hit.direction(), &packet.key) {
+        return None;
+    }
+    match Phase::from_u32(flow.phase.load(Relaxed)) {
+        Phase::Free | Phase::Claimed => None,
+        phase if phase.ended() && packet.flags.opens() && hit.direction() == Direction::Forward => {
+            if release(tables, flow, phase) {
+                flow.phase.store(Phase::Free as u32, Relaxed);
+                tables.push_free(hit.slot());
+            }
+            None
+        }
+        _ => Some(hit),
+    }
+}
+
+/// Opens a flow for the first packet of a connection to a passthrough virtual server: its slot, or 0 when the packet is
+/// for another.
+#[inline(never)]
+pub(crate) fn open<T: Tables>(
+    tables: &T,
+    config: &Config,
+    packet: &Packet,
+    now: u64,
+) -> Result<u32, DropReason> {
+    let key = ServiceKey {
+        address: packet.key.dst,
+        port: packet.key.dport,
+        epoch: config.epoch as u16,
+    };
+    let Some(service) = tables.service(&key) else {
+        return Ok(0);
+    };
+    if service.forward != Service::PASSTHROUGH {
+        return Ok(0);
+    }
+    if !packet.flags.opens() {
+        return Err(DropReason::NoFlow);
+    }
+    let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
+    let number = select::member(tables, pool).ok_or(DropReason::NoMember)?;
+    let slot = expire::claim(tables, config, now).ok_or(DropReason::FlowTableFull)?;
+    match fill(tables, config, service, packet, number, slot, now) {
+        Ok(()) => Ok(slot),
+        Err(reason) => {
+            if let Some(flow) = tables.flow(slot) {
+                flow.phase.store(Phase::Free as u32, Relaxed);
+            }
+            tables.push_free(slot);
+            Err(reason)
+        }
+    }
+}
+
+/// Completes a claimed record and makes both keys lead to it.
+#[inline(always)]
+fn fill<T: Tables>(
+    tables: &T,
+    config: &Config,
+    service: &Service,
+    packet: &Packet,
+    number: u32,
+    slot: u32,
+    now: u64,
+) -> Result<(), DropReason> {
+    let member = tables.member(number).ok_or(DropReason::Internal)?;
+    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
+    let reply = snat::bind(tables, config, service, packet, member, slot)?;
+    if !tables.insert(&packet.key, Hit::new(slot, Direction::Forward)) {
+        tables.remove(&reply);
+        return Err(DropReason::FlowTableFull);
+    }
+    flow.owners
+        .store(owners(number as u16, service.virtual_server), Relaxed);
+    flow.generation.store(config.generation, Relaxed);
+    flow.created.store(tick(now), Relaxed);
+    flow.last_seen.store(tick(now), Relaxed);
+    for direction in 0..2 {
+        flow.packets[direction].store(0, Relaxed);
+        flow.bytes[direction].store(0, Relaxed);
+    }
+    if let Some(cell) = tables.member_cell(number) {
+        atomic::add(&cell.flows_active, 1);
+        atomic::add(&cell.flows_total, 1);
+    }
+    if let Some(cell) = tables.service_cell(u32::from(service.virtual_server)) {
+        atomic::add(&cell.flows_active, 1);
+        atomic::add(&cell.flows_total, 1);
+    }
+    flow.phase.store(Phase::Syn as u32, Relaxed);
+    Ok(())
+}
+
+/// Notes a packet: time, counters, phase.
+#[inline(always)]
+pub(crate) fn track<T: Tables>(
+    tables: &T,
+    flow: &Flow,
+    packet: &Packet,
+    direction: Direction,
+    now: u64,
+) {
+    flow.last_seen.store(tick(now), Relaxed);
+    let side = direction as usize & 1;
+    flow.packets[side].store(flow.packets[side].load(Relaxed).wrapping_add(1), Relaxed);
+    flow.bytes[side].store(
+        flow.bytes[side]
+            .load(Relaxed)
+            .wrapping_add(u64::from(packet.length)),
+        Relaxed,
+    );
+    let number = flow.phase.load(Relaxed);
+    let phase = Phase::from_u32(number);
+    let next = phase.after(direction, packet.flags);
+    if next != phase
+        && atomic::swap_if(&flow.phase, number, next as u32)
+        && next.ended()
+        && !phase.ended()
+    {
+        count_end(tables, flow);
+    }
+}
+
+/// Takes a flow apart; true when the caller now owns the claimed record, false when another CPU was first.
+#[inline(never)]
+pub(crate) fn release<T: Tables>(tables: &T, flow: &Flow, phase: Phase) -> bool {
+    if !atomic::swap_if(&flow.phase, phase as u32, Phase::Claimed as u32) {
+        return false;
+    }
+    tables.remove(&flow.route.key(Direction::Forward));
+    tables.remove(&flow.route.key(Direction::Reverse));
+    if !phase.ended() {
+        count_end(tables, flow);
+    }
+    let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
+    if let Some(cell) = tables.member_cell(u32::from(member)) {
+        count_traffic(cell, flow);
+    }
+    if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
+        count_traffic(cell, flow);
+    }
+    true
+}
+
+/// The connection has ended: it no longer counts as active.
+#[inline(always)]
+fn count_end<T: Tables>(tables: &T, flow: &Flow) {
+    let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
+    if let Some(cell) = tables.member_cell(u32::from(member)) {
+        atomic::decrement(&cell.flows_active);
+    }
+    if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
+        atomic::decrement(&cell.flows_active);
+    }
+}
+
+/// Adds what a flow carried to the totals of its owner.
+#[inline(always)]
+fn count_traffic(cell: &lb_common::stats::TrafficCell, flow: &Flow) {
+    atomic::add(
+        &cell.flow_packets_in,
+        u64::from(flow.packets[0].load(Relaxed)),
+    );
+    atomic::add(
+        &cell.flow_packets_out,
+        u64::from(flow.packets[1].load(Relaxed)),
+    );
+    atomic::add(&cell.flow_bytes_in, flow.bytes[0].load(Relaxed));
+    atomic::add(&cell.flow_bytes_out, flow.bytes[1].load(Relaxed));
+}

@@ -1,0 +1,74 @@
+//! The kernel's routing table, asked from a packet program.
+#![expect(unsafe_code, reason = "helper calls")]
+
+use aya_ebpf::{
+    bindings::{
+        bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_1, bpf_fib_lookup__bindgen_ty_2,
+        bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4, bpf_fib_lookup__bindgen_ty_5,
+    },
+    helpers,
+};
+use core::ffi::c_void;
+use lb_common::{flow::FlowKey, reason::DropReason};
+use network_types::ip::IpProto;
+
+use crate::Egress;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// `BPF_FIB_LKUP_RET_*`, linux/bpf.h.
+const SUCCESS: i64 = 0;
+const FORWARDING_OFF: i64 = 5;
+const NO_NEIGHBOUR: i64 = 7;
+const FRAGMENTATION_NEEDED: i64 = 8;
+
+/// Asks for the way of a packet that will say `to`. `length` 0 leaves the MTU out (GSO packets are cut later).
+///
+/// A function of its own: its question takes 64 of the 512 bytes of stack.
+#[inline(never)]
+pub(super) fn lookup(
+    context: *mut c_void,
+    interface: u32,
+    length: u16,
+    to: &FlowKey,
+    egress: &mut Egress,
+) -> Result<(), DropReason> {
+    let v6 = !to.dst.is_v4();
+    let mut ask = bpf_fib_lookup {
+        family: if v6 { AF_INET6 } else { AF_INET },
+        l4_protocol: IpProto::Tcp as u8,
+        sport: to.sport,
+        dport: to.dport,
+        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: length },
+        ifindex: interface,
+        __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { flowinfo: 0 },
+        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.src.0 },
+        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.dst.0 },
+        __bindgen_anon_5: bpf_fib_lookup__bindgen_ty_5 { tbid: 0 },
+        smac: [0; 6],
+        dmac: [0; 6],
+    };
+    if !v6 {
+        ask.__bindgen_anon_3.ipv4_src = to.src.0[3];
+        ask.__bindgen_anon_4.ipv4_dst = to.dst.0[3];
+    }
+    // SAFETY: the context is the program's own, and the struct is as large as we say.
+    let answer = unsafe {
+        helpers::generated::bpf_fib_lookup(context, &mut ask, size_of::<bpf_fib_lookup>() as i32, 0)
+    };
+    egress.interface = ask.ifindex;
+    egress.known = answer == SUCCESS;
+    egress.source = mac(ask.smac);
+    egress.destination = mac(ask.dmac);
+    match answer {
+        SUCCESS | NO_NEIGHBOUR => Ok(()),
+        FORWARDING_OFF => Err(DropReason::ForwardingOff),
+        FRAGMENTATION_NEEDED => Err(DropReason::TooBig),
+        _ => Err(DropReason::NoRoute),
+    }
+}
+
+#[inline(always)]
+fn mac(bytes: [u8; 6]) -> [u16; 3] {
+    [0, 2, 4].map(|at| u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
+}

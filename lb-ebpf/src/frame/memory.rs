@@ -1,0 +1,74 @@
+//! A frame in plain memory, for tests and fuzzing: complete checksums, one fixed way out.
+
+use lb_common::{flow::FlowKey, reason::DropReason};
+
+use super::{ChecksumEdit, Frame, Wire, address_halves};
+use crate::{Egress, Packet};
+
+/// A packet in a byte buffer.
+#[derive(Debug)]
+pub struct MemoryFrame<'a> {
+    bytes: &'a mut [u8],
+    egress: Result<Egress, DropReason>,
+}
+
+impl<'a> MemoryFrame<'a> {
+    /// A frame whose routing always ends like this.
+    pub fn new(bytes: &'a mut [u8], egress: Result<Egress, DropReason>) -> Self {
+        Self { bytes, egress }
+    }
+}
+
+impl Frame for MemoryFrame<'_> {
+    const ASKS: bool = true;
+
+    fn tagged(&self) -> bool {
+        false
+    }
+
+    fn reach(&mut self, length: usize) -> Result<(), DropReason> {
+        if self.bytes.len() < length {
+            return Err(DropReason::Truncated);
+        }
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "the host's twin of the packet access")]
+    fn load<T: Wire>(&self, at: usize) -> Result<T, DropReason> {
+        let bytes = self
+            .bytes
+            .get(at..at + size_of::<T>())
+            .ok_or(DropReason::Truncated)?;
+        // SAFETY: the slice is as long as `T`, and any bytes are a `T` by the promise of `Wire`.
+        Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    #[expect(unsafe_code, reason = "the host's twin of the packet access")]
+    fn store<T: Wire>(&mut self, at: usize, value: T) -> Result<(), DropReason> {
+        let bytes = self
+            .bytes
+            .get_mut(at..at + size_of::<T>())
+            .ok_or(DropReason::Truncated)?;
+        // SAFETY: the slice is as long as `T`, and `T` has no padding by the promise of `Wire`.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        Ok(())
+    }
+
+    fn store_summed(&mut self, at: usize, value: u16) -> Result<(), DropReason> {
+        self.store(at, value)
+    }
+
+    fn store_addresses(&mut self, at: usize, to: &FlowKey) -> Result<(), DropReason> {
+        self.store(at, address_halves(to))
+    }
+
+    fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
+        let field: u16 = self.load(edit.at)?;
+        self.store(edit.at, edit.addresses.and(edit.ports).apply(field))
+    }
+
+    fn route(&self, _: &Packet, _: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
+        *egress = self.egress?;
+        Ok(())
+    }
+}

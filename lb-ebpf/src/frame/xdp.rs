@@ -1,0 +1,162 @@
+//! A frame at the XDP hook, in the driver or behind it.
+#![expect(unsafe_code, reason = "packet access and helper calls")]
+
+use aya_ebpf::{EbpfContext as _, bindings::xdp_action::XDP_TX, helpers, programs::XdpContext};
+use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
+
+use super::{ChecksumEdit, Frame, Wire, address_halves, checked, fib, opaque};
+use crate::{Egress, Packet, maps::SCRATCH};
+
+/// Bytes summed at a time; the most that one helper call takes on every kernel.
+const CHUNK: u32 = 512;
+/// Chunks summed at most: a jumbo frame.
+const CHUNKS: u32 = 20;
+
+/// A packet in a driver's buffer.
+///
+/// `GENERIC` programs run behind the driver on a socket buffer: there a partial checksum is still finished by the
+/// device, while in the driver nobody would.
+pub struct XdpFrame<'a, const GENERIC: bool> {
+    context: &'a XdpContext,
+}
+
+impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
+    /// The packet of an XDP program.
+    #[inline(always)]
+    pub fn new(context: &'a XdpContext) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    fn pointer<T>(&self, at: usize) -> Result<*mut T, DropReason> {
+        let (start, end) = (self.context.data(), self.context.data_end());
+        checked(start, end, at, size_of::<T>()).map(|address| address as *mut T)
+    }
+
+    /// Sums the whole segment anew, its checksum field taken as zero.
+    #[inline(always)]
+    fn full_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
+        self.store(edit.at, 0u16)?;
+        let scratch = SCRATCH.get_ptr_mut(0).ok_or(DropReason::Internal)?;
+        let mut sum = edit.pseudo + u64::from(edit.addresses.sum32());
+        let mut done = 0;
+        for _ in 0..CHUNKS {
+            let left = edit.segment.wrapping_sub(done);
+            if left == 0 || left > CHUNK * CHUNKS {
+                break;
+            }
+            let length = if left > CHUNK { CHUNK } else { left };
+            sum += chunk(self.context, scratch, edit.l4 as u32 + done, length)?;
+            done += length;
+        }
+        if done != edit.segment {
+            return Err(DropReason::TooBig);
+        }
+        self.store(edit.at, !fold(sum))
+    }
+}
+
+/// The sum of up to [`CHUNK`] bytes of the packet.
+#[inline(always)]
+fn chunk(
+    context: &XdpContext,
+    scratch: *mut [u32; 128],
+    at: u32,
+    length: u32,
+) -> Result<u64, DropReason> {
+    // 1 to `CHUNK` bytes and as many words already, but the verifier has to see it.
+    let length = (opaque(length as usize - 1) as u32 & (CHUNK - 1)) + 1;
+    let words = (opaque(length.div_ceil(4) as usize - 1) as u32 & (CHUNK / 4 - 1)) + 1;
+    // The last word is padded with zero.
+    // SAFETY: `words` is 1 to 128.
+    unsafe { (*scratch)[(words as usize - 1) & 127] = 0 };
+    // SAFETY: the scratch record holds `CHUNK` bytes and is this CPU's own.
+    let loaded =
+        unsafe { helpers::generated::bpf_xdp_load_bytes(context.ctx, at, scratch.cast(), length) };
+    if loaded != 0 {
+        return Err(DropReason::Truncated);
+    }
+    // SAFETY: as above; `words * 4` is at most `CHUNK`.
+    let sum = unsafe {
+        helpers::generated::bpf_csum_diff(core::ptr::null_mut(), 0, scratch.cast(), words * 4, 0)
+    };
+    Ok(sum as u64 & 0xffff_ffff)
+}
+
+impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
+    const ASKS: bool = false;
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, length: usize) -> Result<(), DropReason> {
+        if self.context.data() + length > self.context.data_end() {
+            return Err(DropReason::Truncated);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, at: usize) -> Result<T, DropReason> {
+        let pointer = self.pointer::<T>(at)?;
+        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says; any bytes are a `T`.
+        Ok(unsafe { pointer.read() })
+    }
+
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, at: usize, value: T) -> Result<(), DropReason> {
+        let pointer = self.pointer::<T>(at)?;
+        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says.
+        unsafe { pointer.write(value) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn store_summed(&mut self, at: usize, value: u16) -> Result<(), DropReason> {
+        self.store(at, value)
+    }
+
+    #[inline(always)]
+    fn store_addresses(&mut self, at: usize, to: &FlowKey) -> Result<(), DropReason> {
+        self.store(at, address_halves(to))
+    }
+
+    /// A field that equals the pseudo-header sum was left for a device to finish (veth, virtio, local senders). One
+    /// complete packet in 65,536 looks the same by chance; summing it anew is right for both.
+    #[inline(always)]
+    fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
+        let field: u16 = self.load(edit.at)?;
+        if field != fold(edit.pseudo) {
+            return self.store(edit.at, edit.addresses.and(edit.ports).apply(field));
+        }
+        if GENERIC {
+            return self.store(edit.at, edit.addresses.apply_partial(field));
+        }
+        self.full_checksum(edit)
+    }
+
+    #[inline(always)]
+    fn route(&self, packet: &Packet, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
+        let interface = self.context.ingress_ifindex() as u32;
+        fib::lookup(
+            self.context.as_ptr(),
+            interface,
+            packet.length as u16,
+            to,
+            egress,
+        )
+    }
+}
+
+/// Hands a rewritten packet to its interface; the program's return code.
+#[inline(always)]
+pub fn send(context: &XdpContext, egress: &Egress) -> u32 {
+    if egress.interface as usize == context.ingress_ifindex() {
+        return XDP_TX;
+    }
+    // SAFETY: helper call without pointers.
+    unsafe { helpers::generated::bpf_redirect(egress.interface, 0) as u32 }
+}

@@ -1,0 +1,189 @@
+//! Every map: what it holds, who writes it, what happens when it is full.
+//!
+//! | map | writer | when full |
+//! | --- | --- | --- |
+//! | `CONFIG` | daemon | one record |
+//! | `SERVICES`, `POOLS`, `MEMBERS` | daemon | the generation is refused before anything changes |
+//! | `TURNS`, `ALLOCATION` | programs | fixed |
+//! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
+//! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
+//! | `DROPS` | programs | fixed |
+//! | `LISTENERS` | daemon | fixed |
+//! | `SCRATCH` | programs | one record per CPU |
+//!
+//! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
+#![expect(unsafe_code, reason = "map access")]
+
+use aya_ebpf::{
+    helpers,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, Queue, SockMap},
+};
+use lb_common::{
+    atomic::AtomicU32,
+    flow::{Flow, FlowKey, Hit},
+    layout::{EPOCHS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    member::Member,
+    reason::{DropReason, MAX_REASONS},
+    service::{Config, Pool, Service, ServiceKey},
+    stats::TrafficCell,
+    tcp::Direction,
+};
+
+use crate::tables::{Allocation, Tables};
+
+/// Only insert what is not there (linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
+/// The daemon maps the array into its memory (Linux 5.5).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(EPOCHS * MAX_VIRTUAL_SERVERS, 0);
+#[map]
+static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
+#[map]
+static TURNS: Array<AtomicU32> = Array::with_max_entries(MAX_POOLS, 0);
+#[map]
+static MEMBERS: Array<Member> = Array::with_max_entries(MAX_MEMBERS, 0);
+#[map]
+static MEMBER_CELLS: Array<TrafficCell> = Array::with_max_entries(MAX_MEMBERS, BPF_F_MMAPABLE);
+#[map]
+static SERVICE_CELLS: Array<TrafficCell> =
+    Array::with_max_entries(MAX_VIRTUAL_SERVERS, BPF_F_MMAPABLE);
+#[map]
+static KEYS: HashMap<FlowKey, Hit> = HashMap::with_max_entries(2048, 0);
+#[map]
+static FLOWS: Array<Flow> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+#[map]
+static FREE: Queue<u32> = Queue::with_max_entries(1024, 0);
+#[map]
+static ALLOCATION: Array<Allocation> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_REASONS, 0);
+/// IPv4 listeners first, IPv6 listeners from [`MAX_WORKERS`] on.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * MAX_WORKERS, 0);
+/// Where XDP programs sum a packet.
+#[map]
+pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts a packet or connection that was not carried.
+#[inline(always)]
+pub fn count_drop(reason: DropReason) {
+    if let Some(count) = DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: the record is this CPU's own.
+        unsafe { *count += 1 };
+    }
+}
+
+/// The maps of the running kernel.
+pub struct KernelTables;
+
+/// A record of an array, shared with other CPUs: all that changes in it is atomic.
+#[inline(always)]
+fn record<T>(array: &'static Array<T>, index: u32) -> Option<&'static T> {
+    let pointer = array.get_ptr(index)?;
+    // SAFETY: map records live as long as the program.
+    Some(unsafe { &*pointer })
+}
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: helper call without arguments (Linux 5.11).
+        unsafe { helpers::generated::bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: helper call without arguments.
+        unsafe { helpers::generated::bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        record(&CONFIG, 0).filter(|config| config.generation != 0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        // SAFETY: the daemon never changes a service in place, it only adds and removes.
+        unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn pool(&self, index: u32) -> Option<&Pool> {
+        record(&POOLS, index)
+    }
+
+    #[inline(always)]
+    fn turn(&self, index: u32) -> Option<&AtomicU32> {
+        record(&TURNS, index)
+    }
+
+    #[inline(always)]
+    fn member(&self, number: u32) -> Option<&Member> {
+        record(&MEMBERS, number)
+    }
+
+    #[inline(always)]
+    fn member_cell(&self, number: u32) -> Option<&TrafficCell> {
+        record(&MEMBER_CELLS, number)
+    }
+
+    #[inline(always)]
+    fn service_cell(&self, number: u32) -> Option<&TrafficCell> {
+        record(&SERVICE_CELLS, number)
+    }
+
+    #[inline(always)]
+    fn hit(&self, key: &FlowKey) -> Option<Hit> {
+        // SAFETY: the value is copied out; a key is never changed in place.
+        unsafe { KEYS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &FlowKey, hit: Hit) -> bool {
+        KEYS.insert(key, hit, BPF_NOEXIST).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove(&self, key: &FlowKey) {
+        let _ = KEYS.remove(key);
+    }
+
+    #[inline(always)]
+    fn flow(&self, slot: u32) -> Option<&Flow> {
+        record(&FLOWS, slot)
+    }
+
+    #[inline(always)]
+    fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey) {
+        if let Some(flow) = FLOWS.get_ptr_mut(slot) {
+            // SAFETY: the caller has claimed the record, nobody else relies on its route.
+            let leave = unsafe { &mut (*flow).route.leave[direction as usize & 1] };
+            leave.src = arrive.dst;
+            leave.dst = arrive.src;
+            leave.sport = arrive.dport;
+            leave.dport = arrive.sport;
+        }
+    }
+
+    #[inline(always)]
+    fn allocation(&self) -> Option<&Allocation> {
+        record(&ALLOCATION, 0)
+    }
+
+    #[inline(always)]
+    fn pop_free(&self) -> Option<u32> {
+        FREE.pop().ok().flatten()
+    }
+
+    #[inline(always)]
+    fn push_free(&self, slot: u32) {
+        let _ = FREE.push(slot, 0);
+    }
+}

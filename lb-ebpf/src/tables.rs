@@ -1,0 +1,63 @@
+//! What the pipeline reads and writes, without saying where it lies.
+
+use lb_common::{
+    atomic::AtomicU32,
+    flow::{Flow, FlowKey, Hit},
+    member::Member,
+    service::{Config, Pool, Service, ServiceKey},
+    stats::TrafficCell,
+    tcp::Direction,
+};
+
+/// Where new flow records come from. One record, shared by all CPUs.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Allocation {
+    /// The highest slot that was ever used.
+    pub unused: AtomicU32,
+    /// Where the search for an expired record goes on.
+    pub hand: AtomicU32,
+    /// Where the sweep goes on.
+    pub sweep: AtomicU32,
+    /// Keeps the size a multiple of eight, as a mapped array wants it.
+    pub reserved: AtomicU32,
+}
+
+/// The tables of the kernel plane: maps in the kernel, plain memory in tests.
+pub trait Tables {
+    /// Monotonic time, nanoseconds; coarse is good enough.
+    fn now(&self) -> u64;
+    /// A number nobody can guess.
+    fn random(&self) -> u32;
+    /// What holds for every packet; `None` before the first generation.
+    fn config(&self) -> Option<&Config>;
+    /// The virtual server of an address and port.
+    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// A pool by index, epoch included.
+    fn pool(&self, index: u32) -> Option<&Pool>;
+    /// The turn counter of a pool.
+    fn turn(&self, index: u32) -> Option<&AtomicU32>;
+    /// A member by number.
+    fn member(&self, number: u32) -> Option<&Member>;
+    /// The counters of a member.
+    fn member_cell(&self, number: u32) -> Option<&TrafficCell>;
+    /// The counters of a virtual server.
+    fn service_cell(&self, number: u32) -> Option<&TrafficCell>;
+    /// The flow of a packet.
+    fn hit(&self, key: &FlowKey) -> Option<Hit>;
+    /// Makes a key lead to a flow; false when it already leads elsewhere or the table is full.
+    fn insert(&self, key: &FlowKey, hit: Hit) -> bool;
+    /// Forgets a key.
+    fn remove(&self, key: &FlowKey);
+    /// A flow record by slot.
+    fn flow(&self, slot: u32) -> Option<&Flow>;
+    /// Notes in a record that the caller has claimed what packets of a direction say when they leave: the reverse of
+    /// what the other direction's packets say when they arrive.
+    fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey);
+    /// The state of the allocation of flow records.
+    fn allocation(&self) -> Option<&Allocation>;
+    /// Takes a slot that was given back.
+    fn pop_free(&self) -> Option<u32>;
+    /// Gives a slot back.
+    fn push_free(&self, slot: u32);
+}

@@ -1,0 +1,51 @@
+//! What can be asked of the admin API, and where; server and client share it.
+
+/// A resource of the admin API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// [`super::view::Status`]
+    Status,
+    /// A list of [`super::view::VirtualServerView`]
+    VirtualServers,
+    /// A list of [`super::view::PoolView`]
+    Pools,
+    /// A list of [`super::view::MemberView`], pool after pool
+    Members,
+    /// A list of [`super::view::FlowView`]
+    Flows,
+    /// A list of [`super::view::SessionView`]
+    Sessions,
+    /// [`super::view::Stats`]
+    Stats,
+}
+
+impl Route {
+    /// Every resource.
+    pub const ALL: [Self; 7] = [
+        Self::Status,
+        Self::VirtualServers,
+        Self::Pools,
+        Self::Members,
+        Self::Flows,
+        Self::Sessions,
+        Self::Stats,
+    ];
+
+    /// Its path. The version moves when a field changes its meaning or goes away, not when one is added.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Status => "/v1/status",
+            Self::VirtualServers => "/v1/virtual-servers",
+            Self::Pools => "/v1/pools",
+            Self::Members => "/v1/members",
+            Self::Flows => "/v1/flows",
+            Self::Sessions => "/v1/sessions",
+            Self::Stats => "/v1/stats",
+        }
+    }
+
+    /// The resource at `path`, if there is one.
+    pub fn at(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|route| route.path() == path)
+    }
+}

@@ -1,0 +1,267 @@
+//! `check`: reads a configuration as `run` would, and says what is wrong with it.
+
+use std::{fmt::Display, path::Path};
+
+use serde::Serialize;
+
+use super::{Ended, args::Format, read};
+use crate::{
+    config::{self, Diagnostic, LoadError, Severity},
+    failure::{Exit, Failure},
+    model::{Generation, Mode},
+};
+
+/// What `check --json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    file: String,
+    /// May `run` use it?
+    valid: bool,
+    /// Why there is nothing to diagnose: the file cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    diagnostics: Vec<Diagnostic>,
+    /// What is in it, when its text is valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<Summary>,
+    #[serde(skip)]
+    code: Exit,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    mode: &'static str,
+    virtual_servers: usize,
+    pools: usize,
+    members: usize,
+    monitors: usize,
+    certificates: usize,
+}
+
+/// `check FILE`.
+pub(super) fn check(file: &Path, format: Format) -> Result<Ended, Failure> {
+    let report = Report::of(file);
+    let code = report.code.code();
+    if format.json {
+        let out = read::json(&report)?;
+        return Ok(Ended {
+            code,
+            out,
+            ..Ended::default()
+        });
+    }
+    let (out, err) = report.text();
+    Ok(Ended { code, out, err })
+}
+
+impl Report {
+    fn of(file: &Path) -> Self {
+        let name = file.display().to_string();
+        match config::load(file) {
+            Ok((generation, diagnostics)) => Self {
+                file: name,
+                valid: true,
+                error: None,
+                diagnostics,
+                summary: Some(Summary::of(&generation)),
+                code: Exit::Ok,
+            },
+            Err(LoadError::Invalid(diagnostics)) => Self {
+                file: name,
+                valid: false,
+                error: None,
+                diagnostics,
+                summary: None,
+                code: Exit::Config,
+            },
+            Err(error) => {
+                let said = error.to_string();
+                Self {
+                    file: name,
+                    valid: false,
+                    error: Some(said),
+                    diagnostics: Vec::new(),
+                    summary: None,
+                    code: Failure::from(error).code,
+                }
+            }
+        }
+    }
+
+    /// What is said on standard output, and on standard error.
+    fn text(&self) -> (String, String) {
+        let mut err = String::new();
+        let findings = self.diagnostics.iter().map(|found| found as &dyn Display);
+        for finding in findings.chain(self.error.iter().map(|found| found as &dyn Display)) {
+            err.push_str(&format!("{finding}\n\n"));
+        }
+        if let Some(summary) = self.summary.as_ref().filter(|_| self.valid) {
+            let warnings = match self.diagnostics.len() {
+                0 => String::new(),
+                1 => ", 1 warning".to_owned(),
+                count => format!(", {count} warnings"),
+            };
+            return (
+                format!("{}: valid{warnings}: {}\n", self.file, summary.text()),
+                err,
+            );
+        }
+        if self.error.is_none() {
+            let errors = self
+                .diagnostics
+                .iter()
+                .filter(|found| found.severity == Severity::Error)
+                .count();
+            let errors = counted(errors, "fault", "faults");
+            err.push_str(&format!("{}: invalid: {errors}\n", self.file));
+        }
+        (String::new(), err)
+    }
+}
+
+impl Summary {
+    fn of(generation: &Generation) -> Self {
+        Self {
+            mode: match generation.mode {
+                Mode::PassthroughOnly => "passthrough-only",
+                Mode::Mixed => "mixed",
+            },
+            virtual_servers: generation.virtual_servers.len(),
+            pools: generation.pools.len(),
+            members: generation
+                .pools
+                .values()
+                .map(|pool| pool.members.len())
+                .sum(),
+            monitors: generation.monitors.len(),
+            certificates: generation.certificates.len(),
+        }
+    }
+
+    fn text(&self) -> String {
+        [
+            format!("mode {}", self.mode),
+            counted(self.virtual_servers, "virtual server", "virtual servers"),
+            counted(self.pools, "pool", "pools"),
+            counted(self.members, "member", "members"),
+            counted(self.monitors, "monitor", "monitors"),
+            counted(self.certificates, "certificate", "certificates"),
+        ]
+        .join(", ")
+    }
+}
+
+fn counted(count: usize, one: &str, more: &str) -> String {
+    let noun = if count == 1 { one } else { more };
+    format!("{count} {noun}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+
+    const TEXT: Format = Format { json: false };
+    const JSON: Format = Format { json: true };
+
+    const VALID: &str = r#"
+[network]
+client_interfaces = ["lo"]
+server_interfaces = ["lo"]
+
+[virtual_server.smtps]
+address = "203.0.113.10"
+port = 465
+forward = "passthrough"
+pool = "mx-tls"
+snat = "automap"
+
+[pool.mx-tls]
+monitor = "tcp"
+[[pool.mx-tls.member]]
+name = "mx1"
+address = "10.0.0.11"
+port = 465
+
+[monitor.tcp]
+type = "tcp"
+"#;
+
+    fn written(text: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("smtplb.toml");
+        fs::write(&file, text).unwrap();
+        (dir, file)
+    }
+
+    fn json(file: &Path) -> (u8, serde_json::Value) {
+        let ended = check(file, JSON).unwrap();
+        assert_eq!(ended.err, "");
+        (ended.code, serde_json::from_str(&ended.out).unwrap())
+    }
+
+    #[test]
+    fn a_valid_file_is_0_and_summed_up() {
+        let (_dir, file) = written(VALID);
+        let ended = check(&file, TEXT).unwrap();
+        assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+        assert_eq!(
+            ended.out,
+            format!(
+                "{}: valid: mode mixed, 1 virtual server, 1 pool, 1 member, 1 monitor, 0 certificates\n",
+                file.display()
+            )
+        );
+        let (code, report) = json(&file);
+        assert_eq!(code, 0);
+        assert_eq!(report["valid"], true);
+        assert_eq!(report["summary"]["members"], 1);
+        assert_eq!(report["diagnostics"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn warnings_do_not_make_it_invalid() {
+        let (_dir, file) = written(VALID.replace("monitor = \"tcp\"", ""));
+        let ended = check(&file, TEXT).unwrap();
+        assert_eq!(ended.code, 0);
+        assert!(ended.out.contains(": valid, 2 warnings: "), "{}", ended.out);
+        assert!(ended.err.contains("has no monitor"), "{}", ended.err);
+    }
+
+    #[test]
+    fn an_invalid_file_is_78_with_every_fault() {
+        let text = VALID.replace("465", "\"imaps\"").replace("automap", "auto");
+        let (_dir, file) = written(text);
+        let ended = check(&file, TEXT).unwrap();
+        assert_eq!((ended.code, ended.out.as_str()), (78, ""));
+        assert!(ended.err.contains("smtplb.toml:8:"), "{}", ended.err);
+        assert!(ended.err.contains("smtplb.toml:11:"), "{}", ended.err);
+        assert!(
+            ended.err.ends_with(": invalid: 3 faults\n"),
+            "{}",
+            ended.err
+        );
+        let (code, report) = json(&file);
+        assert_eq!(code, 78);
+        assert_eq!(report["valid"], false);
+        assert_eq!(report["diagnostics"].as_array().unwrap().len(), 3);
+        assert_eq!(report["diagnostics"][0]["line"], 8);
+        assert!(report.get("summary").is_none());
+    }
+
+    #[test]
+    fn an_unreadable_file_is_78_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_other, binary) = written([0xff, 0xfe, 0x00]);
+        for file in [dir.path().join("none.toml"), dir.path().to_owned(), binary] {
+            let ended = check(&file, TEXT).unwrap();
+            assert_eq!((ended.code, ended.out.as_str()), (78, ""));
+            assert!(ended.err.contains(file.to_str().unwrap()), "{}", ended.err);
+            let (code, report) = json(&file);
+            assert_eq!(code, 78);
+            assert_eq!(report["valid"], false);
+            assert!(report["error"].is_string());
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Objects against each other: references, limits, contradictions. What passes becomes the model.
+
+mod network;
+mod pool;
+mod virtual_server;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    DEFAULT_HELO,
+    diagnostic::{Faults, did_you_mean, quoted},
+    raw::{self, ProbeKind, Raw},
+    reader::{At, Field},
+};
+use crate::model::{Certificate, Generation, Mode, Monitor, Name, Probe};
+
+/// `monitor.interval`.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+/// `monitor.timeout`: three intervals and a second, as mail servers greet late under load.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(91);
+
+/// What the objects of a file may refer to.
+struct Known<'r, 'd> {
+    /// Every pool by its name.
+    pools: BTreeMap<&'d str, &'r raw::Pool<'d>>,
+    monitors: BTreeSet<&'d str>,
+    certificates: BTreeSet<&'d str>,
+    /// The first virtual server on each address and port.
+    addresses: BTreeMap<SocketAddr, &'r raw::VirtualServer<'d>>,
+    /// The first virtual server that names each pool.
+    served: BTreeMap<&'d str, &'r raw::VirtualServer<'d>>,
+}
+
+/// Builds the model. Nothing only where a fault has been noted.
+pub(super) fn generation(
+    raw: Raw<'_>,
+    directory: &Path,
+    faults: &mut Faults,
+) -> Option<Generation> {
+    let known = Known::new(&raw);
+    let mode = raw.mode.clone().or(Mode::Mixed);
+    let network = network::network(&raw, faults);
+    let virtual_servers = all(raw
+        .virtual_servers
+        .iter()
+        .map(|server| virtual_server::virtual_server(server, mode, &known, faults).map(Arc::new)));
+    let pools = all(raw.pools.iter().map(|pool| {
+        let pool = pool::pool(pool, &known, faults)?;
+        Some((pool.name.clone(), Arc::new(pool)))
+    }));
+    let monitors = all(raw.monitors.iter().map(|raw| {
+        let monitor = monitor(raw, faults)?;
+        Some((monitor.name.clone(), Arc::new(monitor)))
+    }));
+    let certificates = all(raw.certificates.iter().map(|raw| {
+        let certificate = certificate(raw, directory)?;
+        Some((certificate.name.clone(), Arc::new(certificate)))
+    }));
+    virtual_server::limit(&raw, faults);
+    pool::limits(&raw, faults);
+    advise(&raw, &known, faults);
+    Some(Generation {
+        mode: mode?,
+        network: network?,
+        virtual_servers: virtual_servers?,
+        pools: pools?.into_iter().collect(),
+        monitors: monitors?.into_iter().collect(),
+        certificates: certificates?.into_iter().collect(),
+    })
+}
+
+impl<'r, 'd> Known<'r, 'd> {
+    fn new(raw: &'r Raw<'d>) -> Self {
+        let mut known = Self {
+            pools: raw
+                .pools
+                .iter()
+                .map(|pool| (pool.name.value, pool))
+                .collect(),
+            monitors: raw
+                .monitors
+                .iter()
+                .map(|monitor| monitor.name.value)
+                .collect(),
+            certificates: raw
+                .certificates
+                .iter()
+                .map(|certificate| certificate.name.value)
+                .collect(),
+            addresses: BTreeMap::new(),
+            served: BTreeMap::new(),
+        };
+        for server in &raw.virtual_servers {
+            if let (Some(address), Some(port)) = (server.address.get(), server.port.get()) {
+                known
+                    .addresses
+                    .entry(SocketAddr::new(*address, *port))
+                    .or_insert(server);
+            }
+            if let Some(pool) = server.pool.get() {
+                known.served.entry(pool).or_insert(server);
+            }
+        }
+        known
+    }
+}
+
+fn monitor(raw: &raw::Monitor<'_>, faults: &mut Faults) -> Option<Monitor> {
+    let probe = match (raw.kind.get()?, &raw.helo) {
+        (ProbeKind::Smtp, helo) => Probe::Smtp {
+            helo: helo.clone().or(DEFAULT_HELO)?.to_owned(),
+        },
+        (ProbeKind::Tcp, Field::Absent) => Probe::Tcp,
+        (ProbeKind::Tcp, Field::Wrong) => return None,
+        (ProbeKind::Tcp, Field::Is(helo)) => {
+            faults.error(
+                helo.at,
+                &raw.object,
+                "has helo, which has no meaning with type = \"tcp\"",
+                "A tcp monitor says nothing to the member.",
+                "Remove it, or set type = \"smtp\".",
+            );
+            return None;
+        }
+    };
+    Some(Monitor {
+        name: raw.name.value.into(),
+        probe,
+        interval: raw.interval.clone().or(DEFAULT_INTERVAL)?,
+        timeout: raw.timeout.clone().or(DEFAULT_TIMEOUT)?,
+        rise: raw.rise.clone().or(1)?,
+        fall: raw.fall.clone().or(1)?,
+    })
+}
+
+fn certificate(raw: &raw::Certificate<'_>, directory: &Path) -> Option<Certificate> {
+    Some(Certificate {
+        name: raw.name.value.into(),
+        chain: directory.join(raw.chain.get()?),
+        key: directory.join(raw.key.get()?),
+    })
+}
+
+/// Warns of what is accepted but hardly meant.
+fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
+    if raw.virtual_servers.is_empty() {
+        faults.warning(
+            0,
+            "the file",
+            "has no virtual server",
+            "smtplb would run and carry nothing.",
+            "Add a table `[virtual_server.NAME]`.",
+        );
+    }
+    for pool in &raw.pools {
+        if !known.served.contains_key(pool.name.value) {
+            unused(&pool.name, &pool.object, "virtual server", faults);
+        } else if let Field::Absent = pool.monitor {
+            faults.warning(
+                pool.name.at,
+                &pool.object,
+                "has no monitor",
+                "Its members count as up, even one that is dead.",
+                "Add a key `monitor` that names a `[monitor.NAME]`.",
+            );
+        }
+    }
+    let monitors: BTreeSet<_> = raw
+        .pools
+        .iter()
+        .filter_map(|pool| pool.monitor.get())
+        .collect();
+    for monitor in &raw.monitors {
+        if !monitors.contains(&monitor.name.value) {
+            unused(&monitor.name, &monitor.object, "pool", faults);
+        }
+    }
+    let certificates: BTreeSet<_> = raw
+        .virtual_servers
+        .iter()
+        .filter_map(|server| server.certificates.get())
+        .flatten()
+        .map(|name| name.value)
+        .collect();
+    for certificate in &raw.certificates {
+        if !certificates.contains(&certificate.name.value) {
+            unused(
+                &certificate.name,
+                &certificate.object,
+                "virtual server",
+                faults,
+            );
+        }
+    }
+}
+
+fn unused(name: &At<&str>, object: &str, user: &str, faults: &mut Faults) {
+    faults.warning(
+        name.at,
+        object,
+        format!("is not used by any {user}"),
+        "It has no effect.",
+        format!("Name it in a {user}, or remove it."),
+    );
+}
+
+/// The name of an object that another one refers to.
+fn reference<'n>(
+    given: &At<&str>,
+    kind: &str,
+    names: impl IntoIterator<Item = &'n str> + Clone,
+    object: &str,
+    consequence: &str,
+    faults: &mut Faults,
+) -> Option<Name> {
+    if names.clone().into_iter().any(|name| name == given.value) {
+        return Some(given.value.into());
+    }
+    let guess = did_you_mean(given.value, names);
+    faults.error(
+        given.at,
+        object,
+        format!(
+            "names the {kind} {}, which does not exist{guess}",
+            quoted(given.value)
+        ),
+        consequence,
+        format!("Correct the name, or add a table `[{kind}.NAME]`."),
+    );
+    None
+}
+
+/// Goes through all of them, so that all their faults are noted, before it gives up on any.
+fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let items: Vec<_> = items.collect();
+    items.into_iter().collect()
+}

@@ -1,0 +1,291 @@
+//! `[virtual_server.NAME]`.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use lb_common::layout::MAX_VIRTUAL_SERVERS;
+
+use super::{Known, all, reference};
+use crate::{
+    config::{
+        diagnostic::{Faults, quoted},
+        raw::{self, Encryption, Plane, Raw},
+        reader::{At, Field},
+    },
+    model::{ClientTls, Forward, Mode, Name, Snat, StartTls, VirtualServer},
+};
+
+/// Number 0 of the table of the kernel plane means "none".
+const MOST: usize = MAX_VIRTUAL_SERVERS as usize - 1;
+
+impl raw::VirtualServer<'_> {
+    /// For consequences: with address and port where they are readable.
+    pub(super) fn described(&self) -> String {
+        match (self.address.get(), self.port.get()) {
+            (Some(address), Some(port)) => {
+                format!("{} ({})", self.object, SocketAddr::new(*address, *port))
+            }
+            _ => self.object.clone(),
+        }
+    }
+}
+
+/// `mode` is nothing where it is wrong.
+pub(super) fn virtual_server(
+    raw: &raw::VirtualServer<'_>,
+    mode: Option<Mode>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<VirtualServer> {
+    unique_address(raw, known, faults);
+    let pool = match &raw.pool {
+        Field::Is(given) => {
+            let names = known.pools.keys().copied();
+            let consequence = "Every connection to it would be refused.";
+            reference(given, "pool", names, &raw.object, consequence, faults)
+        }
+        Field::Absent | Field::Wrong => None,
+    };
+    let forward = match &raw.forward {
+        Field::Is(At {
+            value: Plane::Passthrough,
+            ..
+        }) => {
+            same_family(raw, known, faults);
+            passthrough(raw, faults)
+        }
+        Field::Is(At {
+            value: Plane::Proxy,
+            at,
+        }) => {
+            if mode == Some(Mode::PassthroughOnly) {
+                faults.error(
+                    *at,
+                    &raw.object,
+                    "has forward = \"proxy\" in mode = \"passthrough-only\"",
+                    "The proxy plane does not run in this mode.",
+                    "Set forward = \"passthrough\", or mode = \"mixed\".",
+                );
+            }
+            proxy(raw, known, faults)
+        }
+        Field::Absent | Field::Wrong => None,
+    };
+    Some(VirtualServer {
+        name: raw.name.value.into(),
+        address: *raw.address.get()?,
+        port: *raw.port.get()?,
+        forward: forward?,
+        pool: pool?,
+    })
+}
+
+/// Notes what does not fit the table of the kernel plane.
+pub(super) fn limit(raw: &Raw<'_>, faults: &mut Faults) {
+    if let Some(server) = raw.virtual_servers.get(MOST) {
+        faults.error(
+            server.name.at,
+            "the file",
+            format!("has {} virtual servers", raw.virtual_servers.len()),
+            format!(
+                "{MOST} is the most; {} is the first beyond it.",
+                server.object
+            ),
+            "Run a second box for the rest.",
+        );
+    }
+}
+
+fn unique_address(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
+    let (Field::Is(ip), Some(port)) = (&raw.address, raw.port.get()) else {
+        return;
+    };
+    let address = SocketAddr::new(ip.value, *port);
+    if let Some(first) = known
+        .addresses
+        .get(&address)
+        .filter(|first| first.name.at != raw.name.at)
+    {
+        faults.error(
+            ip.at,
+            &raw.object,
+            format!("has the address and port {address} of {}", first.object),
+            "Only one of them could take the connections.",
+            "Change the address or the port of one of them.",
+        );
+    }
+}
+
+/// The kernel plane rewrites addresses within their family.
+fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
+    let (Some(address), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
+        return;
+    };
+    let members = known
+        .pools
+        .get(pool.value)
+        .and_then(|pool| pool.members.get());
+    let stranger = members.into_iter().flatten().find_map(|member| {
+        member
+            .address
+            .get()
+            .filter(|other| other.is_ipv4() != address.is_ipv4())
+            .map(|_| member)
+    });
+    if let Some(member) = stranger {
+        let (ours, theirs) = if address.is_ipv4() {
+            ("IPv4", "IPv6")
+        } else {
+            ("IPv6", "IPv4")
+        };
+        faults.error(
+            pool.at,
+            &raw.object,
+            format!(
+                "passes {ours} through to the {theirs} address of {}",
+                member.object
+            ),
+            "The kernel plane cannot turn one family into the other.",
+            format!("Use a pool of {ours} members, or forward = \"proxy\"."),
+        );
+    }
+}
+
+fn passthrough(raw: &raw::VirtualServer<'_>, faults: &mut Faults) -> Option<Forward> {
+    let proxy_keys = [
+        ("client_tls", place(&raw.client_tls)),
+        ("starttls", place(&raw.starttls)),
+        ("certificates", place(&raw.certificates)),
+        ("server_tls", place(&raw.server_tls)),
+    ];
+    let mut clean = true;
+    for (key, at) in proxy_keys {
+        let Some(at) = at else { continue };
+        clean = false;
+        faults.error(
+            at,
+            &raw.object,
+            format!("has {key}, which has no meaning with forward = \"passthrough\""),
+            "TLS goes end to end between client and member; this box has no part in it.",
+            "Remove it, or set forward = \"proxy\".",
+        );
+    }
+    let snat = raw.snat.clone().or(Snat::Automap)?;
+    clean.then_some(Forward::Passthrough { snat })
+}
+
+fn proxy(
+    raw: &raw::VirtualServer<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<Forward> {
+    if let Field::Is(At {
+        value: Snat::None,
+        at,
+    }) = raw.snat
+    {
+        faults.error(
+            at,
+            &raw.object,
+            "has snat = \"none\" with forward = \"proxy\"",
+            "The proxy plane connects to members from the box's own address.",
+            "Remove it, or set forward = \"passthrough\".",
+        );
+    }
+    let tls = raw.client_tls.clone().or(Encryption::None);
+    if let (Some(Encryption::None | Encryption::Implicit), Some(at)) = (tls, place(&raw.starttls)) {
+        faults.error(
+            at,
+            &raw.object,
+            "has starttls without client_tls = \"starttls\"",
+            "Clients would not be offered STARTTLS.",
+            "Remove it, or set client_tls = \"starttls\".",
+        );
+    }
+    let Some(tls) = tls else {
+        // Which certificates it names is a question of its own.
+        if place(&raw.certificates).is_some() {
+            certificates(raw, known, faults);
+        }
+        return None;
+    };
+    let client_tls = match tls {
+        Encryption::None => {
+            if let Some(at) = place(&raw.certificates) {
+                faults.error(
+                    at,
+                    &raw.object,
+                    "has certificates without client_tls",
+                    "Clients would not be offered TLS.",
+                    "Remove them, or set client_tls = \"starttls\" or client_tls = \"implicit\".",
+                );
+            }
+            ClientTls::None
+        }
+        Encryption::Implicit => ClientTls::Implicit {
+            certificates: certificates(raw, known, faults)?,
+        },
+        Encryption::StartTls => {
+            let certificates = certificates(raw, known, faults);
+            let policy = raw.starttls.clone().or(StartTls::Require);
+            ClientTls::StartTls {
+                policy: policy?,
+                certificates: certificates?,
+            }
+        }
+    };
+    Some(Forward::Proxy { client_tls })
+}
+
+fn certificates(
+    raw: &raw::VirtualServer<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<Vec<Name>> {
+    let (at, list) = match &raw.certificates {
+        Field::Wrong => return None,
+        Field::Absent => (place(&raw.client_tls).unwrap_or(raw.name.at), &[][..]),
+        Field::Is(list) => (list.at, &list.value[..]),
+    };
+    let consequence = "Clients could not be offered TLS.";
+    if list.is_empty() {
+        let remedy =
+            "Add for example `certificates = [\"mail\"]` and a table `[certificate.mail]`.";
+        faults.error(
+            at,
+            &raw.object,
+            "has no certificates for its client_tls",
+            consequence,
+            remedy,
+        );
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    all(list.iter().map(|given| {
+        if !seen.insert(given.value) {
+            faults.error(
+                given.at,
+                &raw.object,
+                format!("names the certificate {} twice", quoted(given.value)),
+                "The second has no effect.",
+                "Remove one of them.",
+            );
+            return None;
+        }
+        reference(
+            given,
+            "certificate",
+            known.certificates.iter().copied(),
+            &raw.object,
+            consequence,
+            faults,
+        )
+    }))
+}
+
+/// Where a key's value stands; nothing where it is absent, or wrong and noted already.
+fn place<T>(field: &Field<T>) -> Option<usize> {
+    match field {
+        Field::Is(found) => Some(found.at),
+        Field::Absent | Field::Wrong => None,
+    }
+}

@@ -1,0 +1,298 @@
+//! The file in the user's words: each object by itself, its values typed, its unknown keys noted.
+
+mod address;
+mod pool;
+mod virtual_server;
+
+use std::time::Duration;
+
+use lb_common::layout::DEFAULT_FLOWS;
+pub(super) use pool::{Member, Pool};
+use toml::de::{DeTable, DeValue};
+pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
+
+use super::{
+    diagnostic::{Faults, quoted},
+    reader::{At, Field, Section},
+};
+use crate::model::{Attach, Mode};
+
+/// Consequence of a key that an object cannot do without.
+const INCOMPLETE: &str = "Without it there is nothing to do.";
+
+/// The whole file.
+pub(super) struct Raw<'d> {
+    pub(super) mode: Field<Mode>,
+    pub(super) network: Network<'d>,
+    pub(super) virtual_servers: Vec<VirtualServer<'d>>,
+    pub(super) certificates: Vec<Certificate<'d>>,
+    pub(super) pools: Vec<Pool<'d>>,
+    pub(super) monitors: Vec<Monitor<'d>>,
+}
+
+/// `[network]`.
+pub(super) struct Network<'d> {
+    /// Where the table begins, if there is one.
+    pub(super) at: Option<usize>,
+    pub(super) client_interfaces: Field<Vec<At<&'d str>>>,
+    pub(super) server_interfaces: Field<Vec<At<&'d str>>>,
+    pub(super) attach: Field<Attach>,
+    pub(super) max_flows: Field<u32>,
+}
+
+/// `[certificate.NAME]`.
+pub(super) struct Certificate<'d> {
+    pub(super) name: At<&'d str>,
+    pub(super) object: String,
+    pub(super) chain: Field<&'d str>,
+    pub(super) key: Field<&'d str>,
+}
+
+/// `[monitor.NAME]`.
+pub(super) struct Monitor<'d> {
+    pub(super) name: At<&'d str>,
+    pub(super) object: String,
+    pub(super) kind: Field<ProbeKind>,
+    pub(super) interval: Field<Duration>,
+    pub(super) timeout: Field<Duration>,
+    pub(super) rise: Field<u32>,
+    pub(super) fall: Field<u32>,
+    pub(super) helo: Field<&'d str>,
+}
+
+/// `monitor.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProbeKind {
+    Tcp,
+    Smtp,
+}
+
+/// Reads all there is.
+pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d> {
+    let mut top = Section::new("the file".to_owned(), 0, document);
+    let mode = top.choice(
+        "mode",
+        &[
+            ("mixed", Mode::Mixed),
+            ("passthrough-only", Mode::PassthroughOnly),
+        ],
+        &[],
+        faults,
+    );
+    let network = network(&mut top, faults);
+    let virtual_servers = top
+        .named("virtual_server", "virtual server", faults)
+        .into_iter()
+        .map(|(name, section)| virtual_server::read(name, section, faults))
+        .collect();
+    let certificates = top
+        .named("certificate", "certificate", faults)
+        .into_iter()
+        .map(|(name, section)| certificate(name, section, faults))
+        .collect();
+    let pools = top
+        .named("pool", "pool", faults)
+        .into_iter()
+        .map(|(name, section)| pool::read(name, section, faults))
+        .collect();
+    let monitors = top
+        .named("monitor", "monitor", faults)
+        .into_iter()
+        .map(|(name, section)| monitor(name, section, faults))
+        .collect();
+    for (key, kind, instead) in [
+        (
+            "snat",
+            "SNAT pool",
+            "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
+        ),
+        (
+            "policy",
+            "policy",
+            "Remove it, and filter with the packet filter of the system.",
+        ),
+    ] {
+        top.later_tables(key, kind, instead, faults);
+    }
+    top.finish(faults);
+    Raw {
+        mode,
+        network,
+        virtual_servers,
+        certificates,
+        pools,
+        monitors,
+    }
+}
+
+fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
+    let value = top.value("network");
+    let section = value.and_then(|value| match value.get_ref() {
+        DeValue::Table(entries) => Some(Section::new(
+            "network".to_owned(),
+            value.span().start,
+            entries,
+        )),
+        _ => {
+            faults.error(
+                value.span().start,
+                "network",
+                "is not a table",
+                "Nothing can be read from it.",
+                "Begin it with a line `[network]`.",
+            );
+            None
+        }
+    });
+    let Some(mut section) = section else {
+        // A value of the wrong type has been noted above: nothing more may be said about its keys.
+        let absent = value.is_none();
+        let interfaces = || if absent { Field::Absent } else { Field::Wrong };
+        return Network {
+            at: None,
+            client_interfaces: interfaces(),
+            server_interfaces: interfaces(),
+            attach: Field::Absent,
+            max_flows: Field::Absent,
+        };
+    };
+    let network = Network {
+        at: Some(section.at),
+        client_interfaces: section.strings(
+            "client_interfaces",
+            "client_interfaces = [\"eth0\"]",
+            faults,
+        ),
+        server_interfaces: section.strings(
+            "server_interfaces",
+            "server_interfaces = [\"eth1\"]",
+            faults,
+        ),
+        attach: section.choice(
+            "attach",
+            &[
+                ("auto", Attach::Auto),
+                ("xdp", Attach::Xdp),
+                ("xdp-generic", Attach::XdpGeneric),
+                ("tc", Attach::Tc),
+            ],
+            &[],
+            faults,
+        ),
+        max_flows: section.integer(
+            "max_flows",
+            1024..=16_777_216,
+            &format!("max_flows = {DEFAULT_FLOWS}"),
+            faults,
+        ),
+    };
+    section.later(
+        "vlans",
+        "Remove it: traffic of every VLAN is taken.",
+        faults,
+    );
+    section.finish(faults);
+    network
+}
+
+fn certificate<'d>(
+    name: At<&'d str>,
+    mut section: Section<'d, '_>,
+    faults: &mut Faults,
+) -> Certificate<'d> {
+    let mut file = |key, example: &str| {
+        let path = section.string(key, example, faults).and_then(|path| {
+            if path.value.is_empty() || path.value.contains('\0') {
+                faults.error(
+                    path.at,
+                    &section.object,
+                    format!("has {key} = {}, which is no path", quoted(path.value)),
+                    "No TLS session could be served with it.",
+                    format!("Write for example `{example}`."),
+                );
+                return None;
+            }
+            Some(path.value)
+        });
+        section.required(
+            path,
+            key,
+            "No TLS session could be served with it.",
+            example,
+            faults,
+        )
+    };
+    let chain = file("chain", "chain = \"/etc/smtplb/mail.pem\"");
+    let key = file("key", "key = \"/etc/smtplb/mail.key\"");
+    let object = section.object.clone();
+    section.finish(faults);
+    Certificate {
+        name,
+        object,
+        chain,
+        key,
+    }
+}
+
+fn monitor<'d>(
+    name: At<&'d str>,
+    mut section: Section<'d, '_>,
+    faults: &mut Faults,
+) -> Monitor<'d> {
+    let instead = "Use type = \"smtp\" or type = \"tcp\".";
+    let kind = section.choice(
+        "type",
+        &[("smtp", ProbeKind::Smtp), ("tcp", ProbeKind::Tcp)],
+        &[
+            ("smtps", instead),
+            ("smtp-starttls", instead),
+            ("external", instead),
+        ],
+        faults,
+    );
+    let kind = section.required(
+        kind,
+        "type",
+        "It would not be known what to ask a member.",
+        "type = \"smtp\"",
+        faults,
+    );
+    let interval = section.duration("interval", "interval = \"30s\"", faults);
+    let timeout = section.duration("timeout", "timeout = \"91s\"", faults);
+    let rise = section.integer("rise", 1..=1000, "rise = 1", faults);
+    let fall = section.integer("fall", 1..=1000, "fall = 1", faults);
+    let helo = section.string("helo", "helo = \"lb.example.org\"", faults).and_then(|helo| {
+        // RFC 5321 §4.1.1.1 and §4.5.3.1.2: a domain or an address literal, at most 255 octets.
+        let good = (1..=255).contains(&helo.value.len()) && helo.value.bytes().all(|byte| byte.is_ascii_graphic());
+        if !good {
+            faults.error(
+                helo.at,
+                &section.object,
+                format!("has helo = {}, which cannot be said in EHLO", quoted(helo.value)),
+                "Members would refuse the probe, or take the rest for another command.",
+                "Write a host name in ASCII without spaces, for example `helo = \"lb.example.org\"`.",
+            );
+            return None;
+        }
+        Some(helo.value)
+    });
+    for key in ["auth", "message", "receive"] {
+        section.later(
+            key,
+            "Remove it: type = \"smtp\" checks greeting, EHLO and QUIT.",
+            faults,
+        );
+    }
+    let object = section.object.clone();
+    section.finish(faults);
+    Monitor {
+        name,
+        object,
+        kind,
+        interval,
+        timeout,
+        rise,
+        fall,
+        helo,
+    }
+}

@@ -1,0 +1,214 @@
+//! `[virtual_server.NAME]`.
+
+use std::net::IpAddr;
+
+use toml::de::DeValue;
+
+use super::{INCOMPLETE, address};
+use crate::{
+    config::{
+        diagnostic::{Faults, did_you_mean, quoted},
+        phrase::not_yet,
+        reader::{At, Field, Section},
+    },
+    model::{Snat, StartTls},
+};
+
+/// One virtual server.
+pub(in crate::config) struct VirtualServer<'d> {
+    pub(in crate::config) name: At<&'d str>,
+    pub(in crate::config) object: String,
+    pub(in crate::config) address: Field<IpAddr>,
+    pub(in crate::config) port: Field<u16>,
+    pub(in crate::config) forward: Field<Plane>,
+    pub(in crate::config) pool: Field<&'d str>,
+    pub(in crate::config) snat: Field<Snat>,
+    pub(in crate::config) client_tls: Field<Encryption>,
+    pub(in crate::config) starttls: Field<StartTls>,
+    pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
+    /// Says `none` wherever it is readable.
+    pub(in crate::config) server_tls: Field<()>,
+}
+
+/// `forward`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Plane {
+    Passthrough,
+    Proxy,
+}
+
+/// `client_tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Encryption {
+    None,
+    Implicit,
+    StartTls,
+}
+
+/// Ports by the names that mail knows (RFC 5321 §4.5.4.2, RFC 6409 §3.1, RFC 8314 §7.3).
+const SERVICES: [(&str, u16); 3] = [("smtp", 25), ("submission", 587), ("smtps", 465)];
+
+pub(super) fn read<'d>(
+    name: At<&'d str>,
+    mut section: Section<'d, '_>,
+    faults: &mut Faults,
+) -> VirtualServer<'d> {
+    let example = "address = \"203.0.113.10\"";
+    let address = section
+        .string("address", example, faults)
+        .and_then(|text| address::of_virtual_server(&text, &section.object, faults));
+    let address = section.required(address, "address", INCOMPLETE, example, faults);
+    let port = port(&mut section, faults);
+    let port = section.required(port, "port", INCOMPLETE, "port = \"submission\"", faults);
+    let forward = section.choice(
+        "forward",
+        &[("passthrough", Plane::Passthrough), ("proxy", Plane::Proxy)],
+        &[],
+        faults,
+    );
+    let forward = section.required(
+        forward,
+        "forward",
+        "The kernel plane and the proxy plane treat clients differently; neither is a safe guess.",
+        "forward = \"passthrough\"",
+        faults,
+    );
+    let pool = section.string("pool", "pool = \"msa\"", faults);
+    let pool = section.required(
+        pool,
+        "pool",
+        "Every connection to it would be refused.",
+        "pool = \"msa\"",
+        faults,
+    );
+    let snat = snat(&mut section, faults);
+    let client_tls = section.choice(
+        "client_tls",
+        &[
+            ("none", Encryption::None),
+            ("implicit", Encryption::Implicit),
+            ("starttls", Encryption::StartTls),
+        ],
+        &[],
+        faults,
+    );
+    let starttls = section.choice(
+        "starttls",
+        &[("require", StartTls::Require), ("allow", StartTls::Allow)],
+        &[],
+        faults,
+    );
+    let certificates = section.strings("certificates", "certificates = [\"mail\"]", faults);
+    let plaintext = "Use server_tls = \"none\" on a trusted network, or forward = \"passthrough\".";
+    let server_tls = section.choice(
+        "server_tls",
+        &[("none", ())],
+        &[("implicit", plaintext), ("starttls", plaintext)],
+        faults,
+    );
+    let untold = "Remove it; with forward = \"passthrough\" and snat = \"none\" members see the client's address.";
+    section.choice(
+        "proxy_protocol",
+        &[("none", ())],
+        &[("v1", untold), ("v2", untold)],
+        faults,
+    );
+    section.later(
+        "plaintext_pool",
+        "Remove it: starttls = \"allow\" sends every client to `pool`.",
+        faults,
+    );
+    section.later(
+        "detect_implicit_tls",
+        "Remove it, and give implicit TLS a virtual server of its own on port 465.",
+        faults,
+    );
+    section.later(
+        "accept_proxy_from",
+        "Remove it, and let clients connect directly.",
+        faults,
+    );
+    let object = section.object.clone();
+    section.finish(faults);
+    VirtualServer {
+        name,
+        object,
+        address,
+        port,
+        forward,
+        pool,
+        snat,
+        client_tls,
+        starttls,
+        certificates,
+        server_tls,
+    }
+}
+
+fn port(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<u16> {
+    let (key, example) = ("port", "port = \"submission\"");
+    let Some(value) = section.value(key) else {
+        return Field::Absent;
+    };
+    let at = value.span().start;
+    match value.get_ref() {
+        DeValue::String(_) => section.string(key, example, faults).and_then(|given| {
+            if let Some((_, port)) = SERVICES.iter().find(|(name, _)| *name == given.value) {
+                return Some(*port);
+            }
+            let guess = did_you_mean(given.value, SERVICES.iter().map(|(name, _)| *name));
+            faults.error(
+                given.at,
+                &section.object,
+                format!("has an unknown port {}{guess}", quoted(given.value)),
+                "It would listen nowhere.",
+                "Write a number without quotes, or one of \"smtp\", \"submission\", \"smtps\".",
+            );
+            None
+        }),
+        DeValue::Array(_) => {
+            let instead = "Write a virtual server for each port; they may share the pool.";
+            not_yet(at, &section.object, "a list of ports", instead, faults);
+            Field::Wrong
+        }
+        _ => port_number(key, section, faults),
+    }
+}
+
+/// A TCP port as a number; also how members write theirs.
+pub(super) fn port_number(
+    key: &'static str,
+    section: &mut Section<'_, '_>,
+    faults: &mut Faults,
+) -> Field<u16> {
+    section
+        .integer(key, 1..=65_535, "port = 25", faults)
+        .and_then(|port| u16::try_from(port.value).ok())
+}
+
+fn snat(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Snat> {
+    let words = [("automap", Snat::Automap), ("none", Snat::None)];
+    section
+        .string("snat", "snat = \"automap\"", faults)
+        .and_then(|given| {
+            if let Some((_, snat)) = words.iter().find(|(word, _)| *word == given.value) {
+                return Some(*snat);
+            }
+            // A slip of the pen is told from the name of a SNAT pool by its likeness to a word.
+            let guess = did_you_mean(given.value, words.iter().map(|(word, _)| *word));
+            let instead = "Write snat = \"automap\" or snat = \"none\".";
+            if guess.is_empty() {
+                let what = format!("the SNAT pool {}", quoted(given.value));
+                not_yet(given.at, &section.object, &what, instead, faults);
+            } else {
+                faults.error(
+                    given.at,
+                    &section.object,
+                    format!("has an unknown snat {}{guess}", quoted(given.value)),
+                    "It would be open whose address the members see.",
+                    instead,
+                );
+            }
+            None
+        })
+}

@@ -1,0 +1,216 @@
+//! Virtual addresses and forwarding of the box. What the admin has set up stays as it is.
+
+use std::{fs, net::IpAddr};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
+};
+use rtnetlink::Handle;
+
+use crate::model::{Forward, Generation};
+
+/// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
+/// a killed daemon left there then counts as the admin's.
+const OURS: u8 = b'm';
+
+/// The box's addresses, by netlink.
+pub struct Addresses {
+    handle: Handle,
+    forwarding: Vec<(String, String)>,
+}
+
+impl Addresses {
+    /// Opens the netlink connection; needs a running tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no netlink for us.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            forwarding: Vec::new(),
+        })
+    }
+
+    /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client
+    /// interface; addresses of ours that it does not have go away.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses an address.
+    pub async fn apply(&mut self, generation: &Generation) -> Result<()> {
+        let present = self.list().await?;
+        let mut wanted: Vec<IpAddr> = generation
+            .virtual_servers
+            .iter()
+            .map(|server| server.address)
+            .collect();
+        wanted.sort();
+        wanted.dedup();
+        for address in &wanted {
+            let local = address.is_loopback()
+                || present
+                    .iter()
+                    .any(|message| address_of(message) == Some(*address));
+            if !local {
+                self.add(generation, *address)
+                    .await
+                    .with_context(|| format!("cannot add the virtual address {address}"))?;
+            }
+        }
+        for message in present {
+            if is_ours(&message)
+                && address_of(&message).is_none_or(|address| !wanted.contains(&address))
+            {
+                self.handle.address().del(message).execute().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every address of ours.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn remove(&mut self) -> Result<()> {
+        for message in self.list().await? {
+            if is_ours(&message) {
+                self.handle.address().del(message).execute().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Switches forwarding on for the interfaces that passthrough flows cross, and remembers where it was off.
+    ///
+    /// Per interface, never for the whole box. Where IPv6 router advertisements were accepted, they still are.
+    ///
+    /// # Errors
+    ///
+    /// When it is off and cannot be switched on.
+    pub fn enable_forwarding(&mut self, generation: &Generation) -> Result<()> {
+        let mut families: Vec<&str> = Vec::new();
+        for server in &generation.virtual_servers {
+            if matches!(server.forward, Forward::Passthrough { .. }) {
+                families.push(if server.address.is_ipv4() {
+                    "ipv4"
+                } else {
+                    "ipv6"
+                });
+            }
+        }
+        families.sort_unstable();
+        families.dedup();
+        let network = &generation.network;
+        for family in families {
+            for interface in network
+                .client_interfaces
+                .iter()
+                .chain(&network.server_interfaces)
+            {
+                if family == "ipv6" && read(&conf(family, interface, "accept_ra")) == "1" {
+                    self.set(&conf(family, interface, "accept_ra"), "2")?;
+                }
+                let switch = conf(family, interface, "forwarding");
+                if read(&switch) == "0" {
+                    self.set(&switch, "1")?;
+                    log::info!("forwarding of {family} on {interface} was off, switched on");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets forwarding back to what it was.
+    pub fn restore_forwarding(&mut self) {
+        for (path, old) in self.forwarding.drain(..).rev() {
+            if let Err(error) = fs::write(&path, &old) {
+                log::warn!("cannot set {path} back to {old}: {error}");
+            }
+        }
+    }
+
+    fn set(&mut self, path: &str, value: &str) -> Result<()> {
+        let old = read(path);
+        fs::write(path, value).with_context(|| {
+            format!("cannot write {value} to {path}; passthrough needs forwarding, switch it on with sysctl")
+        })?;
+        self.forwarding.push((path.to_owned(), old));
+        Ok(())
+    }
+
+    async fn add(&self, generation: &Generation, address: IpAddr) -> Result<()> {
+        let interface = generation
+            .network
+            .client_interfaces
+            .first()
+            .map_or("lo", String::as_str);
+        let index = self.index(interface).await?;
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let mut request = self.handle.address().add(index, address, length);
+        let message = request.message_mut();
+        message
+            .attributes
+            .push(AddressAttribute::Protocol(AddressProtocol::Other(OURS)));
+        if address.is_ipv6() {
+            // A virtual address is ours by configuration; waiting a second for duplicates would refuse clients.
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        Ok(request.execute().await?)
+    }
+
+    async fn index(&self, interface: &str) -> Result<u32> {
+        let link = self
+            .handle
+            .link()
+            .get()
+            .match_name(interface.to_owned())
+            .execute()
+            .try_next()
+            .await?
+            .with_context(|| format!("there is no interface {interface}"))?;
+        Ok(link.header.index)
+    }
+
+    async fn list(&self) -> Result<Vec<AddressMessage>> {
+        Ok(self.handle.address().get().execute().try_collect().await?)
+    }
+}
+
+fn conf(family: &str, interface: &str, name: &str) -> String {
+    format!("/proc/sys/net/{family}/conf/{interface}/{name}")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+fn is_ours(message: &AddressMessage) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, AddressAttribute::Protocol(protocol) if u8::from(*protocol) == OURS))
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => return Some(*address),
+            AddressAttribute::Address(address) => found = Some(*address),
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,161 @@
+//! Where pins live: a bpffs that outlives the daemon, also when the daemon runs in a mount namespace of its own.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+use lb_common::layout::ABI_VERSION;
+use rustix::{
+    fs::{Mode, OFlags, open, statfs},
+    mount::{MountFlags, mount},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+};
+
+/// `BPF_FS_MAGIC`, linux/magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The directory of this layout's pins.
+#[derive(Debug)]
+pub(super) struct PinDirectory {
+    path: PathBuf,
+    /// Keeps the bpffs reachable when it is mounted in another mount namespace.
+    _root: Option<OwnedFd>,
+}
+
+impl PinDirectory {
+    /// Opens the directory below `root`, mounting a bpffs at `root` when none is there.
+    ///
+    /// `ip netns exec` and service sandboxes give the daemon a mount namespace that ends with it; a bpffs mounted there
+    /// would take the pins along. So the mount is made where process 1 lives, if that is elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// When the path cannot be made, or no bpffs can be mounted there.
+    pub(super) fn open(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root)
+            .with_context(|| format!("cannot make the directory {}", root.display()))?;
+        let (base, keep) = if is_bpffs(root) {
+            (root.to_owned(), None)
+        } else {
+            let fd = mount_bpffs(root).with_context(|| {
+                format!(
+                    "cannot mount a bpffs at {}; mount one there before (mount -t bpf bpf {0}) or name another with --bpffs",
+                    root.display()
+                )
+            })?;
+            match is_bpffs(root) {
+                true => (root.to_owned(), None),
+                false => (
+                    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+                    Some(fd),
+                ),
+            }
+        };
+        let path = base.join(format!("v{ABI_VERSION}"));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self { path, _root: keep })
+    }
+
+    /// Where a pin of this name lies.
+    pub(super) fn pin(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Names of the pins that are there.
+    pub(super) fn names(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return Vec::new();
+        };
+        let mut names: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Removes one pin; what nobody else holds is gone from the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and cannot be removed.
+    pub(super) fn unpin(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.pin(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every pin and the directory.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be removed.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for name in self.names() {
+            self.unpin(&name)?;
+        }
+        fs::remove_dir(&self.path)
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+}
+
+/// Mounts a bpffs in the mount namespace of process 1, or in our own when that is the same or closed to us.
+fn mount_bpffs(root: &Path) -> Result<OwnedFd> {
+    if same_namespace() {
+        return mount_here(root);
+    }
+    let path = root.to_owned();
+    // A thread of its own, since the namespace of a thread that shares its root with others cannot change.
+    let outside = thread::spawn(move || -> Result<OwnedFd> {
+        let namespace = fs::File::open("/proc/1/ns/mnt")?;
+        #[expect(
+            unsafe_code,
+            reason = "only this thread's root and working directory are unshared, and it ends here"
+        )]
+        // SAFETY: no other thread relies on this one's filesystem attributes.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        fs::create_dir_all(&path)?;
+        mount_here(&path)
+    })
+    .join();
+    match outside {
+        Ok(Ok(fd)) => Ok(fd),
+        Ok(Err(error)) => {
+            log::warn!(
+                "bpffs: cannot mount outside of this mount namespace ({error:#}); the pins end with it"
+            );
+            mount_here(root)
+        }
+        Err(_) => bail!("the mounting thread panicked"),
+    }
+}
+
+fn mount_here(root: &Path) -> Result<OwnedFd> {
+    if !is_bpffs(root) {
+        mount("bpf", root, "bpf", MountFlags::empty(), Some(c"mode=0700"))?;
+    }
+    Ok(open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+fn same_namespace() -> bool {
+    match (
+        fs::read_link("/proc/1/ns/mnt"),
+        fs::read_link("/proc/self/ns/mnt"),
+    ) {
+        (Ok(first), Ok(own)) => first == own,
+        _ => true,
+    }
+}

@@ -1,0 +1,281 @@
+//! Where the packet programs are attached, and why there.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, TcAttachOptions},
+    },
+    util::KernelVersion,
+};
+
+use super::{bpffs::PinDirectory, loader};
+use crate::{
+    admin::view::AttachmentView,
+    model::{Attach, Network},
+};
+
+/// Priority of our filter where tcx is missing; fixed, so that a new daemon finds the filter of an earlier one.
+const CLSACT_PRIORITY: u16 = 46_500;
+
+/// The hook of an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hook {
+    Tc,
+    Xdp,
+    XdpGeneric,
+}
+
+/// Attaches the programs to every interface of the configuration, or swaps them in place where an earlier daemon left
+/// its links; links of interfaces that are no longer named go away.
+///
+/// # Errors
+///
+/// When the kernel refuses a program or an attachment. What was attached stays pinned; the caller takes it down.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    network: &Network,
+) -> Result<Vec<AttachmentView>> {
+    let mut interfaces = network.client_interfaces.clone();
+    for interface in &network.server_interfaces {
+        if !interfaces.contains(interface) {
+            interfaces.push(interface.clone());
+        }
+    }
+    let mut views = Vec::new();
+    let mut wanted = Vec::new();
+    for interface in &interfaces {
+        let (view, names) = attach_one(ebpf, pins, network.attach, interface)
+            .with_context(|| format!("cannot attach the packet programs to {interface}"))?;
+        views.push(view);
+        wanted.extend(names);
+    }
+    for name in pins.names() {
+        if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
+            pins.unpin(&name)?;
+        }
+    }
+    Ok(views)
+}
+
+/// The pin of the steering program's link.
+pub(super) const STEERING: &str = "link-steering";
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    attach: Attach,
+    interface: &str,
+) -> Result<(AttachmentView, Vec<String>)> {
+    let (hook, why) = match attach {
+        Attach::Tc => (Hook::Tc, "configured"),
+        Attach::Xdp => (Hook::Xdp, "configured"),
+        Attach::XdpGeneric => (Hook::XdpGeneric, "configured"),
+        Attach::Auto if is_virtual(interface) => {
+            (Hook::Tc, "virtual link: TC keeps segmentation offload")
+        }
+        Attach::Auto => (Hook::Xdp, "NIC with XDP in its driver"),
+    };
+    let mut names = Vec::new();
+    // Behind XDP, the TC program takes what XDP cannot finish: a neighbour that has to be asked for.
+    let tcx = attach_tc(ebpf, pins, interface, &mut names)?;
+    let attached = match hook {
+        Hook::Tc => Ok(()),
+        Hook::Xdp => attach_xdp(
+            ebpf,
+            pins,
+            interface,
+            "balance_xdp",
+            XdpMode::Driver,
+            &mut names,
+        ),
+        Hook::XdpGeneric => attach_xdp(
+            ebpf,
+            pins,
+            interface,
+            "balance_xdp_generic",
+            XdpMode::Skb,
+            &mut names,
+        ),
+    };
+    let (word, why) = match (hook, attached) {
+        (Hook::Tc, _) => (tcx, why),
+        (Hook::Xdp, Ok(())) => ("xdp", why),
+        (Hook::XdpGeneric, Ok(())) => ("xdp-generic", why),
+        (_, Err(_)) if attach == Attach::Auto => (tcx, "the driver has no XDP"),
+        (_, Err(error)) => return Err(error),
+    };
+    let view = AttachmentView {
+        interface: interface.to_owned(),
+        hook: word.to_owned(),
+        why: why.to_owned(),
+    };
+    Ok((view, names))
+}
+
+fn attach_tc(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    interface: &str,
+    names: &mut Vec<String>,
+) -> Result<&'static str> {
+    let program = loader::classifier(ebpf, "balance_tc")?;
+    if !has_tcx() {
+        attach_clsact(program, interface)?;
+        return Ok("clsact");
+    }
+    let name = format!("link-tc-{interface}");
+    let path = pins.pin(&name);
+    names.push(name);
+    if adopt_tc(program, &path).is_some() {
+        return Ok("tcx");
+    }
+    let _ = fs::remove_file(&path);
+    let id = program.attach_with_options(
+        interface,
+        TcAttachType::Ingress,
+        TcAttachOptions::TcxOrder(LinkOrder::first()),
+    )?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(&path)?;
+    Ok("tcx")
+}
+
+/// Swaps the program of a pinned link; `None` when there is none, or its interface is gone.
+fn adopt_tc(program: &mut SchedClassifier, path: &Path) -> Option<()> {
+    let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+    program.attach_to_link(link.try_into().ok()?).ok().map(drop)
+}
+
+/// Before Linux 6.6: a filter of the clsact qdisc, which stays when the daemon ends and is replaced by the next.
+fn attach_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()> {
+    // Already there is as good as made.
+    let _ = aya::programs::tc::qdisc_add_clsact(interface);
+    let options = NlOptions {
+        priority: CLSACT_PRIORITY,
+        ..NlOptions::default()
+    };
+    let id = program.attach_with_options(
+        interface,
+        TcAttachType::Ingress,
+        TcAttachOptions::Netlink(options),
+    )?;
+    // The filter has to outlive the process; dropping the link would remove it.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn attach_xdp(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    interface: &str,
+    program: &str,
+    mode: XdpMode,
+    names: &mut Vec<String>,
+) -> Result<()> {
+    let name = format!("link-{program}-{interface}");
+    let program = loader::xdp(ebpf, program)?;
+    let path = pins.pin(&name);
+    if adopt_xdp(program, &path).is_none() {
+        let _ = fs::remove_file(&path);
+        let id = program.attach(interface, mode)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&path)?;
+    }
+    names.push(name);
+    Ok(())
+}
+
+fn adopt_xdp(program: &mut Xdp, path: &Path) -> Option<()> {
+    let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+    program.attach_to_link(link.try_into().ok()?).ok().map(drop)
+}
+
+/// tcx links came with Linux 6.6.
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// Attaches the steering program to the network namespace the daemon runs in. Two may be attached for a moment: both
+/// read the same tables.
+///
+/// # Errors
+///
+/// When the kernel refuses the program or the attachment (Linux before 5.9).
+pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()> {
+    let program = loader::sk_lookup(ebpf, "steer_sessions")?;
+    let namespace = fs::File::open("/proc/self/ns/net")?;
+    let id = program
+        .attach(&namespace)
+        .context("cannot attach the steering program (needs Linux 5.9)")?;
+    let link: FdLink = program.take_link(id)?.into();
+    pins.unpin(STEERING)?;
+    link.pin(pins.pin(STEERING))?;
+    Ok(())
+}
+
+/// Removes what `attach` left on the interfaces where links cannot be pinned.
+pub(super) fn detach_clsact(network: &Network) {
+    if has_tcx() {
+        return;
+    }
+    for interface in network
+        .client_interfaces
+        .iter()
+        .chain(&network.server_interfaces)
+    {
+        let _ =
+            aya::programs::tc::qdisc_detach_program(interface, TcAttachType::Ingress, "balance_tc");
+    }
+}
+
+/// Every named interface has to be there.
+///
+/// # Errors
+///
+/// Names the first that is missing, and those that are there.
+pub fn check_interfaces(network: &Network) -> Result<()> {
+    for interface in network
+        .client_interfaces
+        .iter()
+        .chain(&network.server_interfaces)
+    {
+        if rustix::net::netdevice::name_to_index(rustix_socket()?, interface).is_err() {
+            bail!(
+                "there is no interface {interface:?}\n  \
+                 Interfaces here: {}.\n  Correct client_interfaces or server_interfaces, or create it first.",
+                interfaces().join(", ")
+            );
+        }
+    }
+    Ok(())
+}
+
+fn rustix_socket() -> Result<std::os::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+fn interfaces() -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    text.lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split(':').next()?.trim().to_owned()))
+        .collect()
+}
+
+/// No device behind it, or one of a hypervisor: TC is the better hook there.
+fn is_virtual(interface: &str) -> bool {
+    let device = Path::new("/sys/class/net").join(interface).join("device");
+    match fs::read_link(device.join("driver")) {
+        Ok(driver) => driver
+            .file_name()
+            .is_some_and(|name| name == "virtio_net" || name == "xen-netfront"),
+        Err(_) => true,
+    }
+}

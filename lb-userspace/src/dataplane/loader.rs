@@ -1,0 +1,171 @@
+//! Loads the packet programs with the maps that are pinned, or new ones.
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapInfo},
+    programs::{ProgramError, SchedClassifier, SkLookup, Xdp},
+};
+
+use super::bpffs::PinDirectory;
+
+/// The packet programs, built for the BPF target.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"));
+
+/// Maps that outlive the daemon.
+pub(super) const PINNED: [&str; 14] = [
+    "CONFIG",
+    "SERVICES",
+    "POOLS",
+    "TURNS",
+    "MEMBERS",
+    "MEMBER_CELLS",
+    "SERVICE_CELLS",
+    "KEYS",
+    "FLOWS",
+    "FREE",
+    "ALLOCATION",
+    "DROPS",
+    "LISTENERS",
+    "SCRATCH",
+];
+
+/// The loaded object, and what was found when it was.
+pub(super) struct Loaded {
+    /// Programs and maps.
+    pub ebpf: Ebpf,
+    /// Maps of an earlier daemon were taken over.
+    pub adopted: bool,
+}
+
+/// Loads the object. Maps that are pinned are taken over after their sizes were checked; the others are made and pinned.
+///
+/// # Errors
+///
+/// When a pinned map has another shape, or the kernel refuses a map or a program.
+pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<Loaded> {
+    let names = pins.names();
+    let adopted = names.iter().any(|name| name == "CONFIG");
+    let paths: Vec<_> = PINNED.iter().map(|name| (*name, pins.pin(name))).collect();
+    let log = u32::from(kernel_log);
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries("FLOWS", flows)
+        .map_max_entries("FREE", flows)
+        .map_max_entries("KEYS", flows.saturating_mul(2))
+        .override_global("KERNEL_LOG", &log, true);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    if adopted {
+        check_shapes(pins, flows)?;
+    }
+    let ebpf = loader
+        .load(OBJECT)
+        .context("the kernel refused the maps of the packet programs")?;
+    Ok(Loaded { ebpf, adopted })
+}
+
+/// Loads a TC program into the kernel.
+///
+/// # Errors
+///
+/// With the verifier's last words when the kernel refuses it.
+pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program: &mut SchedClassifier = program(ebpf, name)?.try_into()?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(program)
+}
+
+/// Loads an XDP program into the kernel.
+///
+/// # Errors
+///
+/// With the verifier's last words when the kernel refuses it.
+pub(super) fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program: &mut Xdp = program(ebpf, name)?.try_into()?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(program)
+}
+
+/// Loads the steering program into the kernel.
+///
+/// # Errors
+///
+/// With the verifier's last words when the kernel refuses it.
+pub(super) fn sk_lookup<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SkLookup> {
+    let program: &mut SkLookup = program(ebpf, name)?.try_into()?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(program)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| anyhow!("the object has no program {name}"))
+}
+
+/// Takes a map out of the loaded object.
+///
+/// # Errors
+///
+/// When the object has no such map.
+pub(super) fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .ok_or_else(|| anyhow!("the object has no map {name}"))
+}
+
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = &error
+    else {
+        return anyhow!(error).context(format!("cannot load the program {name}"));
+    };
+    let log = verifier_log.to_string();
+    let last: Vec<_> = log
+        .lines()
+        .rev()
+        .filter(|line| !line.is_empty())
+        .take(24)
+        .collect();
+    let last: Vec<_> = last.into_iter().rev().collect();
+    anyhow!(
+        "the kernel refused the program {name}: {io_error}\n  smtplb needs Linux 5.15 or newer with BTF; the verifier's last words:\n  {}",
+        last.join("\n  ")
+    )
+}
+
+/// A map of another shape would make programs and daemon read past its records.
+fn check_shapes(pins: &PinDirectory, flows: u32) -> Result<()> {
+    let object = aya_obj::Object::parse(OBJECT).context("the embedded object is damaged")?;
+    for name in PINNED {
+        let (Some(map), Ok(info)) = (object.maps.get(name), MapInfo::from_pin(pins.pin(name)))
+        else {
+            continue;
+        };
+        let (key, value) = (map.key_size(), map.value_size());
+        if (info.key_size(), info.value_size()) != (key, value) {
+            bail!(
+                "the pinned map {} has keys of {} and values of {} bytes, this version needs {key} and {value}\n  \
+                 It belongs to another build of the same layout version. Stop that one, or remove the directory's pins.",
+                pins.pin(name).display(),
+                info.key_size(),
+                info.value_size()
+            );
+        }
+        if name == "FLOWS" && info.max_entries() != flows {
+            log::warn!(
+                "max_flows = {flows} takes effect after a full stop: {} records are in use since an earlier start",
+                info.max_entries()
+            );
+        }
+    }
+    Ok(())
+}

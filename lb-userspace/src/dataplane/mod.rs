@@ -1,0 +1,331 @@
+//! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
+
+mod addresses;
+mod bpffs;
+mod links;
+mod loader;
+mod sys;
+mod tables;
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, os::fd::AsRawFd, path::Path};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    maps::{MapData, SockMap},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use lb_common::{layout::MAX_WORKERS, service::Config, stats::TrafficCell};
+
+pub use self::{
+    addresses::Addresses,
+    links::check_interfaces,
+    loader::OBJECT,
+    tables::{FlowSnapshot, Numbers},
+};
+use self::{bpffs::PinDirectory, tables::Tables};
+use crate::{
+    admin::view::AttachmentView,
+    model::{Generation, Name},
+};
+
+/// Records that one run of the sweep program looks at; the same number stands in the program.
+const SWEEP: u64 = 32;
+/// A full sweep takes this many calls of [`KernelPlane::sweep`].
+const SWEEP_CALLS: u64 = 8;
+
+/// The kernel plane, loaded.
+pub struct KernelPlane {
+    ebpf: Ebpf,
+    pins: PinDirectory,
+    tables: Tables,
+    listeners: SockMap<MapData>,
+    attachments: Vec<AttachmentView>,
+    adopted: bool,
+}
+
+impl KernelPlane {
+    /// Loads programs and tables; nothing is attached, and no packet is touched yet.
+    ///
+    /// # Errors
+    ///
+    /// When the pins cannot be kept, or the kernel refuses something.
+    pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
+        let pins = PinDirectory::open(bpffs)?;
+        let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
+        loader::classifier(&mut ebpf, "sweep_flows")?;
+        loader::classifier(&mut ebpf, "balance_tc")?;
+        loader::sk_lookup(&mut ebpf, "steer_sessions")?;
+        let tables = Tables::open(&mut ebpf)?;
+        let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        Ok(Self {
+            ebpf,
+            pins,
+            tables,
+            listeners,
+            attachments: Vec::new(),
+            adopted,
+        })
+    }
+
+    /// Were the tables of an earlier daemon taken over?
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Process id of the daemon that applied the generation in use.
+    pub fn owner(&self) -> Option<u32> {
+        self.tables.config().map(|config| config.owner)
+    }
+
+    /// Number of the generation in use; 0 before the first.
+    pub fn generation(&self) -> u32 {
+        self.tables.config().map_or(0, |config| config.generation)
+    }
+
+    /// Finds the numbers of a generation's members and virtual servers.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many.
+    pub fn number(&self, generation: &Generation) -> Result<Numbers> {
+        self.tables.number(generation)
+    }
+
+    /// The last state that the tables know of a member.
+    pub fn available(&self, number: u16) -> Option<bool> {
+        self.tables.available(number)
+    }
+
+    /// Counters of a member.
+    pub fn member_cell(&self, number: u16) -> &'static TrafficCell {
+        &self.tables.member_cells[usize::from(number)]
+    }
+
+    /// Counters of a virtual server.
+    pub fn service_cell(&self, number: u16) -> &'static TrafficCell {
+        &self.tables.service_cells[usize::from(number)]
+    }
+
+    /// Flips the tables to a generation.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record; the generation in use stays in use.
+    pub fn apply(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        up: impl Fn(u16) -> bool,
+        workers: u32,
+    ) -> Result<()> {
+        let (port_low, port_count) = snat_ports();
+        let config = Config {
+            epoch: 0,
+            port_low,
+            port_count,
+            generation: 0,
+            flows: 0,
+            workers,
+            owner: std::process::id(),
+        };
+        self.tables
+            .apply(generation, numbers, up, config)
+            .context("cannot fill the tables of the kernel plane")
+    }
+
+    /// Attaches the packet programs, or swaps them in place.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach(&mut self, generation: &Generation) -> Result<()> {
+        self.attachments = links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+        Ok(())
+    }
+
+    /// Removes packet programs that an earlier generation needed and this one does not.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
+        links::detach_clsact(&generation.network);
+        for name in self.pins.names() {
+            if name.starts_with("link-") && name != links::STEERING {
+                self.pins.unpin(&name)?;
+            }
+        }
+        self.attachments.clear();
+        Ok(())
+    }
+
+    /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
+    /// program. `listeners` are IPv4 and IPv6 of each worker in turn.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a listener or the program.
+    pub fn steer<V4: AsRawFd, V6: AsRawFd>(
+        &mut self,
+        listeners: &[(V4, Option<V6>)],
+    ) -> Result<()> {
+        for (slot, (v4, v6)) in (0u32..MAX_WORKERS).zip(listeners) {
+            self.listeners
+                .set(slot, v4, 0)
+                .context("cannot put a listener into the steering table")?;
+            if let Some(v6) = v6 {
+                self.listeners.set(MAX_WORKERS + slot, v6, 0)?;
+            }
+        }
+        links::attach_steering(&mut self.ebpf, &self.pins)
+    }
+
+    /// Tells the programs what a monitor found.
+    ///
+    /// # Errors
+    ///
+    /// When the table refuses the record.
+    pub fn set_member(
+        &mut self,
+        number: u16,
+        pool: &Name,
+        address: SocketAddr,
+        up: bool,
+    ) -> Result<()> {
+        self.tables.write_member(number, pool, address, up)
+    }
+
+    /// Releases expired flows in the next eighth of the table. Packets wait for nothing meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run the program.
+    pub fn sweep(&mut self) -> Result<()> {
+        let used = self.tables.flows_max();
+        let program: &mut SchedClassifier = loader::classifier(&mut self.ebpf, "sweep_flows")?;
+        let packet = [0u8; 64];
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            repeat: used.div_ceil(SWEEP * SWEEP_CALLS).max(1) as u32,
+            ..TestRunOptions::new()
+        };
+        program
+            .test_run(options)
+            .context("cannot run the sweep program")?;
+        Ok(())
+    }
+
+    /// Attaches a program that passes everything, in the driver, until this process ends: a veth delivers redirected
+    /// frames only when its peer has an XDP program.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pass_natively(&mut self, interfaces: &[&str]) -> Result<()> {
+        let program = loader::xdp(&mut self.ebpf, "pass")?;
+        for interface in interfaces {
+            program.attach(interface, aya::programs::XdpMode::Driver)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the program is unknown, or the kernel refuses to run it.
+    pub fn run_packet(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        ingress: u32,
+    ) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; packet.len() + 256];
+        let mut options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        };
+        let mut context;
+        let result = if program.starts_with("balance_xdp") {
+            // struct xdp_md: data_end is the length, then the interface.
+            context = vec![0; 24];
+            context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+            context[12..16].copy_from_slice(&ingress.to_ne_bytes());
+            options.ctx_in = Some(&context);
+            loader::xdp(&mut self.ebpf, program)?.test_run(options)
+        } else {
+            // struct __sk_buff: ingress_ifindex, ifindex.
+            context = vec![0; 192];
+            context[36..40].copy_from_slice(&ingress.to_ne_bytes());
+            context[40..44].copy_from_slice(&ingress.to_ne_bytes());
+            options.ctx_in = Some(&context);
+            loader::classifier(&mut self.ebpf, program)?.test_run(options)
+        }
+        .with_context(|| format!("cannot run a packet through {program}"))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// Where the packet programs are attached, and why there.
+    pub fn attachments(&self) -> &[AttachmentView] {
+        &self.attachments
+    }
+
+    /// Every flow.
+    pub fn flows(&self) -> Vec<FlowSnapshot> {
+        self.tables.flows().collect()
+    }
+
+    /// How many flows fit.
+    pub fn flows_max(&self) -> u64 {
+        self.tables.flows_max()
+    }
+
+    /// What was not carried, by reason.
+    pub fn drops(&self) -> BTreeMap<String, u64> {
+        self.tables
+            .drops()
+            .into_iter()
+            .map(|(reason, count)| (reason.word().to_owned(), count))
+            .collect()
+    }
+
+    /// The programs' log lines, as they are written (`run --kernel-log`).
+    ///
+    /// # Errors
+    ///
+    /// When the object was loaded without them.
+    pub fn log_lines(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
+    }
+
+    /// Takes the kernel plane down: programs, pins and tables.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn remove(self, generation: &Generation) -> Result<()> {
+        links::detach_clsact(&generation.network);
+        self.pins.clear().context("cannot remove the pins")
+    }
+}
+
+/// SNAT ports: the larger range beside the one that the box's own sockets use, so that they never meet.
+fn snat_ports() -> (u16, u16) {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text
+        .split_whitespace()
+        .map_while(|word| word.parse::<u16>().ok());
+    let (low, high) = match (bounds.next(), bounds.next()) {
+        (Some(low), Some(high)) => (low, high),
+        _ => (32_768, 60_999),
+    };
+    let below = low.saturating_sub(1024);
+    let above = u16::MAX - high;
+    match below >= above {
+        true => (1024, below.max(1)),
+        false => (high + 1, above),
+    }
+}

@@ -1,0 +1,95 @@
+//! The one place with unsafe code: arrays of the kernel mapped into memory, and plain records as map values.
+#![expect(
+    unsafe_code,
+    reason = "shared memory with the kernel; each block states its condition"
+)]
+
+use std::{
+    io,
+    os::fd::AsFd,
+    ptr::{NonNull, null_mut},
+};
+
+use aya::maps::{MapData, MapInfo};
+use lb_common::{
+    flow::{Flow, FlowKey, Route},
+    member::Member,
+    service::{Config, Pool, Service, ServiceKey},
+    stats::TrafficCell,
+};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+/// A record that a map holds as it is.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record<T: Copy>(pub T);
+
+macro_rules! records {
+    ($($t:ty),*) => { $(
+        // SAFETY: declared with `map_record!`: `repr(C)`, integers only, no padding, so any bytes are a value.
+        unsafe impl aya::Pod for Record<$t> {}
+    )* };
+}
+records!(Config, FlowKey, Member, Pool, Service, ServiceKey);
+
+/// Where new flow records come from; the programs' view is in `lb-ebpf`.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Allocation {
+    /// The highest slot that was ever used.
+    pub unused: lb_common::atomic::AtomicU32,
+    rest: [u32; 3],
+}
+
+/// A type whose values in shared memory may be looked at while the kernel writes them.
+///
+/// # Safety
+///
+/// Any bytes are a value, and everything that changes is atomic.
+pub(super) unsafe trait Shared: Sync + 'static {}
+
+// SAFETY: atomics and unused words.
+unsafe impl Shared for TrafficCell {}
+// SAFETY: atomics, and a route that is read by `route` only.
+unsafe impl Shared for Flow {}
+// SAFETY: an atomic, and words nobody reads.
+unsafe impl Shared for Allocation {}
+
+/// Maps an array of the kernel into memory, for the life of the process: a handful of arrays, each mapped once.
+///
+/// # Errors
+///
+/// When the record size differs, the map was not made for it (Linux before 5.5), or memory is short.
+pub(super) fn map_array<T: Shared>(map: &MapData) -> io::Result<&'static [T]> {
+    let info: MapInfo = map.info().map_err(io::Error::other)?;
+    let count = info.max_entries() as usize;
+    if info.value_size() as usize != size_of::<T>() {
+        return Err(io::Error::other(format!(
+            "records of {} bytes, expected {}",
+            info.value_size(),
+            size_of::<T>()
+        )));
+    }
+    // SAFETY: a fresh mapping that overlaps nothing of ours.
+    let pointer = unsafe {
+        mmap(
+            null_mut(),
+            count * size_of::<T>(),
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            map.fd().as_fd(),
+            0,
+        )
+    }?;
+    let pointer =
+        NonNull::new(pointer.cast::<T>()).ok_or_else(|| io::Error::other("mapped at zero"))?;
+    // SAFETY: the kernel mapped `count` records of this size, page-aligned; the mapping is never removed; `Shared`
+    // promises that concurrent writes are harmless.
+    Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), count) })
+}
+
+/// The ends of a flow, copied while the kernel may be rewriting them: the caller checks the phase before and after.
+pub(super) fn route(flow: &Flow) -> Route {
+    // SAFETY: inside a live mapping; volatile, since the memory is shared with the kernel.
+    unsafe { (&raw const flow.route).read_volatile() }
+}

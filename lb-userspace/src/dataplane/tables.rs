@@ -1,0 +1,386 @@
+//! A generation in the kernel's tables: built aside, then flipped; numbers of members and virtual servers are kept.
+
+use std::{
+    collections::HashMap as Index,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::Ordering::Relaxed,
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+};
+use lb_common::{
+    addr::Addr,
+    flow::{Flow, split_owners},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS},
+    member::Member,
+    reason::DropReason,
+    service::{Config, Pool, Service, ServiceKey},
+    stats::TrafficCell,
+    tcp::Phase,
+};
+
+use super::{
+    loader,
+    sys::{self, Allocation, Record},
+};
+use crate::model::{Forward, Generation, Method, Name, Snat};
+
+/// The tables, open.
+pub(super) struct Tables {
+    config: Array<MapData, Record<Config>>,
+    services: HashMap<MapData, Record<ServiceKey>, Record<Service>>,
+    pools: Array<MapData, Record<Pool>>,
+    members: Array<MapData, Record<Member>>,
+    drops: PerCpuArray<MapData, u64>,
+    /// Counters of members, by number.
+    pub member_cells: &'static [TrafficCell],
+    /// Counters of virtual servers, by number.
+    pub service_cells: &'static [TrafficCell],
+    flows: &'static [Flow],
+    allocation: &'static [Allocation],
+    /// Programs that are loaded later still name these.
+    _mapped: Vec<MapData>,
+}
+
+/// The numbers that a generation's objects have in the tables.
+#[derive(Debug, Default, Clone)]
+pub struct Numbers {
+    /// By pool name and member address.
+    pub members: Index<(Name, SocketAddr), u16>,
+    /// By virtual server name.
+    pub virtual_servers: Index<Name, u16>,
+}
+
+/// One flow, read out of the tables.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowSnapshot {
+    /// The four ends.
+    pub route: lb_common::flow::Route,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Number of its virtual server.
+    pub virtual_server: u16,
+    /// Number of its member.
+    pub member: u16,
+    /// Tick of the first packet.
+    pub created: u32,
+    /// Tick of the last packet.
+    pub last_seen: u32,
+    /// Packets forward and reverse.
+    pub packets: [u64; 2],
+    /// Bytes forward and reverse.
+    pub bytes: [u64; 2],
+}
+
+impl Tables {
+    /// Takes the tables out of the loaded object.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or cannot be mapped.
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut keep = Vec::new();
+        Ok(Self {
+            config: loader::map(ebpf, "CONFIG")?.try_into()?,
+            services: loader::map(ebpf, "SERVICES")?.try_into()?,
+            pools: loader::map(ebpf, "POOLS")?.try_into()?,
+            members: loader::map(ebpf, "MEMBERS")?.try_into()?,
+            drops: loader::map(ebpf, "DROPS")?.try_into()?,
+            member_cells: mapped(ebpf, "MEMBER_CELLS", &mut keep)?,
+            service_cells: mapped(ebpf, "SERVICE_CELLS", &mut keep)?,
+            flows: mapped(ebpf, "FLOWS", &mut keep)?,
+            allocation: mapped(ebpf, "ALLOCATION", &mut keep)?,
+            _mapped: keep,
+        })
+    }
+
+    /// What the programs go by now; `None` before the first generation.
+    pub(super) fn config(&self) -> Option<Config> {
+        self.config
+            .get(&0, 0)
+            .ok()
+            .map(|record| record.0)
+            .filter(|config| config.generation != 0)
+    }
+
+    /// Finds a number for every member and virtual server: the one it had, else one that nobody uses.
+    ///
+    /// # Errors
+    ///
+    /// When there are more of them than numbers.
+    pub(super) fn number(&self, generation: &Generation) -> Result<Numbers> {
+        let mut numbers = Numbers::default();
+        let epoch = self.config().map_or(0, |config| config.epoch as u16);
+        let mut known_members = Index::new();
+        for number in 1..MAX_MEMBERS {
+            let record = self.members.get(&number, 0)?.0;
+            if record.port != 0 {
+                known_members.insert(
+                    (record.pool_hash, record.address.to_socket_addr(record.port)),
+                    number as u16,
+                );
+            }
+        }
+        let mut known_services = Index::new();
+        for (key, service) in self.services.iter().flatten() {
+            let (key, service) = (key.0, service.0);
+            let place = known_services.entry(key.address.to_socket_addr(key.port));
+            if key.epoch == epoch {
+                place.insert_entry(service.virtual_server);
+            } else {
+                place.or_insert(service.virtual_server);
+            }
+        }
+        let mut taken_members: Vec<u16> = Vec::new();
+        let mut fresh = Vec::new();
+        for pool in generation.pools.values() {
+            for member in &pool.members {
+                match known_members.get(&(pool_hash(&pool.name), member.address)) {
+                    Some(number) => {
+                        taken_members.push(*number);
+                        numbers
+                            .members
+                            .insert((pool.name.clone(), member.address), *number);
+                    }
+                    None => fresh.push((pool.name.clone(), member.address)),
+                }
+            }
+        }
+        let mut free = (1..MAX_MEMBERS as u16)
+            .filter(|number| !taken_members.contains(number) && idle(self.member_cells, *number));
+        for key in fresh {
+            let number = free
+                .next()
+                .with_context(|| format!("more than {} members in all", MAX_MEMBERS - 1))?;
+            reset(&self.member_cells[usize::from(number)]);
+            numbers.members.insert(key, number);
+        }
+        let mut taken: Vec<u16> = Vec::new();
+        let mut fresh = Vec::new();
+        for server in &generation.virtual_servers {
+            match known_services.get(&server.socket_addr()) {
+                Some(number) => {
+                    taken.push(*number);
+                    numbers.virtual_servers.insert(server.name.clone(), *number);
+                }
+                None => fresh.push(server.name.clone()),
+            }
+        }
+        let mut free = (1..MAX_VIRTUAL_SERVERS as u16)
+            .filter(|number| !taken.contains(number) && idle(self.service_cells, *number));
+        for name in fresh {
+            let number = free.next().with_context(|| {
+                format!("more than {} virtual servers", MAX_VIRTUAL_SERVERS - 1)
+            })?;
+            reset(&self.service_cells[usize::from(number)]);
+            numbers.virtual_servers.insert(name, number);
+        }
+        Ok(numbers)
+    }
+
+    /// The state that the programs know of a member; `None` for a number that was never written.
+    pub(super) fn available(&self, number: u16) -> Option<bool> {
+        let record = self.members.get(&u32::from(number), 0).ok()?.0;
+        (record.port != 0).then_some(record.available != 0)
+    }
+
+    /// Builds a generation aside and flips to it.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record; the generation in use stays in use.
+    pub(super) fn apply(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        up: impl Fn(u16) -> bool,
+        mut config: Config,
+    ) -> Result<()> {
+        let epoch = self.config().map_or(0, |config| config.epoch ^ 1);
+        if generation.pools.len() as u32 >= MAX_POOLS {
+            bail!("more than {} pools", MAX_POOLS - 1);
+        }
+        let stale: Vec<_> = self
+            .services
+            .keys()
+            .flatten()
+            .filter(|key| u32::from(key.0.epoch) == epoch)
+            .collect();
+        for key in stale {
+            self.services.remove(&key)?;
+        }
+        let mut pool_index = Index::new();
+        for (turn, pool) in (1u32..).zip(generation.pools.values()) {
+            let mut record = Pool {
+                method: match pool.method {
+                    Method::LeastConnections => Pool::LEAST_CONNECTIONS,
+                    Method::RoundRobin => Pool::ROUND_ROBIN,
+                },
+                count: pool.members.len().min(POOL_MEMBERS) as u32,
+                turn,
+                members: [0; POOL_MEMBERS],
+            };
+            for (place, member) in record.members.iter_mut().zip(&pool.members) {
+                let number = numbers.members[&(pool.name.clone(), member.address)];
+                *place = number;
+                self.write_member(number, &pool.name, member.address, up(number))?;
+            }
+            let index = epoch * MAX_POOLS + turn;
+            self.pools.set(index, Record(record), 0)?;
+            pool_index.insert(pool.name.clone(), index);
+        }
+        for server in &generation.virtual_servers {
+            let key = ServiceKey {
+                address: server.address.into(),
+                port: server.port.to_be(),
+                epoch: epoch as u16,
+            };
+            let (forward, snat) = match &server.forward {
+                Forward::Passthrough { snat: Snat::None } => {
+                    (Service::PASSTHROUGH, Service::SNAT_NONE)
+                }
+                Forward::Passthrough {
+                    snat: Snat::Automap,
+                } => (Service::PASSTHROUGH, Service::SNAT_AUTOMAP),
+                Forward::Proxy { .. } => (Service::PROXY, Service::SNAT_NONE),
+            };
+            let service = Service {
+                pool: pool_index[&server.pool],
+                virtual_server: numbers.virtual_servers[&server.name],
+                forward,
+                snat,
+            };
+            self.services.insert(Record(key), Record(service), 0)?;
+        }
+        config.epoch = epoch;
+        config.generation = self.config().map_or(1, |old| old.generation + 1);
+        config.flows = self.flows.len() as u32;
+        self.config.set(0, Record(config), 0)?;
+        Ok(())
+    }
+
+    /// Writes what a monitor found, and the box's own address on the way to the member.
+    ///
+    /// # Errors
+    ///
+    /// When the table refuses the record.
+    pub(super) fn write_member(
+        &mut self,
+        number: u16,
+        pool: &Name,
+        address: SocketAddr,
+        up: bool,
+    ) -> Result<()> {
+        let record = Member {
+            address: address.ip().into(),
+            automap: own_address_towards(address).map_or(Addr::UNSET, Addr::from),
+            port: address.port().to_be(),
+            available: u16::from(up),
+            pool_hash: pool_hash(pool),
+        };
+        self.members.set(u32::from(number), Record(record), 0)?;
+        Ok(())
+    }
+
+    /// How often a packet or connection was not carried, by reason.
+    pub(super) fn drops(&self) -> Vec<(DropReason, u64)> {
+        DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let count = self
+                    .drops
+                    .get(&(*reason as u32), 0)
+                    .map_or(0, |cpus| cpus.iter().sum());
+                (*reason, count)
+            })
+            .collect()
+    }
+
+    /// Every flow, half-open and closing ones included.
+    pub(super) fn flows(&self) -> impl Iterator<Item = FlowSnapshot> + '_ {
+        let used = self.allocation[0].unused.load(Relaxed) as usize + 1;
+        self.flows[..used.min(self.flows.len())]
+            .iter()
+            .filter_map(snapshot)
+    }
+
+    /// How many flow records there are.
+    pub(super) fn flows_max(&self) -> u64 {
+        self.flows.len() as u64 - 1
+    }
+}
+
+fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    if matches!(phase, Phase::Free | Phase::Claimed) {
+        return None;
+    }
+    let route = sys::route(flow);
+    let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
+    Some(FlowSnapshot {
+        route,
+        phase,
+        virtual_server,
+        member,
+        created: flow.created.load(Relaxed),
+        last_seen: flow.last_seen.load(Relaxed),
+        packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
+        bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),
+    })
+}
+
+fn mapped<T: sys::Shared>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    keep: &mut Vec<MapData>,
+) -> Result<&'static [T]> {
+    let Map::Array(data) = loader::map(ebpf, name)? else {
+        bail!("{name} is no array");
+    };
+    let array = sys::map_array(&data).with_context(|| format!("cannot map {name} into memory"))?;
+    keep.push(data);
+    Ok(array)
+}
+
+/// Nobody counts there now.
+fn idle(cells: &[TrafficCell], number: u16) -> bool {
+    cells[usize::from(number)].active() == 0
+}
+
+fn reset(cell: &TrafficCell) {
+    for counter in [
+        &cell.flows_active,
+        &cell.flows_total,
+        &cell.flow_bytes_in,
+        &cell.flow_bytes_out,
+        &cell.flow_packets_in,
+        &cell.flow_packets_out,
+        &cell.sessions_active,
+        &cell.sessions_total,
+        &cell.session_bytes_in,
+        &cell.session_bytes_out,
+    ] {
+        counter.store(0, Relaxed);
+    }
+}
+
+/// Tells pools apart in the member table (FNV-1a, 32 bits).
+fn pool_hash(name: &Name) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// The address the kernel would use towards a member: connecting a UDP socket asks the routing table, and sends nothing.
+fn own_address_towards(member: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = match member {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(member).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}

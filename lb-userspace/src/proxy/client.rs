@@ -1,0 +1,181 @@
+//! The client's end: plain or TLS, behind one face.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::{ProtocolVersion, ServerConfig};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::wire::Wire;
+use crate::{smtp::end::End, telemetry::session::TlsFacts};
+
+/// How long the last bytes may take, and how long we hear a client out that still sends: closing
+/// before that would reset the connection and could destroy our last reply on its way.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// A client that is silent for so long has heard.
+const SILENCE: Duration = Duration::from_secs(2);
+/// A client that sends and sends.
+const HEARING: Duration = Duration::from_secs(30);
+
+/// A client's connection.
+#[derive(Debug)]
+pub(super) enum ClientStream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<Wire>>),
+    /// The handshake failed.
+    Gone,
+}
+
+/// What is already known of bytes that the client has sent and we have not read.
+pub(super) enum Waiting {
+    Nothing,
+    Bytes,
+    End,
+}
+
+impl ClientStream {
+    /// Looks past what the runtime has noticed so far.
+    pub(super) fn waiting(&self) -> Waiting {
+        let Self::Plain(tcp) = self else {
+            return Waiting::Nothing;
+        };
+        match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+            Ok(0) => Waiting::End,
+            Ok(_) => Waiting::Bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Waiting::Nothing,
+            Err(_) => Waiting::End,
+        }
+    }
+
+    /// Shakes hands; on failure nothing is left but to close.
+    pub(super) async fn secure(
+        &mut self,
+        config: Arc<ServerConfig>,
+        limit: Duration,
+    ) -> Result<(), End> {
+        let Self::Plain(tcp) = std::mem::replace(self, Self::Gone) else {
+            return Err(End::TlsFailed);
+        };
+        let stream = timeout(limit, handshake(tcp, config))
+            .await
+            .unwrap_or(Err(End::TlsTimeout))?;
+        *self = Self::Tls(Box::new(stream));
+        Ok(())
+    }
+
+    /// What was agreed.
+    pub(super) fn tls(&self) -> Option<TlsFacts> {
+        let Self::Tls(stream) = self else { return None };
+        let (_, connection) = stream.get_ref();
+        let version = match connection.protocol_version()? {
+            ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            ProtocolVersion::TLSv1_3 => "TLSv1.3",
+            _ => "unknown",
+        };
+        let suite = connection
+            .negotiated_cipher_suite()?
+            .suite()
+            .as_str()
+            .unwrap_or("unknown");
+        Some(TlsFacts { version, suite })
+    }
+
+    /// Sends the last bytes, closes our side and hears the client out.
+    pub(super) async fn farewell(&mut self, bytes: &[u8]) {
+        let last = async {
+            self.write_all(bytes).await?;
+            self.shutdown().await
+        };
+        if !matches!(timeout(FAREWELL, last).await, Ok(Ok(()))) {
+            return;
+        }
+        let until = Instant::now() + HEARING;
+        let mut heard = [0; 4096];
+        while Instant::now() < until {
+            match timeout_at(until.min(Instant::now() + SILENCE), self.read(&mut heard)).await {
+                Ok(Ok(1..)) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<TlsStream<Wire>, End> {
+    let mut wire = Wire::new(tcp);
+    match wire.starts_with_handshake().await {
+        Ok(true) => {}
+        // No words: the other side waits for TLS, or is no client at all.
+        Ok(false) => return Err(End::StartTlsInjection),
+        Err(_) => return Err(End::ClientClosed),
+    }
+    let accept = TlsAcceptor::from(config).accept(wire).into_fallible();
+    accept.await.map_err(|(_, wire)| {
+        // The alert is on its way; a reset must not overtake it.
+        tokio::spawn(async move {
+            let mut wire = wire;
+            let hear_out = async {
+                let _ = wire.shutdown().await;
+                let mut heard = [0; 1024];
+                while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
+            };
+            let _ = timeout(SILENCE, hear_out).await;
+        });
+        End::TlsFailed
+    })
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, out),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, out),
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Gone => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Gone => Poll::Ready(Ok(())),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What happened in the proxy plane, counted by name for `smtplb stats` and the metrics.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::smtp::end::End;
+
+/// A connection to an address that no virtual server has; it was closed at once.
+pub const NO_VIRTUAL_SERVER: &str = "no-virtual-server";
+/// Accepting paused because the process or the machine was short of something, mostly descriptors.
+pub const ACCEPT_PAUSED: &str = "accept-paused";
+/// A member refused a connection or did not answer in time; the next one was tried.
+pub const MEMBER_CONNECT_FAILED: &str = "member-connect-failed";
+/// A member was passed over for its greeting, or its silence; the next one was tried.
+pub const MEMBER_PASSED_OVER: &str = "member-passed-over";
+
+/// Counters; every [`End`] counts under its own word.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    ends: [AtomicU64; End::ALL.len()],
+    pub(super) no_virtual_server: AtomicU64,
+    pub(super) accept_paused: AtomicU64,
+    pub(super) member_connect_failed: AtomicU64,
+    pub(super) member_passed_over: AtomicU64,
+}
+
+impl Events {
+    /// A session ended.
+    pub(super) fn count_end(&self, end: End) {
+        self.ends[end as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Every name, those that never happened included.
+    pub(super) fn snapshot(&self) -> BTreeMap<String, u64> {
+        let ends = End::ALL.map(|end| (end.as_str(), &self.ends[end as usize]));
+        let others = [
+            (NO_VIRTUAL_SERVER, &self.no_virtual_server),
+            (ACCEPT_PAUSED, &self.accept_paused),
+            (MEMBER_CONNECT_FAILED, &self.member_connect_failed),
+            (MEMBER_PASSED_OVER, &self.member_passed_over),
+        ];
+        let all = ends.into_iter().chain(others);
+        all.map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_own_counter() {
+        let events = Events::default();
+        for (times, end) in End::ALL.into_iter().enumerate() {
+            assert_eq!(end as usize, times);
+            (0..times).for_each(|_| events.count_end(end));
+        }
+        let counts = events.snapshot();
+        for (times, end) in End::ALL.into_iter().enumerate() {
+            assert_eq!(counts[end.as_str()], times as u64);
+        }
+        assert_eq!(counts.len(), End::ALL.len() + 4);
+    }
+}

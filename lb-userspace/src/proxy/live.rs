@@ -1,0 +1,128 @@
+//! The sessions of a worker, for those who ask.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    admin::view::SessionView, model::Name, smtp::phase::Phase, telemetry::session::SessionId,
+};
+
+/// Sessions that run.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    sessions: Mutex<HashMap<SessionId, Arc<Entry>>>,
+    left: Notify,
+}
+
+/// What others may see of a session.
+#[derive(Debug)]
+pub(super) struct Entry {
+    virtual_server: Name,
+    client: SocketAddr,
+    since: Instant,
+    phase: AtomicU8,
+    member: Mutex<Option<Name>>,
+}
+
+/// A session's place in the list, left when dropped.
+#[derive(Debug)]
+pub(super) struct Present {
+    pub(super) id: SessionId,
+    pub(super) entry: Arc<Entry>,
+    live: Arc<Live>,
+}
+
+impl Live {
+    /// A session begins.
+    pub(super) fn enter(self: &Arc<Self>, virtual_server: Name, client: SocketAddr) -> Present {
+        let id = next_id();
+        let entry = Arc::new(Entry {
+            virtual_server,
+            client,
+            since: Instant::now(),
+            phase: AtomicU8::new(Phase::Connect as u8),
+            member: Mutex::new(None),
+        });
+        lock(&self.sessions).insert(id, entry.clone());
+        Present {
+            id,
+            entry,
+            live: self.clone(),
+        }
+    }
+
+    /// Waits until none is left.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let left = self.left.notified();
+            if lock(&self.sessions).is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.sessions).len()
+    }
+
+    /// All of them, in no order.
+    pub(super) fn views(&self) -> Vec<SessionView> {
+        let sessions = lock(&self.sessions);
+        let view = |(id, entry): (&SessionId, &Arc<Entry>)| SessionView {
+            id: id.to_string(),
+            virtual_server: entry.virtual_server.to_string(),
+            client: entry.client,
+            member: lock(&entry.member).as_ref().map(ToString::to_string),
+            phase: Phase::from_number(entry.phase.load(Relaxed))
+                .as_str()
+                .to_owned(),
+            age_s: entry.since.elapsed().as_secs(),
+        };
+        sessions.iter().map(view).collect()
+    }
+}
+
+impl Entry {
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    pub(super) fn set_member(&self, member: Option<Name>) {
+        *lock(&self.member) = member;
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        lock(&self.live.sessions).remove(&self.id);
+        self.live.left.notify_waiters();
+    }
+}
+
+/// Counts up from the second in which the process began: no number comes back after a restart.
+fn next_id() -> SessionId {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static FIRST: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        now.as_secs() << 28
+    });
+    SessionId(*FIRST + NEXT.fetch_add(1, Relaxed))
+}
+
+/// A panic elsewhere leaves the list as usable as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,422 @@
+//! Moves bytes between the client, the machine and the member: one poll function, no tasks, and no
+//! buffer that an idle session would hold.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep_until},
+};
+
+use lb_common::stats::TrafficCell;
+
+use super::{client::ClientStream, live::Entry, upstream::Upstream};
+use crate::smtp::{
+    end::End,
+    session::{Action, Session},
+    timeouts::Timeouts,
+};
+
+/// Most bytes of a client handled at once: several TLS records, one write to the member.
+const CLIENT_READ: usize = 64 * 1024;
+/// Most bytes of a member read at once.
+const MEMBER_READ: usize = 16 * 1024;
+/// Replies that may wait for a client that does not read; the member waits beyond.
+const MAX_UNREAD: usize = 64 * 1024;
+/// Bytes moved before the counters are told.
+const COUNT_EVERY: u64 = 64 * 1024;
+/// What a drained queue may keep for the next bytes.
+const KEPT: usize = 512;
+
+thread_local! {
+    /// One per worker.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CLIENT_READ]);
+}
+
+/// One session's ends and its machine.
+#[derive(Debug)]
+pub(super) struct Pump {
+    pub(super) session: Session,
+    pub(super) client: ClientStream,
+    pub(super) member: Option<Upstream>,
+    pub(super) moved: Moved,
+    timeouts: Timeouts,
+    /// Bytes of the client that the machine left behind.
+    backlog: Vec<u8>,
+    backlog_at: usize,
+    client_ended: bool,
+    unflushed: bool,
+    /// Since when a peer does not take what we have for it.
+    blocked: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    armed: Instant,
+    entry: Arc<Entry>,
+    cell: &'static TrafficCell,
+    counted: Moved,
+}
+
+/// Bytes of SMTP that reached their peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Moved {
+    pub(super) to_member: u64,
+    pub(super) to_client: u64,
+}
+
+impl Moved {
+    fn all(self) -> u64 {
+        self.to_member + self.to_client
+    }
+}
+
+/// What the pump cannot do alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Connect,
+    StartTls,
+    Close(End),
+}
+
+impl Pump {
+    pub(super) fn new(
+        session: Session,
+        client: ClientStream,
+        timeouts: Timeouts,
+        entry: Arc<Entry>,
+        cell: &'static TrafficCell,
+    ) -> Self {
+        let armed = Instant::now() + timeouts.command;
+        Self {
+            session,
+            client,
+            member: None,
+            moved: Moved::default(),
+            timeouts,
+            backlog: Vec::new(),
+            backlog_at: 0,
+            client_ended: false,
+            unflushed: false,
+            blocked: None,
+            timer: Box::pin(sleep_until(armed.into())),
+            armed,
+            entry,
+            cell,
+            counted: Moved::default(),
+        }
+    }
+
+    /// Moves bytes until something else is due. Safe to drop at any await.
+    pub(super) async fn turn(&mut self) -> Turn {
+        poll_fn(|cx| self.poll_turn(cx)).await
+    }
+
+    /// Sends what is queued for the client, within the time for sending.
+    pub(super) async fn flush_client(&mut self) {
+        let limit = self.timeouts.send;
+        let flushed = poll_fn(|cx| {
+            self.send_to_client(cx);
+            if self.session.to_client().is_empty() && !self.unflushed {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        if tokio::time::timeout(limit, flushed).await.is_err() {
+            self.session.client_stuck();
+        }
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        loop {
+            let mut moved = self.send_to_member(cx);
+            while let Some(action) = self.session.poll_action() {
+                match action {
+                    Action::Connect => return Poll::Ready(Turn::Connect),
+                    Action::StartTls => return Poll::Ready(Turn::StartTls),
+                    Action::AbortMember => self.abort_member(),
+                    Action::Close(end) => return Poll::Ready(Turn::Close(end)),
+                }
+            }
+            moved |= self.send_to_client(cx);
+            self.note_blockage();
+            moved |= self.read_member(cx);
+            moved |= self.read_client(cx);
+            if !moved && !self.expire(cx) {
+                self.entry.set_phase(self.session.phase());
+                if self.moved.all() >= self.counted.all() + COUNT_EVERY {
+                    self.count();
+                }
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn read_client(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.session.to_member().is_empty() || self.session.to_client().len() > MAX_UNREAD {
+            return false;
+        }
+        if self.backlog_at < self.backlog.len() {
+            let backlog = std::mem::take(&mut self.backlog);
+            let used = self.offer(cx, &backlog[self.backlog_at..]);
+            self.backlog_at += used;
+            if self.backlog_at < backlog.len() {
+                self.backlog = backlog;
+            } else {
+                self.backlog_at = 0;
+            }
+            return used > 0;
+        }
+        if self.client_ended {
+            return false;
+        }
+        SCRATCH.with_borrow_mut(|scratch| match fill(&mut self.client, cx, scratch) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(0)) => {
+                self.client_ended = true;
+                self.session.client_closed(Instant::now());
+                true
+            }
+            Poll::Ready(Ok(count)) => {
+                let used = self.offer(cx, &scratch[..count]);
+                self.backlog = scratch[used..count].to_vec();
+                self.backlog_at = 0;
+                true
+            }
+            Poll::Ready(Err(error)) => {
+                self.client_ended = true;
+                if error.kind() == io::ErrorKind::UnexpectedEof {
+                    // TLS without a goodbye: no more than FIN says.
+                    self.session.client_closed(Instant::now());
+                } else {
+                    self.session.client_broken();
+                }
+                true
+            }
+        })
+    }
+
+    /// Offers bytes to the machine as long as it takes them and the member takes what comes of it.
+    fn offer(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        while used < bytes.len() {
+            let taken = self.session.handle_client(&bytes[used..], Instant::now());
+            let verbatim = &bytes[used..][taken.verbatim];
+            used += taken.consumed;
+            self.pass(cx, verbatim);
+            if taken.consumed == 0 || !self.session.to_member().is_empty() {
+                break;
+            }
+        }
+        used
+    }
+
+    /// Sends what is queued for the member and content behind it; queues what it does not take.
+    fn pass(&mut self, cx: &mut Context<'_>, verbatim: &[u8]) {
+        let mut sent = 0;
+        while sent < verbatim.len() {
+            let Some(member) = &mut self.member else {
+                self.session.to_member().clear();
+                return;
+            };
+            let queue = self.session.to_member();
+            let parts = [IoSlice::new(queue), IoSlice::new(&verbatim[sent..])];
+            match Pin::new(&mut member.tcp).poll_write_vectored(cx, &parts) {
+                Poll::Ready(Ok(count)) => {
+                    let queued = count.min(queue.len());
+                    queue.drain(..queued);
+                    sent += count - queued;
+                    self.moved.to_member += count as u64;
+                }
+                Poll::Ready(Err(_)) => return self.lose_member(),
+                Poll::Pending => {
+                    queue.extend_from_slice(&verbatim[sent..]);
+                    return;
+                }
+            }
+        }
+        self.send_to_member(cx);
+    }
+
+    fn send_to_member(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while !self.session.to_member().is_empty() {
+            let Some(member) = &mut self.member else {
+                self.session.to_member().clear();
+                break;
+            };
+            let queue = self.session.to_member();
+            match Pin::new(&mut member.tcp).poll_write(cx, queue) {
+                Poll::Ready(Ok(count)) => {
+                    take_front(queue, count);
+                    self.moved.to_member += count as u64;
+                    (moved, self.blocked) = (true, None);
+                }
+                Poll::Ready(Err(_)) => {
+                    self.lose_member();
+                    return true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        moved
+    }
+
+    fn send_to_client(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while !self.session.to_client().is_empty() {
+            let queue = self.session.to_client();
+            match Pin::new(&mut self.client).poll_write(cx, queue) {
+                Poll::Ready(Ok(count)) => {
+                    take_front(queue, count);
+                    self.moved.to_client += count as u64;
+                    self.unflushed = true;
+                    (moved, self.blocked) = (true, None);
+                }
+                Poll::Ready(Err(_)) => return self.lose_client(),
+                Poll::Pending => break,
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.client).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(_)) => return self.lose_client(),
+                Poll::Pending => {}
+            }
+        }
+        moved
+    }
+
+    fn read_member(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.session.to_client().len() > MAX_UNREAD {
+            return false;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Some(member) = &mut self.member else {
+                return false;
+            };
+            let mut buffer = ReadBuf::new(&mut scratch[..MEMBER_READ]);
+            match Pin::new(&mut member.tcp).poll_read(cx, &mut buffer) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.session.handle_member(buffer.filled(), Instant::now());
+                }
+                Poll::Ready(_) => self.lose_member(),
+            }
+            true
+        })
+    }
+
+    /// Tells the counters what was moved since they were told last.
+    pub(super) fn count(&mut self) {
+        let to_member = self.moved.to_member - self.counted.to_member;
+        let to_client = self.moved.to_client - self.counted.to_client;
+        self.counted = self.moved;
+        self.cell.count_session_bytes(to_member, to_client);
+        if let Some(member) = &self.member {
+            member.lease.count_bytes(to_member, to_client);
+        }
+    }
+
+    /// Lets the member go in order.
+    pub(super) fn release_member(&mut self) {
+        self.count();
+        if let Some(member) = self.member.take() {
+            member.close();
+        }
+    }
+
+    fn abort_member(&mut self) {
+        self.count();
+        self.member = None;
+        // Whoever comes next must not hear what was meant for another.
+        self.session.to_member().clear();
+    }
+
+    fn lose_member(&mut self) {
+        self.abort_member();
+        self.session.member_closed(Instant::now());
+    }
+
+    fn lose_client(&mut self) -> bool {
+        self.session.to_client().clear();
+        self.unflushed = false;
+        self.client_ended = true;
+        self.session.client_broken();
+        true
+    }
+
+    fn note_blockage(&mut self) {
+        let blocked = !self.session.to_member().is_empty() || !self.session.to_client().is_empty();
+        if blocked || self.unflushed {
+            self.blocked.get_or_insert_with(Instant::now);
+        } else if self.blocked.take().is_some() {
+            self.session.unblocked(Instant::now());
+        }
+    }
+
+    /// Whether a limit has passed and something came of it.
+    fn expire(&mut self, cx: &mut Context<'_>) -> bool {
+        let due = match self.blocked {
+            Some(since) => Some(since + self.timeouts.send),
+            None => self.session.deadline(),
+        };
+        let Some(due) = due else { return false };
+        loop {
+            if due < self.armed || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(due.into());
+                self.armed = due;
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            let now = Instant::now();
+            if now < due {
+                continue;
+            }
+            match self.blocked.take() {
+                None => self.session.handle_timeout(now),
+                Some(_) if !self.session.to_member().is_empty() => {
+                    self.abort_member();
+                    self.session.member_stuck();
+                }
+                Some(_) => self.session.client_stuck(),
+            }
+            return true;
+        }
+    }
+}
+
+/// Reads until the buffer is nearly full or nothing more is there: TLS gives one record at a time.
+fn fill(
+    client: &mut ClientStream,
+    cx: &mut Context<'_>,
+    scratch: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buffer = ReadBuf::new(scratch);
+    ready!(Pin::new(&mut *client).poll_read(cx, &mut buffer))?;
+    let batches = matches!(client, ClientStream::Tls(_));
+    let mut before = 0;
+    while batches && buffer.filled().len() > before && buffer.remaining() > 0 {
+        before = buffer.filled().len();
+        // An end or an error shows again at the next read.
+        let _ = Pin::new(&mut *client).poll_read(cx, &mut buffer);
+    }
+    Poll::Ready(Ok(buffer.filled().len()))
+}
+
+fn take_front(queue: &mut Vec<u8>, count: usize) {
+    if count < queue.len() {
+        queue.drain(..count);
+    } else if queue.capacity() > KEPT {
+        *queue = Vec::new();
+    } else {
+        queue.clear();
+    }
+}

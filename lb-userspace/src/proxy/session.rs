@@ -1,0 +1,241 @@
+//! One client's connection from accept to its log line.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use rustls::ServerConfig;
+use tokio::{net::TcpStream, sync::watch};
+
+use super::{
+    Security, Service,
+    client::{ClientStream, Waiting},
+    events::Events,
+    live::{Live, Present},
+    pump::{Pump, Turn},
+    upstream::Upstream,
+    worker::Control,
+};
+use crate::{
+    model::Name,
+    smtp::{end::End, phase::Phase, session::Session, timeouts::Timeouts},
+    telemetry::session::{SessionEnd, SessionSink, TlsFacts},
+};
+
+/// What all sessions of a worker share.
+pub(super) struct Context {
+    pub(super) live: Arc<Live>,
+    pub(super) events: Arc<Events>,
+    pub(super) log: Arc<dyn SessionSink>,
+    pub(super) control: watch::Receiver<Control>,
+    pub(super) timeouts: Timeouts,
+}
+
+/// Serves a client to its end.
+pub(super) async fn serve(
+    context: Arc<Context>,
+    service: Arc<Service>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) {
+    let present = context.live.enter(service.name.clone(), peer);
+    service.cell.session_started();
+    let mut serving = Serving {
+        started: Instant::now(),
+        member: None,
+        tls: None,
+        context,
+        service,
+        peer,
+        present,
+    };
+    // Without it replies would wait for acknowledgements; a socket that refuses is about to fail anyway.
+    let _ = tcp.set_nodelay(true);
+    let mut client = ClientStream::Plain(tcp);
+    if let Security::Implicit(config) = &serving.service.client_tls {
+        serving.present.entry.set_phase(Phase::Handshake);
+        let limit = serving.context.timeouts.handshake;
+        if let Err(end) = client.secure(config.clone(), limit).await {
+            // Not TLS from the first byte on: nobody injected anything.
+            let end = if end == End::StartTlsInjection {
+                End::TlsFailed
+            } else {
+                end
+            };
+            return serving.end_before_dialogue(end);
+        }
+        serving.tls = client.tls();
+    }
+    let security = serving.service.client_tls.for_dialogue();
+    let timeouts = serving.context.timeouts;
+    let session = Session::new(security, timeouts, Instant::now());
+    let entry = serving.present.entry.clone();
+    let cell = serving.service.cell;
+    let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
+    let end = serving.run(&mut pump).await;
+    serving.finish(&mut pump, end);
+    let last = std::mem::take(pump.session.to_client());
+    // The place of the session is free; only the goodbye is left.
+    drop(serving);
+    pump.client.farewell(&last).await;
+}
+
+/// A session being served; its end is counted and logged whatever happens.
+struct Serving {
+    context: Arc<Context>,
+    service: Arc<Service>,
+    peer: SocketAddr,
+    present: Present,
+    started: Instant,
+    member: Option<(Name, SocketAddr)>,
+    tls: Option<TlsFacts>,
+}
+
+impl Serving {
+    async fn run(&mut self, pump: &mut Pump) -> End {
+        let mut control = self.context.control.clone();
+        let mut tried = Vec::new();
+        let state = *control.borrow_and_update();
+        heed(state, &mut pump.session);
+        loop {
+            let turn = tokio::select! {
+                biased;
+                turn = pump.turn() => turn,
+                Ok(()) = control.changed() => {
+                    let state = *control.borrow_and_update();
+                    heed(state, &mut pump.session);
+                    continue;
+                }
+            };
+            match turn {
+                Turn::Connect => self.connect(pump, &mut tried).await,
+                Turn::StartTls => {
+                    self.start_tls(pump).await;
+                    // Another member may be asked for now, and any may serve.
+                    tried.clear();
+                }
+                Turn::Close(end) => return end,
+            }
+        }
+    }
+
+    async fn connect(&mut self, pump: &mut Pump, tried: &mut Vec<u16>) {
+        if !tried.is_empty() {
+            self.context.events.member_passed_over.fetch_add(1, Relaxed);
+        }
+        pump.release_member();
+        self.present.entry.set_phase(Phase::Connect);
+        let limit = self.context.timeouts.connect;
+        let connected =
+            Upstream::connect(&self.service.pool, tried, limit, &self.context.events).await;
+        let Some(upstream) = connected else {
+            self.present.entry.set_member(None);
+            return pump.session.no_member();
+        };
+        let member = upstream.lease.member();
+        self.present.entry.set_member(Some(member.name.clone()));
+        self.member = Some((member.name.clone(), member.address));
+        pump.member = Some(upstream);
+        pump.session.member_connected(Instant::now());
+    }
+
+    async fn start_tls(&mut self, pump: &mut Pump) {
+        let Some(config) = self.starttls_config() else {
+            return;
+        };
+        pump.flush_client().await;
+        match pump.client.waiting() {
+            Waiting::Nothing => {}
+            // Which bytes, nobody needs to know: one is a violation.
+            Waiting::Bytes => _ = pump.session.handle_client(&[0], Instant::now()),
+            Waiting::End => pump.session.client_closed(Instant::now()),
+        }
+        if !pump.session.open_border(Instant::now()) {
+            return;
+        }
+        pump.flush_client().await;
+        self.present.entry.set_phase(Phase::Handshake);
+        match pump
+            .client
+            .secure(config, self.context.timeouts.handshake)
+            .await
+        {
+            Ok(()) => {
+                self.tls = pump.client.tls();
+                pump.session.tls_established(Instant::now());
+            }
+            Err(end) => pump.session.tls_failed(end),
+        }
+    }
+
+    fn starttls_config(&self) -> Option<Arc<ServerConfig>> {
+        match &self.service.client_tls {
+            Security::StartTls { config, .. } => Some(config.clone()),
+            Security::None | Security::Implicit(_) => None,
+        }
+    }
+
+    fn finish(&mut self, pump: &mut Pump, end: End) {
+        pump.count();
+        pump.release_member();
+        let facts = pump.session.facts();
+        self.report(SessionEnd {
+            starttls_offered: facts.starttls_offered,
+            starttls_used: facts.starttls_used,
+            helo: facts.helo.clone(),
+            messages: facts.messages,
+            recipients: facts.recipients,
+            bytes_in: pump.moved.to_member,
+            bytes_out: pump.moved.to_client,
+            last_code: facts.last_code,
+            phase: facts.ended_in.unwrap_or(Phase::Closing),
+            ..self.blank(end)
+        });
+    }
+
+    fn end_before_dialogue(&mut self, end: End) {
+        self.report(self.blank(end));
+    }
+
+    fn blank(&self, end: End) -> SessionEnd {
+        SessionEnd {
+            id: self.present.id,
+            virtual_server: self.service.name.clone(),
+            client: self.peer,
+            member: self.member.clone(),
+            tls: self.tls,
+            starttls_offered: false,
+            starttls_used: false,
+            helo: None,
+            messages: 0,
+            recipients: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: self.started.elapsed(),
+            last_code: 0,
+            end,
+            phase: Phase::Handshake,
+        }
+    }
+
+    fn report(&self, session: SessionEnd) {
+        self.context.events.count_end(session.end);
+        self.context.log.session_ended(&session);
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.service.cell.session_ended();
+    }
+}
+
+fn heed(state: Control, session: &mut Session) {
+    match state {
+        Control::Run | Control::StopAccepting => {}
+        Control::Drain => session.drain(Instant::now()),
+        Control::Cut => session.cut(),
+    }
+}

@@ -1,0 +1,5 @@
+//! Workers over loopback, scripted members, real TLS clients.
+
+mod dialogue;
+mod hostile;
+mod peers;

@@ -1,0 +1,292 @@
+//! Clients and members that break the rules, over sockets.
+
+use std::{io::Write, net::Shutdown, time::Duration};
+
+use socket2::SockRef;
+
+use super::peers::{Kind, Lab, good, mortal, until};
+use crate::{
+    model::StartTls,
+    smtp::{end::End, timeouts::Timeouts},
+};
+
+const REQUIRE: Kind = Kind::StartTls(StartTls::Require);
+
+#[test]
+fn commands_behind_starttls_are_answered_and_closed() {
+    let lab = Lab::new(REQUIRE, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.ask("EHLO c");
+    client.send("STARTTLS\r\nMAIL FROM:<evil@x>\r\nRCPT TO:<victim@x>\r\n");
+    assert!(client.reply().starts_with("554 5.5.1 "));
+    assert_eq!(client.rest(), b"");
+    assert_eq!(lab.seen(), "EHLO c\r\nFIN");
+    assert_eq!(lab.end().end, End::StartTlsInjection);
+    assert_eq!(lab.events()["starttls-injection"], 1);
+}
+
+#[test]
+fn plaintext_behind_220_is_closed() {
+    for bytes in [
+        &b"MAIL FROM:<evil@x>\r\n"[..],
+        b"\r\n",
+        b"\x16\x05\x01",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
+        let lab = Lab::new(REQUIRE, &[good]);
+        let mut client = lab.connect();
+        client.reply();
+        client.ask("EHLO c");
+        client.expect("STARTTLS", "220 ");
+        client.send(bytes);
+        assert_eq!(client.rest(), b"");
+        assert_eq!(lab.seen(), "EHLO c\r\nFIN");
+        assert_eq!(lab.end().end, End::StartTlsInjection);
+    }
+}
+
+#[test]
+fn commands_in_a_later_segment_reach_nobody() {
+    let lab = Lab::new(REQUIRE, &[good]);
+    for _ in 0..20 {
+        let mut client = lab.connect();
+        client.reply();
+        client.ask("EHLO c");
+        client.send("STARTTLS\r\n");
+        client.send("MAIL FROM:<evil@x>\r\n");
+        let rest = String::from_utf8(client.rest()).unwrap();
+        assert!(
+            rest.starts_with("554 5.5.1 ") || rest.starts_with("220 "),
+            "{rest:?}"
+        );
+        assert_eq!(rest.lines().count(), 1);
+        assert_eq!(lab.seen(), "EHLO c\r\nFIN");
+    }
+    assert_eq!(lab.events()["starttls-injection"], 20);
+}
+
+#[test]
+fn a_client_hello_byte_by_byte_is_fine() {
+    let lab = Lab::new(REQUIRE, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.ask("EHLO c");
+    client.expect("STARTTLS", "220 ");
+    let config = std::sync::Arc::new(lab.tls_config());
+    let mut connection =
+        rustls::ClientConnection::new(config, "mx.example".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).unwrap();
+    for byte in hello {
+        client.send([byte]);
+    }
+    let stream = rustls::StreamOwned::new(connection, client.stream);
+    let mut client = super::peers::Client { stream };
+    client.expect("EHLO c", "250-good");
+}
+
+#[test]
+fn clients_that_vanish_at_the_border_free_their_member() {
+    let lab = Lab::new(REQUIRE, &[good]);
+    for sent in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00"] {
+        let mut client = lab.connect();
+        client.reply();
+        client.ask("EHLO c");
+        client.expect("STARTTLS", "220 ");
+        client.send(sent);
+        drop(client);
+        assert_eq!(lab.seen(), "EHLO c\r\nFIN");
+    }
+    until("members to be free", || {
+        lab.pool.members()[0].counters().active() == 0
+    });
+    until("sessions to end", || lab.cell.active() == 0);
+}
+
+#[test]
+fn a_client_hello_in_clear_is_closed_without_an_answer() {
+    for kind in [Kind::Plain, REQUIRE] {
+        let lab = Lab::new(kind, &[good]);
+        let mut client = lab.connect();
+        assert_eq!(client.reply(), "220 good ESMTP\r\n");
+        client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+        assert_eq!(client.rest(), b"");
+        assert_eq!(lab.end().end, End::ClientHelloInClear);
+        assert_eq!(lab.seen(), "FIN");
+    }
+}
+
+#[test]
+fn plaintext_on_an_implicit_port_is_closed() {
+    let lab = Lab::new(Kind::Implicit, &[good]);
+    let mut client = lab.connect();
+    client.send("EHLO c\r\n");
+    assert_eq!(client.rest(), b"");
+    assert_eq!(lab.end().end, End::TlsFailed);
+}
+
+#[test]
+fn protocols_other_than_smtp_are_refused() {
+    let lab = Lab::new(Kind::Implicit, &[good]);
+    for (offer, fine) in [
+        (vec![], true),
+        (vec!["smtp"], true),
+        (vec!["h2", "http/1.1"], false),
+    ] {
+        let mut config = lab.tls_config();
+        config.alpn_protocols = offer.into_iter().map(|name: &str| name.into()).collect();
+        let mut client = lab.secure_with(lab.connect(), config);
+        let error = client
+            .stream
+            .write_all(b"NOOP\r\n")
+            .err()
+            .map(|error| error.to_string());
+        match fine {
+            true => assert_eq!(client.reply(), "220 good ESMTP\r\n"),
+            false => assert!(error.is_some_and(|error| error.contains("NoApplicationProtocol"))),
+        }
+    }
+}
+
+#[test]
+fn resumed_sessions_start_afresh() {
+    let lab = Lab::new(Kind::Implicit, &[good]);
+    let config = lab.tls_config();
+    for resumed in [false, true] {
+        let mut client = lab.secure_with(lab.connect(), config.clone());
+        client.reply();
+        client.expect("NOOP", "250 ");
+        let kind = client.stream.conn.handshake_kind().unwrap();
+        assert_eq!(kind == rustls::HandshakeKind::Resumed, resumed);
+        client.expect("QUIT", "221 ");
+    }
+}
+
+#[test]
+fn a_member_that_dies_within_a_message_is_no_250() {
+    for kind in [Kind::Plain, Kind::Implicit] {
+        let lab = Lab::new(kind, &[mortal]);
+        let check = |replies: [String; 2]| {
+            assert!(replies[0].starts_with("354 "), "{replies:?}");
+            assert!(replies[1].starts_with("451 4.4.2 "), "{replies:?}");
+        };
+        if matches!(kind, Kind::Plain) {
+            let mut client = lab.connect();
+            client.reply();
+            client.ask("EHLO c");
+            client.expect("MAIL FROM:<a@b>", "250 ");
+            let go = client.ask("DATA");
+            client.send("line\r\nline\r\n");
+            check([go, client.reply()]);
+        } else {
+            let mut client = lab.secure(lab.connect());
+            client.reply();
+            client.ask("EHLO c");
+            client.expect("MAIL FROM:<a@b>", "250 ");
+            let go = client.ask("DATA");
+            client.send("line\r\nline\r\n");
+            check([go, client.reply()]);
+        }
+        let end = lab.end();
+        assert_eq!((end.messages, end.last_code), (0, 451));
+    }
+}
+
+#[test]
+fn a_lost_client_is_no_end_of_data() {
+    let lab = Lab::new(Kind::Plain, &[good]);
+    for reset in [false, true] {
+        let mut client = lab.connect();
+        client.reply();
+        client.expect("MAIL FROM:<a@b>", "250 ");
+        client.expect("DATA", "354 ");
+        client.send("half\r\n.\r");
+        if reset {
+            SockRef::from(&client.stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            drop(client);
+        } else {
+            client.stream.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.rest(), b"");
+        }
+        assert!(lab.seen().ends_with("LOST"));
+    }
+    assert!(
+        lab.ends
+            .wait(2)
+            .iter()
+            .all(|end| end.end == End::ClientAborted)
+    );
+}
+
+#[test]
+fn smuggled_messages_are_refused_and_reach_nobody() {
+    let lab = Lab::new(Kind::Plain, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.expect("MAIL FROM:<a@b>", "250 ");
+    client.expect("DATA", "354 ");
+    client.send("one\r\n.\nMAIL FROM:<evil@x>\r\nDATA\r\ntwo\r\n.\r\n");
+    assert!(client.reply().starts_with("554 "));
+    assert_eq!(client.rest(), b"");
+    let seen = lab.seen();
+    assert!(seen.ends_with("LOST") && !seen.contains("evil"), "{seen:?}");
+}
+
+#[test]
+fn endless_lines_and_junk_are_answered_and_closed() {
+    let lab = Lab::new(Kind::Plain, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.send(vec![b'a'; 1 << 20]);
+    assert_eq!(client.rest(), b"500 5.5.2 Line too long\r\n");
+
+    let mut client = lab.connect();
+    client.reply();
+    client.send(b"\x01\x02\xff\r\n".repeat(50_000));
+    let rest = String::from_utf8(client.rest()).unwrap();
+    assert!(rest.ends_with("421 4.7.0 Too many errors\r\n") && rest.lines().count() < 30);
+}
+
+#[test]
+fn silence_ends() {
+    let timeouts = Timeouts {
+        command: Duration::from_millis(100),
+        handshake: Duration::from_millis(100),
+        ..Timeouts::DEFAULT
+    };
+    let lab = Lab::with(Kind::Plain, &[good], timeouts);
+    let mut client = lab.connect();
+    client.reply();
+    assert_eq!(client.reply(), "421 4.4.2 Timeout exceeded\r\n");
+    assert_eq!(client.rest(), b"");
+
+    let lab = Lab::with(Kind::Implicit, &[good], timeouts);
+    assert_eq!(lab.connect().rest(), b"");
+    assert_eq!(lab.end().end, End::TlsTimeout);
+}
+
+#[test]
+fn a_client_that_does_not_read_costs_a_bounded_buffer_and_ends() {
+    let timeouts = Timeouts {
+        send: Duration::from_millis(200),
+        ..Timeouts::DEFAULT
+    };
+    fn endless(member: &mut super::peers::Member) {
+        member.say("220 endless\r\n");
+        let reply = format!("250 {}\r\n", "x".repeat(2000));
+        while member.line().is_some() {
+            member.say(&reply);
+        }
+    }
+    let lab = Lab::with(Kind::Plain, &[endless], timeouts);
+    let client = lab.connect();
+    let mut writer = client.stream.try_clone().unwrap();
+    std::thread::spawn(move || {
+        // RCPT TO is free of the budget for idle commands.
+        while writer.write_all(b"RCPT TO:<a@b>\r\n").is_ok() {}
+    });
+    assert_eq!(lab.end().end, End::SendTimeout);
+}

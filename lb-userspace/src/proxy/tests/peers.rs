@@ -1,0 +1,350 @@
+//! A proxy, the members behind it and the clients in front of it.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_common::stats::TrafficCell;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::{
+    model::{Method, StartTls},
+    pool::{LiveMember, LivePool},
+    proxy::{Proxy, Security, Service, Services, bind_listeners},
+    smtp::timeouts::Timeouts,
+    telemetry::session::{SessionEnd, SessionSink},
+    tls::{server_config, tests::Pair},
+};
+
+/// No test waits longer for anything.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a member does with one connection.
+pub(super) type Script = fn(&mut Member);
+
+/// A member's side of one connection.
+pub(super) struct Member {
+    stream: TcpStream,
+    pub(super) log: mpsc::Sender<Vec<u8>>,
+}
+
+/// A proxy with one virtual server.
+pub(super) struct Lab {
+    pub(super) proxy: Option<Proxy>,
+    pub(super) address: SocketAddr,
+    pub(super) cell: &'static TrafficCell,
+    pub(super) pool: Arc<LivePool>,
+    pub(super) pair: Pair,
+    pub(super) ends: Ends,
+    pub(super) seen: mpsc::Receiver<Vec<u8>>,
+}
+
+/// Collects the session log.
+#[derive(Clone, Default)]
+pub(super) struct Ends(Arc<Mutex<Vec<SessionEnd>>>);
+
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Plain,
+    Implicit,
+    StartTls(StartTls),
+}
+
+/// A client in plaintext or in TLS.
+pub(super) struct Client<S> {
+    pub(super) stream: S,
+}
+
+pub(super) type TlsClient = Client<StreamOwned<ClientConnection, TcpStream>>;
+
+impl Lab {
+    pub(super) fn new(kind: Kind, members: &[Script]) -> Self {
+        Self::with(kind, members, Timeouts::DEFAULT)
+    }
+
+    pub(super) fn with(kind: Kind, members: &[Script], timeouts: Timeouts) -> Self {
+        let (log, seen) = mpsc::channel();
+        let members = members.iter().enumerate().map(|(id, script)| {
+            let address = serve(*script, log.clone());
+            let name = format!("m{id}").into();
+            Arc::new(LiveMember::new(name, address, id as u16, true, cell()))
+        });
+        let pool = LivePool::new("pool".into(), Method::RoundRobin, members.collect());
+        let pool = Arc::new(pool);
+        let pair = Pair::new(&["mx.example"]);
+        let config = server_config(&[Arc::new(pair.load().unwrap())]).unwrap();
+        let client_tls = match kind {
+            Kind::Plain => Security::None,
+            Kind::Implicit => Security::Implicit(config),
+            Kind::StartTls(policy) => Security::StartTls { policy, config },
+        };
+        let listeners = bind_listeners(&[0]).unwrap();
+        let address = listeners[0].v4.local_addr().unwrap();
+        let cell = cell();
+        let service = Service {
+            name: "mx".into(),
+            address,
+            client_tls,
+            pool: pool.clone(),
+            cell,
+        };
+        let ends = Ends::default();
+        let services = Arc::new(Services::new([service]));
+        let proxy =
+            Proxy::start_with(services, listeners, Arc::new(ends.clone()), timeouts).unwrap();
+        Self {
+            proxy: Some(proxy),
+            address,
+            cell,
+            pool,
+            pair,
+            ends,
+            seen,
+        }
+    }
+
+    pub(super) fn connect(&self) -> Client<TcpStream> {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream }
+    }
+
+    pub(super) fn tls_config(&self) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.pair.certificate.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        builder.with_root_certificates(roots).with_no_client_auth()
+    }
+
+    pub(super) fn secure(&self, client: Client<TcpStream>) -> TlsClient {
+        self.secure_with(client, self.tls_config())
+    }
+
+    pub(super) fn secure_with(&self, client: Client<TcpStream>, config: ClientConfig) -> TlsClient {
+        let name = "mx.example".try_into().unwrap();
+        let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        Client {
+            stream: StreamOwned::new(connection, client.stream),
+        }
+    }
+
+    /// The next connection's bytes, complete.
+    pub(super) fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.seen.recv_timeout(PATIENCE).unwrap()).into_owned()
+    }
+
+    /// The only session's end, once it is there.
+    pub(super) fn end(&self) -> SessionEnd {
+        self.ends.wait(1).remove(0)
+    }
+
+    pub(super) fn events(&self) -> BTreeMap<String, u64> {
+        self.proxy.as_ref().unwrap().events()
+    }
+}
+
+impl Ends {
+    pub(super) fn wait(&self, count: usize) -> Vec<SessionEnd> {
+        until("sessions to end", || self.0.lock().unwrap().len() >= count);
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl SessionSink for Ends {
+    fn session_ended(&self, session: &SessionEnd) {
+        self.0.lock().unwrap().push(session.clone());
+    }
+}
+
+/// Polls with a deadline.
+pub(super) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        thread::yield_now();
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+        self.stream.flush().unwrap();
+    }
+
+    /// One reply, all its lines.
+    pub(super) fn reply(&mut self) -> String {
+        let mut reply = Vec::new();
+        loop {
+            let line = read_line(&mut self.stream).unwrap();
+            assert!(
+                !line.is_empty(),
+                "closed after {:?}",
+                String::from_utf8_lossy(&reply)
+            );
+            reply.extend_from_slice(&line);
+            if line.get(3) != Some(&b'-') {
+                return String::from_utf8(reply).unwrap();
+            }
+        }
+    }
+
+    pub(super) fn ask(&mut self, command: &str) -> String {
+        self.send(format!("{command}\r\n"));
+        self.reply()
+    }
+
+    pub(super) fn expect(&mut self, command: &str, start: &str) {
+        let reply = self.ask(command);
+        assert!(reply.starts_with(start), "{command:?} got {reply:?}");
+    }
+
+    /// Everything up to the end of the stream.
+    pub(super) fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return rest,
+                Ok(count) => rest.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
+    pub(super) fn deliver(&mut self, content: &str) {
+        self.expect("MAIL FROM:<a@b>", "250 ");
+        self.expect("RCPT TO:<c@d>", "250 ");
+        self.expect("DATA", "354 ");
+        self.send(content);
+        assert_eq!(self.reply(), "250 2.0.0 taken\r\n");
+    }
+}
+
+impl Member {
+    pub(super) fn say(&mut self, text: &str) -> bool {
+        self.stream.write_all(text.as_bytes()).is_ok()
+    }
+
+    pub(super) fn line(&mut self) -> Option<Vec<u8>> {
+        read_line(&mut self.stream)
+            .ok()
+            .filter(|line| !line.is_empty())
+    }
+
+    /// Breaks the connection.
+    pub(super) fn die(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// A server that takes all mail; reports what it read when the connection ends.
+pub(super) fn good(member: &mut Member) {
+    member.say("220 good ESMTP\r\n");
+    let mut seen = Vec::new();
+    let mut end = "FIN";
+    while let Ok(line) = read_line(&mut member.stream) {
+        if line.is_empty() {
+            break;
+        }
+        seen.extend_from_slice(&line);
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let reply = match verb.as_slice() {
+            b"EHLO" => {
+                "250-good\r\n250-PIPELINING\r\n250-AUTH PLAIN\r\n250-STARTTLS\r\n250 SIZE\r\n"
+            }
+            b"DATA" => {
+                member.say("354 go\r\n");
+                match content(&mut member.stream, &mut seen) {
+                    Ok(()) => "250 2.0.0 taken\r\n",
+                    Err(_) => {
+                        end = "LOST";
+                        break;
+                    }
+                }
+            }
+            b"QUIT" => "221 bye\r\n",
+            _ => "250 ok\r\n",
+        };
+        if !member.say(reply) {
+            break;
+        }
+    }
+    seen.extend_from_slice(end.as_bytes());
+    let _ = member.log.send(seen);
+}
+
+/// A server that has no time.
+pub(super) fn busy(member: &mut Member) {
+    member.say("421 busy\r\n");
+}
+
+/// A server that says nothing and closes.
+pub(super) fn dead(member: &mut Member) {
+    member.die();
+}
+
+/// A server that dies within the first message.
+pub(super) fn mortal(member: &mut Member) {
+    member.say("220 mortal\r\n");
+    while let Some(line) = member.line() {
+        if line.starts_with(b"DATA") {
+            member.say("354 go\r\n");
+            member.line();
+            return member.die();
+        }
+        member.say("250 ok\r\n");
+    }
+}
+
+/// Reads up to CRLF.CRLF.
+fn content(stream: &mut TcpStream, seen: &mut Vec<u8>) -> io::Result<()> {
+    let start = seen.len();
+    let mut buffer = [0; 64 * 1024];
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        seen.extend_from_slice(&buffer[..count]);
+        if seen[start..].ends_with(b"\r\n.\r\n") || seen[start..] == *b".\r\n" {
+            return Ok(());
+        }
+    }
+}
+
+fn read_line(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while !line.ends_with(b"\n") {
+        if stream.read(&mut byte)? == 0 {
+            break;
+        }
+        line.push(byte[0]);
+    }
+    Ok(line)
+}
+
+fn serve(script: Script, log: mpsc::Sender<Vec<u8>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let log = log.clone();
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            thread::spawn(move || script(&mut Member { stream, log }));
+        }
+    });
+    address
+}
+
+fn cell() -> &'static TrafficCell {
+    Box::leak(Box::default())
+}

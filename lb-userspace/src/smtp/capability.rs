@@ -1,0 +1,154 @@
+//! What a member announces in its EHLO reply, and what of it the client gets to see.
+
+use super::reply::Reply;
+
+/// What we must know of a member's announcements (RFC 5321 §4.1.1.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// RFC 2920: several commands may be on their way.
+    pub pipelining: bool,
+    /// RFC 3030: BDAT.
+    pub chunking: bool,
+    /// RFC 3207.
+    pub starttls: bool,
+}
+
+/// What differs between the member's list and the client's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// We end the client's TLS and it has not begun.
+    pub offer_starttls: bool,
+    /// Credentials wait for TLS.
+    pub hide_auth: bool,
+    /// The way to the member can keep the promise of RFC 8689 §3.
+    pub carries_requiretls: bool,
+}
+
+impl Capabilities {
+    /// Reads the keywords behind the first line.
+    pub fn of(reply: &Reply) -> Self {
+        let mut found = Self::default();
+        for line in reply.lines().skip(1) {
+            match keyword(line).to_ascii_uppercase().as_slice() {
+                b"PIPELINING" => found.pipelining = true,
+                b"CHUNKING" => found.chunking = true,
+                b"STARTTLS" => found.starttls = true,
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+impl Filter {
+    /// Appends the reply as the client shall see it: the member's lines, order and values, less what
+    /// must not be shown, plus STARTTLS where it is ours to offer.
+    pub fn write(&self, reply: &Reply, out: &mut Vec<u8>) {
+        let kept = reply.lines().enumerate();
+        let kept = kept
+            .filter(|(at, line)| *at == 0 || self.shows(line))
+            .map(|(_, line)| line);
+        let ours = self.offer_starttls.then_some(&b"STARTTLS"[..]);
+        let mut lines = kept.chain(ours).peekable();
+        while let Some(line) = lines.next() {
+            out.extend_from_slice(reply.code.to_string().as_bytes());
+            out.push(if lines.peek().is_some() { b'-' } else { b' ' });
+            out.extend_from_slice(line);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn shows(&self, line: &[u8]) -> bool {
+        match keyword(line).to_ascii_uppercase().as_slice() {
+            b"AUTH" => !self.hide_auth,
+            b"REQUIRETLS" => self.carries_requiretls,
+            b"STARTTLS" | b"XCLIENT" | b"XFORWARD" => false,
+            b"TURN" | b"ATRN" | b"X-ANONYMOUSTLS" => false,
+            _ => true,
+        }
+    }
+}
+
+/// The keyword of a line; `AUTH=LOGIN` is an old spelling of `AUTH LOGIN`.
+fn keyword(line: &[u8]) -> &[u8] {
+    let line = line.trim_ascii();
+    let end = line
+        .iter()
+        .position(|byte| matches!(byte, b' ' | b'\t' | b'='));
+    &line[..end.unwrap_or(line.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reply::ReplyParser;
+    use super::*;
+
+    const MEMBER: &[u8] = b"250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-StartTLS\r\n\
+        250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n250-XCLIENT NAME ADDR\r\n250-XFORWARD NAME\r\n\
+        250-REQUIRETLS\r\n250-chunking\r\n250 SMTPUTF8\r\n";
+
+    fn reply(bytes: &[u8]) -> Reply {
+        ReplyParser::new().push(bytes).unwrap().unwrap()
+    }
+
+    fn shown(filter: Filter, bytes: &[u8]) -> String {
+        let mut out = Vec::new();
+        filter.write(&reply(bytes), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn before_required_tls() {
+        let filter = Filter {
+            offer_starttls: true,
+            hide_auth: true,
+            carries_requiretls: false,
+        };
+        assert_eq!(
+            shown(filter, MEMBER),
+            "250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-chunking\r\n250-SMTPUTF8\r\n250 STARTTLS\r\n"
+        );
+    }
+
+    #[test]
+    fn after_tls() {
+        assert_eq!(
+            shown(Filter::default(), MEMBER),
+            "250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n\
+             250-chunking\r\n250 SMTPUTF8\r\n"
+        );
+    }
+
+    #[test]
+    fn the_last_line_stays_the_last() {
+        assert_eq!(
+            shown(Filter::default(), b"250-a\r\n250 STARTTLS\r\n"),
+            "250 a\r\n"
+        );
+        assert_eq!(
+            shown(Filter::default(), b"250 STARTTLS\r\n"),
+            "250 STARTTLS\r\n"
+        );
+        let offer = Filter {
+            offer_starttls: true,
+            ..Filter::default()
+        };
+        assert_eq!(shown(offer, b"250 a\r\n"), "250-a\r\n250 STARTTLS\r\n");
+    }
+
+    #[test]
+    fn what_the_member_can_do() {
+        assert_eq!(
+            Capabilities::of(&reply(MEMBER)),
+            Capabilities {
+                pipelining: true,
+                chunking: true,
+                starttls: true
+            }
+        );
+        assert_eq!(
+            Capabilities::of(&reply(b"250 PIPELINING\r\n")),
+            Capabilities::default()
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! Commands (RFC 5321 §4.1.1 and the extensions we must know of).
+
+/// A command line, taken apart as far as we need to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Command<'a> {
+    /// What is asked.
+    pub verb: Verb,
+    /// What follows the verb, without surrounding spaces.
+    pub arguments: &'a [u8],
+}
+
+/// The verbs that are not all the same to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// RFC 5321 §4.1.1.1.
+    Ehlo,
+    /// RFC 5321 §4.1.1.1.
+    Helo,
+    /// RFC 5321 §4.1.1.2.
+    Mail,
+    /// RFC 5321 §4.1.1.3.
+    Rcpt,
+    /// RFC 5321 §4.1.1.4.
+    Data,
+    /// RFC 3030 §2.
+    Bdat,
+    /// RFC 5321 §4.1.1.5.
+    Rset,
+    /// RFC 5321 §4.1.1.9.
+    Noop,
+    /// RFC 5321 §4.1.1.10.
+    Quit,
+    /// RFC 5321 §4.1.1.8.
+    Help,
+    /// RFC 5321 §4.1.1.6 and §4.1.1.7: VRFY and EXPN.
+    Lookup,
+    /// RFC 3207 §4.
+    StartTls,
+    /// RFC 4954 §4.
+    Auth,
+    /// XCLIENT and XFORWARD: a proxy's word to a server, never a client's.
+    Forged,
+    /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is; we cannot carry them.
+    Uncarried,
+    /// The verbs of HTTP: a browser that was led here (cross-protocol attacks).
+    Http,
+    /// Any other.
+    Other,
+}
+
+/// `BDAT size [LAST]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Octets that follow the line.
+    pub size: u64,
+    /// Does the message end with it?
+    pub last: bool,
+}
+
+/// The line has no verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+impl<'a> Command<'a> {
+    /// Reads a line that has lost its CRLF.
+    ///
+    /// # Errors
+    /// The line does not start with letters, digits and hyphens up to a space or its end.
+    pub fn parse(line: &'a [u8]) -> Result<Self, Malformed> {
+        let end = line.iter().position(|byte| *byte == b' ');
+        let (verb, arguments) = line.split_at(end.unwrap_or(line.len()));
+        if verb.is_empty() || !verb.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            verb: Verb::parse(verb),
+            arguments: arguments.trim_ascii(),
+        })
+    }
+
+    /// The chunk that a BDAT announces.
+    ///
+    /// # Errors
+    /// RFC 3030 §2 allows a decimal size and `LAST`, nothing else.
+    pub fn chunk(&self) -> Result<Chunk, Malformed> {
+        let mut words = self
+            .arguments
+            .split(|byte| *byte == b' ')
+            .filter(|word| !word.is_empty());
+        let digits = words
+            .next()
+            .filter(|word| word.iter().all(u8::is_ascii_digit));
+        let size = digits
+            .and_then(|word| str::from_utf8(word).ok())
+            .and_then(|word| word.parse().ok())
+            .ok_or(Malformed)?;
+        let last = match words.next() {
+            None => false,
+            Some(word) if word.eq_ignore_ascii_case(b"LAST") => true,
+            Some(_) => return Err(Malformed),
+        };
+        match words.next() {
+            None => Ok(Chunk { size, last }),
+            Some(_) => Err(Malformed),
+        }
+    }
+}
+
+impl Command<'_> {
+    /// Does a MAIL carry this parameter (RFC 5321 §4.1.1.11)? What stands within `<>` is no parameter.
+    pub fn has_parameter(&self, name: &[u8]) -> bool {
+        let behind = |byte| {
+            self.arguments
+                .iter()
+                .rposition(|b| *b == byte)
+                .map(|at| at + 1)
+        };
+        let start = behind(b'>').unwrap_or_default();
+        let mut words = self.arguments[start..].split(|byte| *byte == b' ');
+        words.any(|word| word.eq_ignore_ascii_case(name))
+    }
+}
+
+impl Verb {
+    fn parse(verb: &[u8]) -> Self {
+        const VERBS: [(&[u8], Verb); 26] = [
+            (b"EHLO", Verb::Ehlo),
+            (b"HELO", Verb::Helo),
+            (b"MAIL", Verb::Mail),
+            (b"RCPT", Verb::Rcpt),
+            (b"DATA", Verb::Data),
+            (b"BDAT", Verb::Bdat),
+            (b"RSET", Verb::Rset),
+            (b"NOOP", Verb::Noop),
+            (b"QUIT", Verb::Quit),
+            (b"HELP", Verb::Help),
+            (b"VRFY", Verb::Lookup),
+            (b"EXPN", Verb::Lookup),
+            (b"STARTTLS", Verb::StartTls),
+            (b"AUTH", Verb::Auth),
+            (b"XCLIENT", Verb::Forged),
+            (b"XFORWARD", Verb::Forged),
+            (b"TURN", Verb::Uncarried),
+            (b"ATRN", Verb::Uncarried),
+            (b"GET", Verb::Http),
+            (b"HEAD", Verb::Http),
+            (b"POST", Verb::Http),
+            (b"PUT", Verb::Http),
+            (b"CONNECT", Verb::Http),
+            (b"OPTIONS", Verb::Http),
+            (b"DELETE", Verb::Http),
+            (b"X-ANONYMOUSTLS", Verb::Uncarried),
+        ];
+        let known = VERBS
+            .iter()
+            .find(|(name, _)| verb.eq_ignore_ascii_case(name));
+        known.map_or(Self::Other, |(_, verb)| *verb)
+    }
+
+    /// May the client send the next command before this one is answered?
+    ///
+    /// RFC 2920 §3.1 names the commands that must end a group; unknown ones are treated as such.
+    pub fn may_be_followed(self) -> bool {
+        matches!(self, Self::Mail | Self::Rcpt | Self::Rset | Self::Bdat)
+    }
+
+    /// Is it served in plaintext where TLS is required (RFC 3207 §4)?
+    pub fn is_served_before_tls(self) -> bool {
+        use Verb::{Ehlo, Helo, Help, Noop, Quit, Rset, StartTls};
+        matches!(self, Ehlo | Helo | Help | Noop | Quit | Rset | StartTls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_are_case_insensitive_and_end_at_a_space() {
+        let parse = |line: &'static [u8]| Command::parse(line).map(|c| (c.verb, c.arguments));
+        assert_eq!(parse(b"StartTls"), Ok((Verb::StartTls, &b""[..])));
+        assert_eq!(parse(b"STARTTLS  "), Ok((Verb::StartTls, &b""[..])));
+        assert_eq!(
+            parse(b"mail FROM:<> SIZE=1"),
+            Ok((Verb::Mail, &b"FROM:<> SIZE=1"[..]))
+        );
+        assert_eq!(parse(b"xclient NAME=a"), Ok((Verb::Forged, &b"NAME=a"[..])));
+        assert_eq!(parse(b"MAILX"), Ok((Verb::Other, &b""[..])));
+        for line in [
+            &b""[..],
+            b" NOOP",
+            b"STARTTLS\tx",
+            b"Subject: x",
+            b"<html>",
+            b"\xff\xfe",
+            b"QUIT;",
+        ] {
+            assert_eq!(
+                Command::parse(line),
+                Err(Malformed),
+                "{}",
+                line.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn parameters_stand_behind_the_path() {
+        let has = |line: &'static [u8]| Command::parse(line).unwrap().has_parameter(b"REQUIRETLS");
+        assert!(has(b"MAIL FROM:<a@b> SIZE=1 RequireTLS"));
+        assert!(has(b"MAIL FROM:<a@b>  REQUIRETLS BODY=7BIT"));
+        assert!(has(b"MAIL FROM:a@b REQUIRETLS"));
+        assert!(!has(b"MAIL FROM:<a@b> SIZE=1"));
+        assert!(!has(b"MAIL FROM:<\"x REQUIRETLS y\"@b>"));
+        assert!(!has(b"MAIL FROM:<a@b> ENVID=REQUIRETLS"));
+    }
+
+    #[test]
+    fn chunks() {
+        let chunk = |line: &'static [u8]| Command::parse(line).unwrap().chunk();
+        assert_eq!(
+            chunk(b"BDAT 10"),
+            Ok(Chunk {
+                size: 10,
+                last: false
+            })
+        );
+        assert_eq!(
+            chunk(b"bdat 0 last"),
+            Ok(Chunk {
+                size: 0,
+                last: true
+            })
+        );
+        for line in [
+            &b"BDAT"[..],
+            b"BDAT LAST",
+            b"BDAT -1",
+            b"BDAT +1",
+            b"BDAT 1 2",
+            b"BDAT 1 LAST x",
+        ] {
+            assert_eq!(chunk(line), Err(Malformed), "{}", line.escape_ascii());
+        }
+        assert_eq!(chunk(b"BDAT 99999999999999999999"), Err(Malformed));
+    }
+}

@@ -1,0 +1,51 @@
+//! What a session may spend without delivering anything.
+
+use crate::smtp::command::Verb;
+
+/// Commands that we or the member could not make sense of, per session.
+pub(super) const MAX_ERRORS: u32 = 20;
+/// Commands that move no message, between two messages.
+pub(super) const MAX_IDLE: u32 = 100;
+/// Recipients that the member refused, between two messages: somebody is guessing addresses.
+pub(super) const MAX_REFUSED: u32 = 200;
+
+/// A session's account.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Budget {
+    errors: u32,
+    idle: u32,
+    refused: u32,
+}
+
+impl Budget {
+    /// A command was refused here.
+    pub(super) fn error(&mut self) {
+        self.errors += 1;
+    }
+
+    /// A command goes to the member.
+    pub(super) fn command(&mut self, verb: Verb) {
+        if !matches!(verb, Verb::Rcpt | Verb::Data | Verb::Bdat | Verb::Quit) {
+            self.idle += 1;
+        }
+    }
+
+    /// The member answered a command.
+    pub(super) fn answered(&mut self, verb: Verb, code: u16) {
+        match verb {
+            _ if (500..=504).contains(&code) => self.errors += 1,
+            Verb::Rcpt if code >= 500 => self.refused += 1,
+            _ => {}
+        }
+    }
+
+    /// The member accepted a message.
+    pub(super) fn delivered(&mut self) {
+        (self.idle, self.refused) = (0, 0);
+    }
+
+    /// Is any of it used up?
+    pub(super) fn is_spent(&self) -> bool {
+        self.errors > MAX_ERRORS || self.idle > MAX_IDLE || self.refused > MAX_REFUSED
+    }
+}

@@ -1,0 +1,305 @@
+//! The client's bytes.
+
+use std::time::Instant;
+
+use super::{
+    Action, Border, Client, ClientSecurity, Expect, MAX_QUEUE, Member, Pending, Session, Taken,
+};
+use crate::{
+    model::StartTls,
+    smtp::{
+        body::{Body, Found},
+        command::{Command, Verb},
+        end::End,
+        line::Line,
+        reply::Local,
+        timeouts::DATA_BLOCK,
+    },
+};
+
+const BAD_LINE: Local = Local::new(500, "5.5.2", "Bare CR, bare LF or NUL in a command");
+const BAD_VERB: Local = Local::new(500, "5.5.2", "Command not recognized");
+const LONG_LINE: Local = Local::new(500, "5.5.2", "Line too long");
+const BAD_CHUNK: Local = Local::new(501, "5.5.4", "BDAT needs a size");
+const NO_CHUNKING: Local = Local::new(503, "5.5.1", "CHUNKING is not offered");
+const TLS_FIRST: Local = Local::new(530, "5.7.0", "Must issue a STARTTLS command first");
+const HELLO_FIRST: Local = Local::new(503, "5.5.1", "Send EHLO first");
+const FORGED: Local = Local::new(550, "5.7.1", "Not accepted from a client");
+/// RFC 8689 §4.2.4: the way to the member cannot keep the promise.
+const NOT_CARRIED: Local = Local::new(530, "5.7.30", "REQUIRETLS is not supported on this path");
+const UNCARRIED: Local = Local::new(502, "5.5.1", "Command not implemented");
+const BAD_EXCHANGE: Local = Local::new(501, "5.5.2", "Malformed authentication response");
+const BAD_CONTENT: Local = Local::new(
+    554,
+    "5.6.0",
+    "Message refused: bare CR, bare LF or NUL in its content",
+);
+const SPENT: Local = Local::new(421, "4.7.0", "Too many errors");
+
+impl Session {
+    /// Takes bytes from the client.
+    pub fn handle_client(&mut self, input: &[u8], now: Instant) -> Taken {
+        let mut at = 0;
+        let mut verbatim = 0..0;
+        while at < input.len() && verbatim.is_empty() {
+            let rest = &input[at..];
+            let used = match &mut self.client {
+                Client::Command | Client::Exchange => {
+                    let Some(used) = self.take_line(rest, now) else {
+                        break;
+                    };
+                    used
+                }
+                Client::Content(_) => {
+                    let (used, clean) = self.take_content(rest, now);
+                    verbatim = at..at + clean;
+                    used
+                }
+                Client::Chunk(left) => {
+                    let used = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= used as u64;
+                    if *left == 0 {
+                        self.client = Client::Command;
+                    }
+                    self.advance(used, now);
+                    verbatim = at..at + used;
+                    used
+                }
+                Client::DiscardChunk(left) => {
+                    let used = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= used as u64;
+                    if *left == 0 {
+                        self.client = Client::Command;
+                    }
+                    self.advance(used, now);
+                    used
+                }
+                Client::Discard(body, end) => {
+                    let (used, ended) = body.discard(rest);
+                    if ended {
+                        let last = end.take();
+                        self.client = Client::Command;
+                        if let Some((reply, end)) = last {
+                            self.finish(reply, end);
+                        }
+                        self.rest(now);
+                    } else {
+                        self.advance(used, now);
+                    }
+                    used
+                }
+                Client::Border(Border::Asked | Border::Due) => {
+                    self.refuse_injection();
+                    rest.len()
+                }
+                Client::Border(Border::Open) => {
+                    // Too late for words: the client waits for our ServerHello.
+                    self.close_now(None, End::StartTlsInjection);
+                    rest.len()
+                }
+                Client::Closed => rest.len(),
+            };
+            at += used;
+            self.flush_local();
+        }
+        self.backlog = at < input.len();
+        self.settle(now);
+        Taken {
+            consumed: at,
+            verbatim,
+        }
+    }
+
+    /// The client will send no more, or is gone.
+    pub fn client_closed(&mut self, now: Instant) {
+        self.client_eof = true;
+        match self.client {
+            Client::Content(_) | Client::Chunk(_) if !self.backlog => {
+                self.close_now(None, End::ClientAborted);
+            }
+            Client::Border(_) => self.close_now(None, End::ClientClosed),
+            _ => self.settle(now),
+        }
+    }
+
+    /// The client's connection broke: nothing can be said to it any more.
+    pub fn client_broken(&mut self) {
+        let end = if self.is_within_message() {
+            End::ClientAborted
+        } else {
+            End::ClientClosed
+        };
+        self.close_now(None, end);
+    }
+
+    /// The client did not take our bytes in time.
+    pub fn client_stuck(&mut self) {
+        self.close_now(None, End::SendTimeout);
+    }
+
+    /// A reply of ours, in its turn.
+    pub(super) fn refuse(&mut self, reply: Local) {
+        self.budget.error();
+        self.queue.push_back(Pending::Local(reply, None));
+        self.check_budget();
+    }
+
+    /// A reply of ours, in its turn, that ends the session.
+    pub(super) fn finish(&mut self, reply: Local, end: End) {
+        self.client = Client::Closed;
+        self.queue.push_back(Pending::Local(reply, Some(end)));
+    }
+
+    fn check_budget(&mut self) {
+        if self.budget.is_spent() && !matches!(self.client, Client::Closed) {
+            self.finish(SPENT, End::TooManyErrors);
+        }
+    }
+
+    /// `None` while no command may be read.
+    fn take_line(&mut self, rest: &[u8], now: Instant) -> Option<usize> {
+        if self.hold || self.queue.len() >= MAX_QUEUE || self.member != Member::Ready {
+            let early_hello = !self.tls && self.lines.is_at_start() && rest.starts_with(&[0x16, 3]);
+            if early_hello && self.queue.is_empty() {
+                self.close_now(None, End::ClientHelloInClear);
+            }
+            return None;
+        }
+        let exchange = matches!(self.client, Client::Exchange);
+        let (used, line) = self.lines.next(rest, exchange);
+        let alone = used == rest.len();
+        match line {
+            None => return Some(used),
+            Some(Line::ClientHello) if !self.tls => self.close_now(None, End::ClientHelloInClear),
+            Some(Line::TooLong) => self.finish(LONG_LINE, End::LineTooLong),
+            Some(Line::ClientHello | Line::BareControl) if exchange => {
+                self.finish(BAD_EXCHANGE, End::ClientProtocol);
+            }
+            Some(Line::ClientHello | Line::BareControl) => self.refuse(BAD_LINE),
+            Some(Line::Complete(line)) if exchange => {
+                self.client = Client::Command;
+                self.forward(&line, Expect::Exchange, true);
+            }
+            Some(Line::Complete(line)) => match Command::parse(&line) {
+                Ok(command) => self.take_command(&line, command, alone),
+                Err(_) => self.refuse(BAD_VERB),
+            },
+        }
+        self.rest(now);
+        Some(used)
+    }
+
+    fn take_command(&mut self, line: &[u8], command: Command<'_>, alone: bool) {
+        let verb = command.verb;
+        let required = self.security == ClientSecurity::StartTls(StartTls::Require);
+        let refusal = match verb {
+            Verb::StartTls => return self.starttls(command.arguments, alone),
+            Verb::Http => return self.finish(BAD_VERB, End::ClientProtocol),
+            Verb::Forged => Some(FORGED),
+            Verb::Uncarried => Some(UNCARRIED),
+            _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),
+            Verb::Ehlo | Verb::Helo => None,
+            _ if !verb.is_served_before_tls() && self.is_unintroduced() => Some(HELLO_FIRST),
+            Verb::Mail if command.has_parameter(b"REQUIRETLS") => Some(NOT_CARRIED),
+            Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
+            _ => None,
+        };
+        if verb == Verb::Bdat {
+            return self.take_bdat(line, command, refusal);
+        }
+        if let Some(refusal) = refusal {
+            self.refuse(refusal);
+            if verb == Verb::Data && !alone && matches!(self.client, Client::Command) {
+                self.client = Client::Discard(Body::default(), None);
+            }
+            return;
+        }
+        self.budget.command(verb);
+        self.check_budget();
+        if matches!(self.client, Client::Closed) {
+            return;
+        }
+        match verb {
+            Verb::Ehlo | Verb::Helo => self.remember(command.arguments),
+            Verb::Noop | Verb::Quit | Verb::Help | Verb::Lookup | Verb::Rset => {}
+            _ => self.tainted = true,
+        }
+        let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
+        self.forward(line, Expect::Command(verb), hold);
+    }
+
+    /// Octets follow the line, whoever answers it.
+    fn take_bdat(&mut self, line: &[u8], command: Command<'_>, refusal: Option<Local>) {
+        let Ok(chunk) = command.chunk() else {
+            // Nobody knows where the next command starts.
+            return self.finish(refusal.unwrap_or(BAD_CHUNK), End::ClientProtocol);
+        };
+        if let Some(refusal) = refusal {
+            self.refuse(refusal);
+            if chunk.size > 0 && matches!(self.client, Client::Command) {
+                self.client = Client::DiscardChunk(chunk.size);
+            }
+            return;
+        }
+        self.tainted = true;
+        self.chunked = true;
+        self.forward(
+            line,
+            Expect::Chunk { last: chunk.last },
+            !self.capabilities.pipelining,
+        );
+        if chunk.size > 0 {
+            self.client = Client::Chunk(chunk.size);
+        }
+    }
+
+    fn forward(&mut self, line: &[u8], expect: Expect, hold: bool) {
+        self.to_member.extend_from_slice(line);
+        self.to_member.extend_from_slice(b"\r\n");
+        self.queue.push_back(Pending::Member(expect));
+        self.hold = hold;
+    }
+
+    fn take_content(&mut self, rest: &[u8], now: Instant) -> (usize, usize) {
+        let Client::Content(body) = &mut self.client else {
+            return (0, 0);
+        };
+        let held = body.holds_cr();
+        let scan = body.scan(rest);
+        if scan.found != Found::BareControl && held {
+            self.to_member.push(b'\r');
+        }
+        match scan.found {
+            Found::Nothing => self.advance(scan.used, now),
+            Found::End => {
+                self.client = Client::Command;
+                self.queue.push_back(Pending::Member(Expect::EndOfData));
+                self.hold = true;
+                self.rest(now);
+            }
+            Found::BareControl => {
+                // The member must not take what it has for a message.
+                let body = *body;
+                self.client = Client::Discard(body, Some((BAD_CONTENT, End::BareControl)));
+                self.member = Member::Gone;
+                self.to_member.clear();
+                self.actions.push_back(Action::AbortMember);
+                self.rest(now);
+            }
+        }
+        (scan.used, scan.clean)
+    }
+
+    /// Content came in: enough of it starts the wait anew.
+    fn advance(&mut self, octets: usize, now: Instant) {
+        self.progress += octets;
+        if self.progress >= DATA_BLOCK {
+            self.rest(now);
+        }
+    }
+
+    fn remember(&mut self, name: &[u8]) {
+        // RFC 1035 §2.3.4 bounds names; an address literal or a lie needs no more.
+        self.facts.helo = Some(name[..name.len().min(255)].into());
+    }
+}

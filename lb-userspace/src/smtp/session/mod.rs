@@ -1,0 +1,429 @@
+//! One session: the machine between a client and its member.
+//!
+//! Inputs are bytes, ends of streams, what became of a connect or a handshake, and time. Outputs are
+//! two byte queues, content that goes on as it came, and [`Action`]s. No socket, no clock.
+//!
+//! ```text
+//! member:  Absent ──member_connected──▶ Greeting ──220──▶ Ready
+//!             ▲  ◀──refused, late, not 220──┘              │ lost: 4yz to the client, close
+//!             └────────── border, when MAIL or AUTH came before it
+//! client:  Command ──DATA, 354──▶ Content ──CRLF.CRLF──▶ Command
+//!             ├──BDAT──▶ Chunk ──size octets──▶ Command
+//!             ├──334──▶ Exchange ──other reply──▶ Command
+//!             ├──STARTTLS──▶ Border(Asked) ──220──▶ Border(Open) ──tls_established──▶ Command
+//!             └──refusal with content on its way──▶ Discard ──its end──▶ Command, or closed
+//! ```
+
+mod border;
+mod budget;
+mod client;
+mod member;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use self::budget::Budget;
+use super::{
+    body::Body,
+    capability::Capabilities,
+    command::Verb,
+    end::End,
+    line::Lines,
+    phase::Phase,
+    reply::{Local, ReplyParser},
+    timeouts::Timeouts,
+};
+use crate::model::StartTls;
+
+/// TLS towards the client, as far as the dialogue cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientSecurity {
+    /// Never.
+    None,
+    /// From the first byte; the machine starts behind the handshake.
+    Implicit,
+    /// By STARTTLS (RFC 3207).
+    StartTls(StartTls),
+}
+
+/// What the machine asks of its shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Drop the member, if any, and connect the next one: [`Session::member_connected`] or
+    /// [`Session::no_member`] answers.
+    Connect,
+    /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
+    StartTls,
+    /// Break the member's connection at once; it must not see an end of data.
+    AbortMember,
+    /// Send what is queued for the client and close both sides.
+    Close(End),
+}
+
+/// What became of bytes from the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// How many were taken. The rest is offered again, with what follows, after the next input of any kind.
+    pub consumed: usize,
+    /// Which of these go to the member as they are, behind [`Session::to_member`].
+    pub verbatim: Range<usize>,
+}
+
+/// Facts of a session for its log line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The client's name for itself, as it said it last.
+    pub helo: Option<Box<[u8]>>,
+    /// Messages that the member accepted.
+    pub messages: u32,
+    /// Recipients that the member accepted.
+    pub recipients: u32,
+    /// The code of the last reply to the client; 0 before the first.
+    pub last_code: u16,
+    /// Was STARTTLS in an EHLO reply?
+    pub starttls_offered: bool,
+    /// Did the client ask for it, and get it?
+    pub starttls_used: bool,
+    /// Where the session was when it was decided that it ends.
+    pub ended_in: Option<Phase>,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Session {
+    security: ClientSecurity,
+    timeouts: Timeouts,
+    tls: bool,
+    client: Client,
+    member: Member,
+    lines: Lines,
+    replies: ReplyParser,
+    /// What the client's next replies are, in order.
+    queue: VecDeque<Pending>,
+    /// The last command must be answered before the next is read.
+    hold: bool,
+    /// Bytes of the client were left behind at the last offer.
+    backlog: bool,
+    client_eof: bool,
+    draining: bool,
+    hello: Option<Hello>,
+    capabilities: Capabilities,
+    /// MAIL was accepted and its message has not ended.
+    transaction: bool,
+    /// BDAT was sent and LAST was not answered yet.
+    chunked: bool,
+    /// The member knows more of this client than its name.
+    tainted: bool,
+    /// The last action was [`Action::Close`].
+    closed: bool,
+    budget: Budget,
+    facts: Facts,
+    to_client: Vec<u8>,
+    to_member: Vec<u8>,
+    actions: VecDeque<Action>,
+    /// Since when the present wait lasts.
+    since: Instant,
+    /// Content since then, in octets.
+    progress: usize,
+}
+
+/// What the client is doing.
+#[derive(Debug)]
+enum Client {
+    /// Commands.
+    Command,
+    /// An AUTH exchange (RFC 4954 §4): the next line is a response, not a command.
+    Exchange,
+    /// Content behind 354.
+    Content(Body),
+    /// Octets behind BDAT.
+    Chunk(u64),
+    /// Content that nobody wants; what follows its end.
+    Discard(Body, Option<(Local, End)>),
+    /// Octets behind a BDAT that was refused here.
+    DiscardChunk(u64),
+    /// Between STARTTLS and TLS.
+    Border(Border),
+    /// Nothing more is heard.
+    Closed,
+}
+
+/// How far the way into TLS is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Border {
+    /// Earlier commands are still unanswered.
+    Asked,
+    /// All is answered but STARTTLS.
+    Due,
+    /// 220 is out.
+    Open,
+}
+
+/// How far the member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Member {
+    /// A connection was asked for.
+    Absent,
+    /// Connected; does the client await this greeting, too?
+    Greeting { relay: bool },
+    /// In dialogue.
+    Ready,
+    /// Not needed any more.
+    Gone,
+}
+
+/// How the client introduced itself since the border.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hello {
+    Ehlo,
+    Helo,
+}
+
+/// A reply that is due to the client.
+#[derive(Debug)]
+enum Pending {
+    /// The member's next.
+    Member(Expect),
+    /// Ours, and whether the session ends with it.
+    Local(Local, Option<End>),
+}
+
+/// What the member was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Command(Verb),
+    EndOfData,
+    Chunk { last: bool },
+    Exchange,
+}
+
+/// Commands that may be on their way to the member, replies that may wait: beyond, the client waits.
+const MAX_QUEUE: usize = 64;
+
+impl Session {
+    /// A machine that waits for its first member.
+    pub fn new(security: ClientSecurity, timeouts: Timeouts, now: Instant) -> Self {
+        Self {
+            security,
+            timeouts,
+            tls: security == ClientSecurity::Implicit,
+            client: Client::Command,
+            member: Member::Absent,
+            lines: Lines::default(),
+            replies: ReplyParser::new(),
+            queue: VecDeque::new(),
+            hold: false,
+            backlog: false,
+            client_eof: false,
+            draining: false,
+            hello: None,
+            capabilities: Capabilities::default(),
+            transaction: false,
+            chunked: false,
+            tainted: false,
+            closed: false,
+            budget: Budget::default(),
+            facts: Facts::default(),
+            to_client: Vec::new(),
+            to_member: Vec::new(),
+            actions: VecDeque::from([Action::Connect]),
+            since: now,
+            progress: 0,
+        }
+    }
+
+    /// What the shell must do next.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Bytes for the client; the shell takes from it what it could send.
+    pub fn to_client(&mut self) -> &mut Vec<u8> {
+        &mut self.to_client
+    }
+
+    /// Bytes for the member; the shell takes from it what it could send.
+    pub fn to_member(&mut self) -> &mut Vec<u8> {
+        &mut self.to_member
+    }
+
+    /// What the log line will say.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Is the client's TLS established?
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Until when the present wait may last; `None` while the shell waits for something of its own.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.wait().map(|(limit, _)| self.since + limit)
+    }
+
+    /// A peer that was slow to take our bytes has taken them: the others' wait begins now.
+    pub fn unblocked(&mut self, now: Instant) {
+        self.rest(now);
+    }
+
+    /// The daemon stops: the session ends as soon as no message is in the way.
+    pub fn drain(&mut self, now: Instant) {
+        self.draining = true;
+        self.settle(now);
+    }
+
+    /// The daemon stops now.
+    pub fn cut(&mut self) {
+        let end = if self.is_within_message() {
+            End::Cut
+        } else {
+            End::Drained
+        };
+        self.close_now(Some(SHUTDOWN), end);
+    }
+
+    /// The deadline has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some((limit, end)) = self.wait() else {
+            return;
+        };
+        if now < self.since + limit {
+            return;
+        }
+        match (end, self.member) {
+            (End::MemberTimeout, Member::Greeting { .. }) => self.next_member(),
+            (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
+            _ => self.close_now(Some(CLIENT_LATE), end),
+        }
+    }
+
+    /// Where the dialogue is, in a word for people.
+    pub fn phase(&self) -> Phase {
+        match (&self.client, self.member) {
+            (Client::Closed, _) => Phase::Closing,
+            (Client::Border(_), _) => Phase::StartTls,
+            (_, Member::Absent) => Phase::Connect,
+            (_, Member::Greeting { .. }) => Phase::Greeting,
+            (Client::Content(_) | Client::Discard(..), _) => Phase::Data,
+            (Client::Chunk(_) | Client::DiscardChunk(_), _) => Phase::Bdat,
+            (Client::Exchange, _) => Phase::Auth,
+            (Client::Command, _) if self.awaits(Expect::EndOfData) => Phase::EndOfData,
+            (Client::Command, _) if self.transaction => Phase::Mail,
+            (Client::Command, _) => Phase::Command,
+        }
+    }
+
+    /// The present wait: how long, and what it means when it is over.
+    fn wait(&self) -> Option<(Duration, End)> {
+        let limits = &self.timeouts;
+        let reply = |expect: &Expect| match expect {
+            Expect::Command(Verb::Data) => limits.data_reply,
+            Expect::EndOfData | Expect::Chunk { .. } => limits.data_end,
+            Expect::Command(_) | Expect::Exchange => limits.reply,
+        };
+        match (&self.client, self.member, self.queue.front()) {
+            (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
+            (_, Member::Greeting { .. }, _) => Some((limits.greeting, End::MemberTimeout)),
+            (Client::Content(_) | Client::Chunk(_) | Client::DiscardChunk(_), ..) => {
+                Some((limits.data_block, End::DataTimeout))
+            }
+            (_, _, Some(Pending::Member(expect))) => Some((reply(expect), End::MemberTimeout)),
+            (Client::Discard(_, Some(_)), ..) => Some((limits.data_block, End::DataTimeout)),
+            (Client::Discard(_, None), ..) => Some((limits.discard, End::DataTimeout)),
+            (Client::Closed, ..) => None,
+            _ => Some((limits.command, End::CommandTimeout)),
+        }
+    }
+
+    /// A new wait begins.
+    fn rest(&mut self, now: Instant) {
+        self.since = now;
+        self.progress = 0;
+    }
+
+    /// Sends a reply of ours now: whatever was due before it has been said.
+    fn say(&mut self, reply: Local) {
+        // HELO says that the client knows no extensions; who has not said anything may know this one.
+        let enhanced = self.hello != Some(Hello::Helo) || reply.code == 421;
+        reply.write(&mut self.to_client, enhanced);
+        self.facts.last_code = reply.code;
+    }
+
+    /// Closes at once, whatever else was due.
+    fn close_now(&mut self, reply: Option<Local>, end: End) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.facts.ended_in = Some(self.phase());
+        if let Some(reply) = reply.filter(|_| !matches!(self.client, Client::Border(Border::Open)))
+        {
+            self.say(reply);
+        }
+        self.actions.clear();
+        if end.aborts_member() || self.is_within_message() || self.chunked {
+            self.actions.push_back(Action::AbortMember);
+        }
+        self.queue.clear();
+        self.client = Client::Closed;
+        self.member = Member::Gone;
+        self.to_member.clear();
+        self.actions.push_back(Action::Close(end));
+    }
+
+    /// Does what no input asks for but the state allows now; every input ends here.
+    fn settle(&mut self, now: Instant) {
+        self.flush_local();
+        if self.client_eof && !self.backlog && self.is_within_message() {
+            return self.close_now(None, End::ClientAborted);
+        }
+        if !self.queue.is_empty() || self.backlog {
+            return;
+        }
+        match &self.client {
+            Client::Border(Border::Asked) => {
+                self.client = Client::Border(Border::Due);
+                self.actions.push_back(Action::StartTls);
+                self.rest(now);
+            }
+            Client::Closed | Client::Border(_) => {}
+            _ if self.client_eof => self.close_now(None, End::ClientClosed),
+            Client::Command if self.draining && !self.transaction && self.lines.is_at_start() => {
+                self.close_now(Some(SHUTDOWN), End::Drained);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends our own replies that are next in turn.
+    fn flush_local(&mut self) {
+        while let Some(&Pending::Local(reply, end)) = self.queue.front() {
+            self.queue.pop_front();
+            match end {
+                None => self.say(reply),
+                Some(end) => return self.close_now(Some(reply), end),
+            }
+        }
+    }
+
+    fn awaits(&self, expect: Expect) -> bool {
+        matches!(self.queue.front(), Some(Pending::Member(front)) if *front == expect)
+    }
+
+    /// Would the member take an orderly end of its connection for the end of a message?
+    fn is_within_message(&self) -> bool {
+        matches!(self.client, Client::Content(_) | Client::Chunk(_))
+    }
+}
+
+/// The daemon stops.
+const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
+/// The member did not answer in time.
+const MEMBER_LATE: Local = Local::new(421, "4.4.2", "Mail server did not answer in time");
+/// The client did not go on in time.
+const CLIENT_LATE: Local = Local::new(421, "4.4.2", "Timeout exceeded");

@@ -1,0 +1,320 @@
+//! What dishonest, broken and dying peers do.
+
+use super::*;
+use crate::smtp::line::MAX_COMMAND;
+
+fn in_data(security: ClientSecurity) -> Lab {
+    let mut lab = Lab::greeted(security);
+    lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+    lab.exchange("RCPT TO:<c@d>\r\n", "250 ok\r\n");
+    lab.exchange("DATA\r\n", "354 go\r\n");
+    lab
+}
+
+#[test]
+fn smuggled_ends_of_data_are_refused_and_no_member_accepts_them() {
+    for look_alike in [
+        "\n.\n",
+        "\n.\r\n",
+        "\r\n.\n",
+        "\r.\r",
+        "\r\n.\r",
+        "\r.\r\n",
+        "\r\n\0.\r\n",
+        "\r\n.\0\r\n",
+    ] {
+        let mut lab = in_data(ClientSecurity::None);
+        lab.sends(format!(
+            "one{look_alike}MAIL FROM:<evil@x>\r\nRCPT TO:<v@x>\r\nDATA\r\n"
+        ));
+        lab.sends("two\r\n.\r\nQUIT\r\n");
+        assert!(lab.aborted, "{look_alike:?}");
+        assert!(!lab.reached().contains("evil"), "{look_alike:?}");
+        assert!(lab.heard().starts_with("554 5.6.0 "), "{look_alike:?}");
+        assert_eq!(
+            (lab.end, lab.session.facts().messages),
+            (Some(End::BareControl), 0)
+        );
+    }
+}
+
+#[test]
+fn content_behind_a_refused_data_is_no_command() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nMAIL FROM:<evil@x>\r\n\n.\nQUIT\r\n.\r\nNOOP\r\n");
+    assert_eq!(
+        lab.reached(),
+        "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n"
+    );
+    lab.says("250 ok\r\n550 no\r\n554 no recipients\r\n");
+    assert_eq!(lab.heard(), "250 ok\r\n550 no\r\n554 no recipients\r\n");
+    assert_eq!(lab.reached(), "NOOP\r\n");
+
+    // Refused here.
+    let mut lab = Lab::greeted(REQUIRE);
+    lab.refused("DATA\r\nEHLO evil\r\n.\r\n", "530 5.7.0 ");
+    lab.exchange("NOOP\r\n", "250 ok\r\n");
+
+    // And a client that waited goes on at once.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange("DATA\r\n", "503 no mail\r\n");
+    lab.exchange("NOOP\r\n", "250 ok\r\n");
+}
+
+#[test]
+fn chunks_behind_a_refused_bdat_are_no_commands() {
+    let mut lab = Lab::new(ClientSecurity::None);
+    lab.sends("EHLO c\r\n");
+    lab.says("250 mx1\r\n");
+    lab.heard();
+    lab.reached();
+    lab.refused("BDAT 14 LAST\r\nMAIL FROM:<x>", "503 5.5.1 ");
+    lab.sends("\nNOOP\r\n");
+    assert_eq!(lab.reached(), "NOOP\r\n");
+    lab.says("250 ok\r\n");
+    lab.heard();
+    lab.refused("BDAT x\r\nMAIL FROM:<x>\r\n", "503 5.5.1 ");
+    assert_eq!(lab.end, Some(End::ClientProtocol));
+}
+
+#[test]
+fn a_lost_client_is_never_an_end_of_data() {
+    let mut lab = in_data(ClientSecurity::None);
+    lab.sends("half a message\r\n.");
+    lab.session.client_closed(lab.now);
+    lab.offer();
+    assert_eq!((lab.end, lab.aborted), (Some(End::ClientAborted), true));
+
+    for (chunk, end) in [
+        ("BDAT 10 LAST\r\nhalf", End::ClientAborted),
+        ("BDAT 4\r\nhalf", End::ClientClosed),
+    ] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        lab.sends(chunk);
+        if end == End::ClientClosed {
+            lab.says("250 got it\r\n");
+        }
+        lab.session.client_closed(lab.now);
+        lab.offer();
+        assert_eq!((lab.end, lab.aborted), (Some(end), true));
+    }
+
+    let mut lab = in_data(ClientSecurity::None);
+    lab.session.client_broken();
+    lab.offer();
+    assert_eq!((lab.end, lab.aborted), (Some(End::ClientAborted), true));
+}
+
+#[test]
+fn a_lost_member_is_never_a_250() {
+    let mut lab = in_data(ClientSecurity::None);
+    lab.sends("half");
+    lab.session.member_closed(lab.now);
+    lab.offer();
+    assert!(lab.heard().starts_with("451 4.4.2 "));
+    assert_eq!(lab.end, Some(End::MemberClosed));
+
+    let mut lab = in_data(ClientSecurity::None);
+    lab.sends("all\r\n.\r\n");
+    lab.session.member_closed(lab.now);
+    lab.offer();
+    assert!(lab.heard().starts_with("451 4.4.2 "));
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.session.member_closed(lab.now);
+    lab.offer();
+    assert!(lab.heard().starts_with("421 4.4.2 "));
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("QUIT\r\n");
+    lab.session.member_closed(lab.now);
+    lab.offer();
+    assert!(lab.heard().starts_with("221 2.0.0 "));
+    assert_eq!(lab.end, Some(End::Quit));
+}
+
+#[test]
+fn unasked_replies_never_shift_the_others() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.says("250 unasked\r\n");
+    assert!(lab.heard().starts_with("421 4.4.2 "));
+    assert_eq!((lab.end, lab.aborted), (Some(End::MemberProtocol), true));
+
+    let mut lab = in_data(ClientSecurity::None);
+    lab.sends("half");
+    lab.says("250 accepted already\r\n");
+    assert!(lab.heard().starts_with("451 4.4.2 "));
+    assert_eq!(lab.session.facts().messages, 0);
+
+    // 354 and 334 where nobody asked for them.
+    for (command, reply) in [
+        ("NOOP", "354 go"),
+        ("MAIL FROM:<a@b>", "334 x"),
+        ("DATAX", "354 go"),
+        ("NOOP", "oops"),
+    ] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.sends(format!("{command}\r\n"));
+        lab.says(format!("{reply}\r\n"));
+        assert!(lab.heard().starts_with("421 4.4.2 "), "{command} {reply}");
+    }
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("MAIL FROM:<a@b>\r\nBDAT 10 LAST\r\nhalf");
+    lab.says("250 ok\r\n250 accepted already\r\n");
+    assert!(lab.heard().starts_with("250 ok\r\n451 4.4.2 "));
+}
+
+#[test]
+fn a_member_that_says_421_is_quoted() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n");
+    lab.says("421 4.7.0 too much\r\n");
+    assert_eq!(lab.heard(), "421 4.7.0 too much\r\n");
+    assert_eq!(lab.end, Some(End::MemberUnavailable));
+}
+
+#[test]
+fn malformed_lines_get_500_and_reach_nobody() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    for line in [
+        "NOOP\nRSET\r\n",
+        "NOOP\rRSET\r\n",
+        "NO\0OP\r\n",
+        "\r\n",
+        " NOOP\r\n",
+        "Subject: x\r\n",
+    ] {
+        lab.refused(line, "500 5.5.2 ");
+    }
+    for verb in ["XCLIENT NAME=x", "xforward ADDR=1.2.3.4", "TURN", "ATRN x"] {
+        lab.refused(&format!("{verb}\r\n"), "5");
+    }
+    lab.refused("MAIL FROM:<a@b> REQUIRETLS\r\n", "530 5.7.30 ");
+    lab.exchange("NOOP\r\n", "250 ok\r\n");
+}
+
+#[test]
+fn local_replies_to_helo_clients_carry_no_enhanced_codes() {
+    let mut lab = Lab::new(REQUIRE);
+    lab.refused("MAIL FROM:<a@b>\r\n", "530 5.7.0 ");
+    lab.exchange("HELO c\r\n", "250 mx1\r\n");
+    lab.refused("MAIL FROM:<a@b>\r\n", "530 Must issue");
+}
+
+#[test]
+fn http_is_closed_at_once_and_not_echoed() {
+    for security in [ClientSecurity::None, ClientSecurity::Implicit, REQUIRE] {
+        let mut lab = Lab::new(security);
+        lab.sends("POST /secret HTTP/1.1\r\nHost: x\r\n\r\nMAIL FROM:<evil@x>\r\n");
+        assert_eq!(lab.heard(), "500 5.5.2 Command not recognized\r\n");
+        assert_eq!(
+            (lab.end, lab.reached().as_str()),
+            (Some(End::ClientProtocol), "")
+        );
+    }
+}
+
+#[test]
+fn endless_lines_and_junk_end_in_421() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends(vec![b'a'; 1 << 20]);
+    assert_eq!(lab.heard(), "500 5.5.2 Line too long\r\n");
+    assert_eq!(lab.end, Some(End::LineTooLong));
+    assert!(lab.backlog.is_empty() && lab.reached().is_empty());
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("\u{1}\u{2}\r\n".repeat(1000));
+    let heard = lab.heard();
+    assert!(heard.ends_with("421 4.7.0 Too many errors\r\n"));
+    assert!(heard.lines().count() < 30);
+    assert_eq!(lab.end, Some(End::TooManyErrors));
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends(vec![b'\n'; MAX_COMMAND + 1]);
+    assert_eq!(lab.end, Some(End::LineTooLong));
+}
+
+#[test]
+fn floods_are_bounded() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    for _ in 0..1000 {
+        lab.sends("NOOP\r\n");
+        lab.says("250 ok\r\n");
+        if lab.end.is_some() {
+            break;
+        }
+    }
+    assert_eq!(lab.end, Some(End::TooManyErrors));
+    assert!(lab.heard().ends_with("421 4.7.0 Too many errors\r\n"));
+
+    // Pipelined: what the queue does not hold stays with the client.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("RCPT TO:<a@b>\r\n".repeat(10_000));
+    assert_eq!(
+        lab.reached().lines().count(),
+        crate::smtp::session::MAX_QUEUE
+    );
+}
+
+#[test]
+fn a_client_hello_in_clear_is_closed_without_a_word() {
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    for security in [ClientSecurity::None, REQUIRE, ALLOW] {
+        let mut lab = Lab::new(security);
+        lab.sends(hello);
+        assert_eq!(
+            (lab.end, lab.heard().as_str()),
+            (Some(End::ClientHelloInClear), "")
+        );
+        assert_eq!(lab.reached(), "");
+        // Before the member has spoken.
+        let mut lab = Lab::silent(security);
+        lab.sends(hello);
+        assert_eq!(
+            (lab.end, lab.heard().as_str()),
+            (Some(End::ClientHelloInClear), "")
+        );
+    }
+}
+
+#[test]
+fn every_wait_has_an_end() {
+    let limits = Timeouts::DEFAULT;
+    let second = Duration::from_secs(1);
+
+    let mut lab = Lab::new(ClientSecurity::None);
+    lab.wait(limits.command - second);
+    lab.sends("N");
+    assert_eq!(lab.end, None);
+    lab.wait(second);
+    assert_eq!(lab.heard(), "421 4.4.2 Timeout exceeded\r\n");
+    assert_eq!(lab.end, Some(End::CommandTimeout));
+
+    let mut lab = Lab::silent(ClientSecurity::None);
+    lab.wait(limits.greeting);
+    assert_eq!((lab.connects, lab.end), (2, None));
+
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("MAIL FROM:<a@b>\r\n");
+    lab.wait(limits.reply);
+    assert!(lab.heard().starts_with("421 4.4.2 "));
+    assert_eq!(lab.end, Some(End::MemberTimeout));
+
+    // A byte now and then is no progress.
+    let mut lab = in_data(ClientSecurity::None);
+    for _ in 0..30 {
+        lab.sends("x");
+        lab.wait(Duration::from_secs(10));
+    }
+    assert_eq!((lab.end, lab.aborted), (Some(End::DataTimeout), true));
+
+    // A slow but honest client.
+    let mut lab = in_data(ClientSecurity::None);
+    for _ in 0..30 {
+        lab.sends(vec![b'x'; 2000]);
+        lab.wait(limits.data_block - second);
+    }
+    assert_eq!(lab.end, None);
+}

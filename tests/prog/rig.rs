@@ -1,0 +1,231 @@
+//! The programs loaded in a network namespace of their own: two links, known neighbours, no traffic.
+
+use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Arc};
+
+use lb_userspace::{
+    dataplane::{KernelPlane, Numbers},
+    model::{
+        Attach, Forward, Generation, Member, Method, Mode, Name, Network, Pool, Snat, VirtualServer,
+    },
+};
+
+/// What became of a packet, whatever the hook calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Sent,
+    Passed,
+    Dropped,
+}
+
+pub const PROGRAMS: [&str; 3] = ["balance_tc", "balance_xdp", "balance_xdp_generic"];
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+pub const MEMBER_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+
+pub struct Rig {
+    pub plane: KernelPlane,
+    pub generation: Generation,
+    pub numbers: Numbers,
+    pub program: &'static str,
+    bpffs: PathBuf,
+}
+
+impl Rig {
+    /// Runs `test` once for every program, each in a fresh namespace and with fresh tables.
+    pub fn each(
+        name: &str,
+        generation: impl Fn() -> Generation + Sync,
+        flows: u32,
+        test: impl Fn(&mut Rig) + Sync,
+    ) {
+        for program in PROGRAMS {
+            std::thread::scope(|scope| {
+                let run = scope.spawn(|| {
+                    let mut rig = Rig::new(name, program, generation(), flows);
+                    test(&mut rig);
+                });
+                if let Err(panic) = run.join() {
+                    eprintln!("{name} fails on {program}");
+                    std::panic::resume_unwind(panic);
+                }
+            });
+        }
+    }
+
+    fn new(name: &str, program: &'static str, generation: Generation, flows: u32) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the packet programs need root to load"
+        );
+        #[expect(
+            unsafe_code,
+            reason = "only this thread moves to a namespace of its own"
+        )]
+        // SAFETY: network namespaces are per thread, and no file descriptor table is unshared.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .expect("a network namespace");
+        for line in [
+            "link set lo up",
+            "link add c0 type veth peer name c1",
+            "link add s0 type veth peer name s1",
+            "addr add 10.0.1.1/24 dev c0",
+            "addr add 10.0.2.1/24 dev s0",
+            "addr add fd00:1::1/64 dev c0 nodad",
+            "addr add fd00:2::1/64 dev s0 nodad",
+            "link set c0 up",
+            "link set c1 up",
+            "link set s0 up",
+            "link set s1 up",
+            "neigh add 10.0.1.2 lladdr 02:00:00:00:01:02 dev c0 nud permanent",
+            "neigh add fd00:1::2 lladdr 02:00:00:00:01:02 dev c0 nud permanent",
+        ] {
+            ip(line);
+        }
+        for member in 11..=14 {
+            ip(&format!(
+                "neigh add 10.0.2.{member} lladdr 02:00:00:00:02:02 dev s0 nud permanent"
+            ));
+            ip(&format!(
+                "neigh add fd00:2::{member} lladdr 02:00:00:00:02:02 dev s0 nud permanent"
+            ));
+        }
+        for family in ["ipv4", "ipv6"] {
+            for interface in ["c0", "s0"] {
+                std::fs::write(format!("/proc/thread-self/net/../../../sys/net/{family}/conf/{interface}/forwarding"), "1")
+                    .or_else(|_| std::fs::write(format!("/proc/sys/net/{family}/conf/{interface}/forwarding"), "1"))
+                    .expect("forwarding");
+            }
+        }
+        let bpffs = std::env::temp_dir().join(format!(
+            "smtplb-prog-{name}-{program}-{}",
+            std::process::id()
+        ));
+        let mut plane =
+            KernelPlane::load(&bpffs, flows, false).unwrap_or_else(|error| panic!("{error:#}"));
+        plane
+            .pass_natively(&["c0", "s0"])
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let numbers = plane.number(&generation).expect("numbers");
+        plane
+            .apply(&generation, &numbers, |_| true, 1)
+            .expect("the generation");
+        Self {
+            plane,
+            generation,
+            numbers,
+            program,
+            bpffs,
+        }
+    }
+
+    /// One frame in by an interface; what became of it, and the frame afterwards.
+    pub fn send(&mut self, frame: &[u8], interface: &str) -> (Outcome, Vec<u8>) {
+        let (code, out) = self
+            .plane
+            .run_packet(self.program, frame, index(interface))
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let outcome = match (self.program, code as i32) {
+            ("balance_tc", 7) | ("balance_xdp" | "balance_xdp_generic", 3 | 4) => Outcome::Sent,
+            ("balance_tc", -1) | ("balance_xdp" | "balance_xdp_generic", 2) => Outcome::Passed,
+            ("balance_tc", 2) | ("balance_xdp" | "balance_xdp_generic", 1) => Outcome::Dropped,
+            other => panic!("unexpected return code {other:?}"),
+        };
+        (outcome, out)
+    }
+
+    /// How often this reason was counted.
+    pub fn drops(&self, reason: &str) -> u64 {
+        self.plane.drops()[reason]
+    }
+
+    /// The number of a member by its place in the pool.
+    pub fn member(&self, pool: &str, place: usize) -> u16 {
+        let pool = &self.generation.pools[pool];
+        self.numbers.members[&(pool.name.clone(), pool.members[place].address)]
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::DETACH);
+        let _ = std::fs::remove_dir(&self.bpffs);
+    }
+}
+
+/// MAC address of an interface.
+pub fn mac(interface: &str) -> [u8; 6] {
+    let out = ip(&format!("-o link show {interface}"));
+    let words: Vec<_> = out.split_whitespace().collect();
+    let at = words
+        .iter()
+        .position(|word| *word == "link/ether")
+        .expect("a MAC address");
+    let mut mac = [0; 6];
+    for (to, from) in mac.iter_mut().zip(words[at + 1].split(':')) {
+        *to = u8::from_str_radix(from, 16).expect("hexadecimal");
+    }
+    mac
+}
+
+fn index(interface: &str) -> u32 {
+    ip(&format!("-o link show {interface}"))
+        .split(':')
+        .next()
+        .and_then(|word| word.parse().ok())
+        .expect("an interface index")
+}
+
+fn ip(arguments: &str) -> String {
+    let out = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip runs");
+    assert!(
+        out.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).expect("text")
+}
+
+/// A generation of passthrough virtual servers, each `(name, address, snat, members)` with a pool of its own.
+pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Generation {
+    let mut generation = Generation {
+        mode: Mode::Mixed,
+        network: Network {
+            client_interfaces: vec!["c0".to_owned()],
+            server_interfaces: vec!["s0".to_owned()],
+            attach: Attach::Auto,
+            max_flows: 1024,
+        },
+        virtual_servers: Vec::new(),
+        pools: Default::default(),
+        monitors: Default::default(),
+        certificates: Default::default(),
+    };
+    for (name, address, snat, members) in servers {
+        let address: SocketAddr = address.parse().expect("an address");
+        let name: Name = Arc::from(*name);
+        let members = members
+            .iter()
+            .map(|member| Member {
+                name: Arc::from(*member),
+                address: member.parse().expect("an address"),
+            })
+            .collect();
+        generation.virtual_servers.push(Arc::new(VirtualServer {
+            name: name.clone(),
+            address: address.ip(),
+            port: address.port(),
+            forward: Forward::Passthrough { snat: *snat },
+            pool: name.clone(),
+        }));
+        let pool = Pool {
+            name: name.clone(),
+            method,
+            monitor: None,
+            members,
+        };
+        generation.pools.insert(name, Arc::new(pool));
+    }
+    generation
+}
