@@ -1,1 +1,20 @@
-//! The lab.
+//! The lab: clients, the box and members as network namespaces of one machine, with real mail between them.
+//!
+//! [`lab`] builds the machines and wires, [`daemon`] runs smtplb in the box, [`member`] runs a [`sink`] or
+//! a [`postfix`] on each member, [`client`] and
+//! [`program`] send, [`verify`] compares what was sent with what arrived.
+
+pub mod certs;
+pub mod client;
+pub mod daemon;
+pub mod demo;
+pub mod lab;
+pub mod mail;
+pub mod member;
+pub mod postfix;
+pub mod process;
+pub mod program;
+pub mod sink;
+pub mod verify;
+pub mod wait;
+pub mod wire;

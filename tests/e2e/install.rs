@@ -1,0 +1,110 @@
+//! Installing into a tree, and uninstalling from it.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::{Context, Result, ensure};
+use tests::daemon;
+
+const UNITS: [&str; 2] = ["smtplb.service", "run-smtplb-bpf.mount"];
+
+#[test]
+fn what_is_installed_is_sound_and_goes_again() -> Result<()> {
+    for variant in [&[][..], &["--passthrough-only"]] {
+        let tree = tempfile::tempdir()?;
+        xtask(tree.path(), &[&["install"][..], variant].concat())?;
+        let installed = |path: &str| tree.path().join(path);
+
+        let config = installed("etc/smtplb/smtplb.toml");
+        let checked = Command::new(installed("usr/local/sbin/smtplb"))
+            .arg("check")
+            .arg(&config)
+            .output()?;
+        ensure!(checked.status.success(), "{variant:?}: {}", text(&checked));
+        check_units(tree.path())?;
+
+        // What the admin wrote is never overwritten.
+        let mut own = std::fs::read_to_string(&config)?;
+        own.push_str("\n# mine\n");
+        std::fs::write(&config, &own)?;
+        xtask(tree.path(), &["install"])?;
+        ensure!(
+            std::fs::read_to_string(&config)? == own,
+            "the configuration was overwritten"
+        );
+
+        xtask(tree.path(), &["uninstall"])?;
+        let left: Vec<_> = std::fs::read_dir(tree.path())?.collect();
+        ensure!(left.is_empty(), "{left:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_invalid_configuration_is_not_installed() -> Result<()> {
+    let tree = tempfile::tempdir()?;
+    let config = tempfile::NamedTempFile::new()?;
+    std::fs::write(config.path(), "mode = \"miksed\"\n")?;
+    let name = config.path().to_string_lossy().into_owned();
+    let error = xtask(tree.path(), &["install", "--config", &name])
+        .err()
+        .context("it was installed")?;
+    ensure!(error.to_string().contains("not valid"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(tree.path())?.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// What systemd says of the units, where it is at hand.
+fn check_units(tree: &Path) -> Result<()> {
+    let units = UNITS.map(|unit| tree.join("etc/systemd/system").join(unit));
+    ensure!(units.iter().all(|unit| unit.is_file()), "a unit is missing");
+    let mut verify = Command::new("systemd-analyze");
+    verify
+        .arg("verify")
+        .arg(format!("--root={}", tree.display()))
+        .args(UNITS);
+    let Ok(output) = verify.output() else {
+        eprintln!("no systemd-analyze here: the units are not verified");
+        return Ok(());
+    };
+    ensure!(!text(&output).contains("smtplb"), "{}", text(&output));
+
+    let mut security = Command::new("systemd-analyze");
+    security
+        .args(["security", "--offline=true", "--threshold=30"])
+        .arg(&units[0]);
+    let output = security.output()?;
+    ensure!(
+        output.status.success(),
+        "exposed more than 3.0: {}",
+        text(&output)
+    );
+    Ok(())
+}
+
+/// The built xtask, beside the tests; cargo has built it as part of the workspace.
+fn xtask(tree: &Path, arguments: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["run", "--quiet", "--package", "xtask", "--"])
+        .args(arguments)
+        .arg("--root")
+        .arg(tree)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        // Built before, so this only finds it fresh.
+        .env("SMTPLB_BIN", daemon::program()?)
+        .output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", text(&output));
+    Ok(())
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

@@ -1,0 +1,12 @@
+//! Clients, the box and members in namespaces: what smtplb promises, with real mail.
+
+mod hostile;
+mod install;
+mod member_down;
+mod passthrough;
+mod proxy;
+mod refusal;
+mod scene;
+mod survival;
+mod the_lab;
+mod volume;

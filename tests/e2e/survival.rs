@@ -1,0 +1,164 @@
+//! The kernel plane without its daemon: killed, restarted, stopped.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Result, ensure};
+use tests::{
+    client::{Held, Mode, Options, Storm},
+    daemon::{self, Daemon},
+    lab::Family,
+    mail::{Message, Sizes},
+    wait::{pause, wait_until},
+};
+
+use crate::scene::{Scene, play_site};
+
+/// Per family.
+const HELD: usize = 50;
+
+#[test]
+fn a_killed_daemon_harms_no_connection() -> Result<()> {
+    play_site(|scene| outlive(scene, |daemon| daemon.kill()))
+}
+
+#[test]
+fn a_restart_harms_no_connection() -> Result<()> {
+    play_site(|scene| outlive(scene, |daemon| daemon.stop_for_restart()))
+}
+
+/// Open connections and a storm of new ones, while the daemon ends and another comes.
+fn outlive(scene: &mut Scene<'_>, end: fn(&mut Daemon<'_>) -> Result<()>) -> Result<()> {
+    let [calm, stormy] = [&scene.lab.clients[0], &scene.lab.clients[1]];
+    let mut held = Vec::new();
+    for family in Family::ALL {
+        let options = Options {
+            mode: Mode::Implicit,
+            ca: Some(scene.site.ca.clone()),
+            ..Options::to((family.virtual_address(), 465).into())
+        };
+        held.push(calm.namespace.enter(|| Held::open(&options, HELD))?);
+    }
+    let before = scene.daemon.stats()?;
+    let storms = Family::ALL
+        .map(|family| {
+            Storm::start(
+                &stormy.namespace,
+                SocketAddr::new(family.virtual_address(), 465),
+                2,
+            )
+        })
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let rages_on = |what: &str| {
+        let opened: Vec<u64> = storms.iter().map(Storm::opened).collect();
+        wait_until(Duration::from_secs(20), what, || {
+            storms
+                .iter()
+                .zip(&opened)
+                .all(|(storm, before)| storm.opened() > before + 100)
+        })
+    };
+    rages_on("connections with the daemon")?;
+
+    end(&mut scene.daemon)?;
+    rages_on("connections without a daemon")?;
+    let text = Message::new("without-a-daemon", 0, Sizes::Exactly(20_000), 1).text();
+    for held in &mut held {
+        let broken = held.send_over_each(&text);
+        ensure!(broken.is_empty(), "without a daemon: {broken:?}");
+    }
+
+    scene.daemon.start_again()?;
+    rages_on("connections with the next daemon")?;
+    for held in &mut held {
+        let broken = held.broken();
+        ensure!(broken.is_empty(), "with the next daemon: {broken:?}");
+    }
+    let established = scene.daemon.flows()?;
+    let established = established
+        .iter()
+        .filter(|flow| flow.client.ip() == calm.v4 || flow.client.ip() == calm.v6);
+    ensure!(
+        established.count() == 2 * HELD,
+        "the next daemon does not know the flows"
+    );
+    for storm in storms {
+        let report = storm.stop();
+        ensure!(
+            report.failed.is_empty(),
+            "{} opened, but {:?}",
+            report.opened,
+            report.failed
+        );
+    }
+    let after = scene.daemon.stats()?;
+    for (name, before) in before
+        .virtual_servers
+        .iter()
+        .filter(|(name, _)| name.starts_with("smtps"))
+    {
+        let after = &after.virtual_servers[name];
+        ensure!(
+            after.total > before.total,
+            "{name}: {before:?}, then {after:?}"
+        );
+        ensure!(
+            after.packets_in > before.packets_in,
+            "{name}: {before:?}, then {after:?}"
+        );
+    }
+    held.into_iter().for_each(Held::close);
+    wait_until(Duration::from_secs(15), "closed flows to go", || {
+        scene.daemon.flows().is_ok_and(|flows| flows.is_empty())
+    })
+}
+
+#[test]
+fn connections_that_end_without_a_daemon_are_forgotten_by_the_next() -> Result<()> {
+    play_site(|scene| {
+        let options = Options {
+            mode: Mode::Implicit,
+            ca: Some(scene.site.ca.clone()),
+            ..Options::to((Family::V4.virtual_address(), 465).into())
+        };
+        let client = &scene.lab.clients[0].namespace;
+        let held = client.enter(|| Held::open(&options, 10))?;
+        scene.daemon.kill()?;
+        held.close();
+        // The members' last packets are on their way.
+        pause(Duration::from_millis(200));
+        scene.daemon.start_again()?;
+        wait_until(Duration::from_secs(15), "ended flows to go", || {
+            scene.daemon.flows().is_ok_and(|flows| flows.is_empty())
+        })?;
+        for member in scene.daemon.members()? {
+            ensure!(member.kernel.active == 0, "{member:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_stop_takes_everything_down() -> Result<()> {
+    play_site(|scene| {
+        scene.daemon.stop()?;
+        let bpffs = daemon::bpffs(scene.lab);
+        ensure!(!daemon::has_pins(&bpffs), "something is still pinned");
+        let mut ip = std::process::Command::new("ip");
+        let text = scene.lab.balancer.run(ip.args(["-oneline", "address"]))?;
+        for family in Family::ALL {
+            let address = family.virtual_address().to_string();
+            ensure!(!text.contains(&format!("{address}/")), "{text}");
+        }
+        ensure!(
+            !daemon::socket(scene.lab).exists(),
+            "the admin socket is still there"
+        );
+        let server = SocketAddr::new(Family::V4.virtual_address(), 465);
+        scene.lab.clients[0].namespace.enter(|| {
+            let refused = std::net::TcpStream::connect_timeout(&server, Duration::from_secs(1));
+            ensure!(refused.is_err(), "somebody still answers");
+            Ok(())
+        })
+    })
+}

@@ -1,0 +1,288 @@
+//! smtplb in the box of a lab: started, asked, killed, started again.
+
+pub mod config;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use lb_userspace::admin::view::{FlowView, MemberView, Stats, Status};
+use rustix::process::Signal;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    lab::Lab,
+    process::Process,
+    wait::{wait_for, wait_until},
+};
+
+/// How long the daemon may take to serve, the first loading of its programs included.
+const START: Duration = Duration::from_secs(20);
+
+/// A daemon in the box. Takes everything down when dropped.
+#[derive(Debug)]
+pub struct Daemon<'lab> {
+    lab: &'lab Lab,
+    process: Process,
+}
+
+impl<'lab> Daemon<'lab> {
+    /// Writes the configuration, starts the daemon and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not; quotes its log.
+    pub fn start(lab: &'lab Lab, config: &str) -> Result<Self> {
+        let path = config_path(lab);
+        fs::write(&path, config).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut daemon = Self {
+            lab,
+            process: spawn(lab)?,
+        };
+        daemon.wait_for_serving(0)?;
+        Ok(daemon)
+    }
+
+    /// Starts the next daemon after this one has ended.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&mut self) -> Result<()> {
+        let said = self.process.log().len();
+        self.process = spawn(self.lab)?;
+        self.wait_for_serving(said)
+    }
+
+    fn wait_for_serving(&mut self, from: usize) -> Result<()> {
+        self.process.wait_for_line(START, from, "serving").map(drop)
+    }
+
+    /// `kill -9`
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Ends it as a service manager's stop does: everything is taken down.
+    ///
+    /// # Errors
+    /// When it does not end, or not well.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.terminate()?;
+        if !status.success() {
+            bail!("the daemon ended with {status}:\n{}", self.process.log());
+        }
+        Ok(())
+    }
+
+    /// Ends it as a service manager's restart does: the kernel plane goes on.
+    ///
+    /// # Errors
+    /// When it does not end, or not well.
+    pub fn stop_for_restart(&mut self) -> Result<()> {
+        self.process.signal(Signal::USR2)?;
+        let status = self.process.wait(Duration::from_secs(10))?;
+        if !status.success() {
+            bail!("the daemon ended with {status}:\n{}", self.process.log());
+        }
+        Ok(())
+    }
+
+    /// Lets it run on when the value goes.
+    pub fn keep(&mut self) {
+        self.process.keep();
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Everything that it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// `smtplb status --json`
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or not as agreed.
+    pub fn status(&self) -> Result<Status> {
+        self.ask(&["status"])
+    }
+
+    /// `smtplb show members --json`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn members(&self) -> Result<Vec<MemberView>> {
+        self.ask(&["show", "members"])
+    }
+
+    /// `smtplb show flows --json`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn flows(&self) -> Result<Vec<FlowView>> {
+        self.ask(&["show", "flows"])
+    }
+
+    /// `smtplb stats --json`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn stats(&self) -> Result<Stats> {
+        self.ask(&["stats"])
+    }
+
+    fn ask<T: DeserializeOwned>(&self, verb: &[&str]) -> Result<T> {
+        let output = Command::new(program()?)
+            .args(verb)
+            .arg("--json")
+            .arg("--admin")
+            .arg(socket(self.lab))
+            .output()
+            .context("cannot start smtplb")?;
+        if !output.status.success() {
+            bail!(
+                "`smtplb {}` ended with {}: {}",
+                verb.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "`smtplb {}`: {}",
+                verb.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
+    }
+
+    /// Waits until every member with this name, in whatever pool, has this state.
+    ///
+    /// # Errors
+    /// When it does not get there within `limit`.
+    pub fn wait_for_member(&self, name: &str, state: &str, limit: Duration) -> Result<()> {
+        wait_until(limit, &format!("member {name} to be {state}"), || {
+            self.members().is_ok_and(|members| {
+                let mut named = members
+                    .iter()
+                    .filter(|member| member.name == name)
+                    .peekable();
+                named.peek().is_some() && named.all(|member| member.state == state)
+            })
+        })
+    }
+
+    /// Waits until no member is being checked for the first time any more.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_for_checked(&self) -> Result<()> {
+        wait_until(Duration::from_secs(10), "every member to be up", || {
+            self.members()
+                .is_ok_and(|members| members.iter().all(|member| member.state == "up"))
+        })
+    }
+}
+
+/// The smtplb to test: `SMTPLB_BIN`, or the release build beside these tests.
+///
+/// # Errors
+/// When there is none.
+pub fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SMTPLB_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    own.ancestors()
+        .map(|folder| folder.join("release/smtplb"))
+        .find(|path| path.is_file())
+        .context(
+            "smtplb has not been built: `cargo xtask build --release`, or name it in SMTPLB_BIN",
+        )
+}
+
+/// Runs the daemon to its end, for configurations and places that it refuses.
+///
+/// # Errors
+/// When it serves instead, or does not end.
+pub fn refused(lab: &Lab, config: &str) -> Result<Output> {
+    refused_as(lab, config, |command| command)
+}
+
+/// As [`refused`], with a wrapper around the daemon's command.
+///
+/// # Errors
+/// As [`refused`].
+pub fn refused_as(
+    lab: &Lab,
+    config: &str,
+    wrap: impl FnOnce(Command) -> Command,
+) -> Result<Output> {
+    fs::write(config_path(lab), config)?;
+    let mut command = wrap(command(lab)?);
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = lab.balancer.spawn(&mut command)?;
+    let ended = wait_for(START, "smtplb to refuse", || {
+        child.try_wait().ok().flatten()
+    });
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let output = child.wait_with_output()?;
+    ended.with_context(|| String::from_utf8_lossy(&output.stdout).into_owned())?;
+    Ok(output)
+}
+
+fn spawn(lab: &Lab) -> Result<Process> {
+    Process::spawn(
+        &lab.balancer,
+        "smtplb",
+        &lab.folder().join("smtplb.log"),
+        &mut command(lab)?,
+    )
+}
+
+fn command(lab: &Lab) -> Result<Command> {
+    let mut command = Command::new(program()?);
+    command.arg("run");
+    for (flag, path) in [
+        ("--config", config_path(lab)),
+        ("--admin", socket(lab)),
+        ("--bpffs", bpffs(lab)),
+        ("--state", lab.folder().join("state")),
+    ] {
+        command.arg(flag).arg(path);
+    }
+    Ok(command)
+}
+
+fn config_path(lab: &Lab) -> PathBuf {
+    lab.folder().join("smtplb.toml")
+}
+
+/// The admin socket of a lab's daemon.
+pub fn socket(lab: &Lab) -> PathBuf {
+    lab.folder().join("admin.sock")
+}
+
+/// Where the daemon pins its programs and tables.
+pub fn bpffs(lab: &Lab) -> PathBuf {
+    lab.folder().join("bpf")
+}
+
+/// Whether anything is pinned in a bpffs.
+pub fn has_pins(bpffs: &Path) -> bool {
+    fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_some())
+}

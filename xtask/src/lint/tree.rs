@@ -1,0 +1,111 @@
+//! Rules of the source tree that no compiler knows.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::layers;
+
+/// A file longer than this has more than one subject.
+const MAX_LINES: usize = 600;
+
+/// All faults, each with file and line.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub(super) fn faults(repository: &Path) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for path in rust_files(repository)? {
+        let source =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path
+            .strip_prefix(repository)
+            .unwrap_or(&path)
+            .to_string_lossy();
+        let lines = source.lines().count();
+        if lines > MAX_LINES {
+            faults.push(format!(
+                "{name}: {lines} lines; a file has one subject and at most {MAX_LINES}"
+            ));
+        }
+        if let Some(room) = name.strip_prefix("lb-userspace/src/") {
+            let found = layers::faults(room, &layers::joined_uses(&source));
+            faults.extend(
+                found
+                    .into_iter()
+                    .map(|(line, text)| format!("{name}:{line}: {text}")),
+            );
+        }
+    }
+    faults.extend(undocumented_reasons(repository)?);
+    Ok(faults)
+}
+
+fn rust_files(repository: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![repository.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
+        {
+            let path = entry?.path();
+            let hidden = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            if path.is_dir() && !path.is_symlink() && !hidden && path != repository.join("target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.insert(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A counter that nobody explains helps nobody: each drop reason stands in `docs/metrics.md`.
+fn undocumented_reasons(repository: &Path) -> Result<Vec<String>> {
+    let docs = repository.join("docs/metrics.md");
+    let Ok(text) = fs::read_to_string(&docs) else {
+        return Ok(Vec::new());
+    };
+    let path = repository.join("lb-common/src/reason.rs");
+    let source =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let faults = quoted_words(&source)
+        .filter(|word| !text.contains(&format!("`{word}`")))
+        .map(|word| {
+            format!("lb-common/src/reason.rs: `{word}` is not explained in docs/metrics.md")
+        });
+    Ok(faults.collect())
+}
+
+/// String literals in kebab or snake case: the names that reasons go by outside.
+fn quoted_words(source: &str) -> impl Iterator<Item = &str> {
+    source
+        .lines()
+        .take_while(|line| line.trim() != "#[cfg(test)]")
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .filter_map(|line| line.split('"').nth(1))
+        .filter(|word| {
+            let plain = |letter: char| {
+                letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_".contains(letter)
+            };
+            !word.is_empty() && word.chars().all(plain)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_names_of_reasons() {
+        let source =
+            "/// \"not-this\"\nSelf::NoMember => \"no-member\",\nSelf::Text => \"two words\",\n";
+        assert_eq!(quoted_words(source).collect::<Vec<_>>(), ["no-member"]);
+    }
+}

@@ -1,0 +1,120 @@
+//! Puts in place what a verb needs; quick and silent when nothing is missing.
+
+mod linker;
+mod packages;
+mod smoke;
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    command::{self, say},
+    toolchain::Toolchain,
+};
+
+/// `cargo xtask setup`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only what building needs, not the programs that demo and test run
+    #[arg(long)]
+    build_only: bool,
+}
+
+/// Who asks, and so what has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Building the daemon and its programs.
+    Build,
+    /// Building, rustfmt and clippy.
+    Lint,
+    /// Building, and the mail servers and clients of the lab.
+    Lab,
+}
+
+/// What the other verbs take from setup.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    /// The BPF linker, proven to work with this compiler.
+    pub(crate) bpf_linker: PathBuf,
+}
+
+impl Tools {
+    /// A cargo that builds the eBPF programs with the proven linker.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut cargo = command::cargo();
+        cargo.env("SMTPLB_BPF_LINKER", &self.bpf_linker);
+        cargo
+    }
+}
+
+/// `cargo xtask setup`
+///
+/// # Errors
+/// When something is missing and cannot be installed; the message says what to do by hand.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let need = if args.build_only {
+        Need::Build
+    } else {
+        Need::Lab
+    };
+    let tools = ensure(need)?;
+    if !args.build_only {
+        ensure(Need::Lint)?;
+    }
+    say(
+        "setup",
+        format!("all there; BPF linker: {}", tools.bpf_linker.display()),
+    );
+    Ok(())
+}
+
+/// Installs what is missing for `need`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn ensure(need: Need) -> Result<Tools> {
+    if need == Need::Lab {
+        packages::ensure()?;
+    }
+    let toolchain = Toolchain::detect()?;
+    if !toolchain.has_rust_src() {
+        component(
+            &toolchain,
+            "rust-src",
+            "the programs for the kernel are built with their own `core`",
+        )?;
+    }
+    if need == Need::Lint {
+        for (program, name) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+            if !toolchain.sysroot.join("bin").join(program).is_file() {
+                component(&toolchain, name, "`cargo xtask lint` runs it")?;
+            }
+        }
+    }
+    let bpf_linker = linker::ensure(&toolchain)?;
+    Ok(Tools { bpf_linker })
+}
+
+fn component(toolchain: &Toolchain, name: &str, why: &str) -> Result<()> {
+    if command::find("rustup").is_none() {
+        bail!(
+            "{name} is missing from {} ({why}), and there is no rustup to add it: install your distribution's package for it",
+            toolchain.sysroot.display()
+        );
+    }
+    say("setup", format!("adding {name}: {why}"));
+    command::run(Command::new("rustup").args(["component", "add", name]))
+}
+
+/// Makes the tools directory and keeps others out of it until the returned file is dropped.
+fn lock(toolchain: &Toolchain) -> Result<fs::File> {
+    let dir = &toolchain.tools;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let path = dir.join(".lock");
+    let file =
+        fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    file.lock()
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
