@@ -20,6 +20,7 @@ pub mod forward;
 pub mod frame;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod opaque;
 mod parse;
 mod rewrite;
 mod select;

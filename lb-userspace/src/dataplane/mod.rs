@@ -231,6 +231,20 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// How many instructions the verifier walked for a program (Linux 5.16).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the program or does not tell.
+    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
+        let info = match program.starts_with("balance_xdp") {
+            true => loader::xdp(&mut self.ebpf, program)?.info()?,
+            false => loader::classifier(&mut self.ebpf, program)?.info()?,
+        };
+        info.verified_instruction_count()
+            .context("the kernel does not tell")
+    }
+
     /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
     ///
     /// # Errors
