@@ -7,7 +7,10 @@ mod loader;
 mod sys;
 mod tables;
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::BTreeMap, fs, net::SocketAddr, os::fd::AsRawFd, path::Path,
+    sync::atomic::Ordering::Relaxed,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -53,8 +56,6 @@ impl KernelPlane {
     pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
         let pins = PinDirectory::open(bpffs)?;
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
-        loader::classifier(&mut ebpf, "sweep_flows")?;
-        loader::classifier(&mut ebpf, "balance_tc")?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
@@ -301,14 +302,38 @@ impl KernelPlane {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
+    /// No proxy session lives: gauges that a killed daemon left behind start anew.
+    pub fn forget_sessions(&self) {
+        for cell in self
+            .tables
+            .member_cells
+            .iter()
+            .chain(self.tables.service_cells)
+        {
+            cell.sessions_active.store(0, Relaxed);
+        }
+    }
+
     /// Takes the kernel plane down: programs, pins and tables.
     ///
     /// # Errors
     ///
     /// When a pin cannot be removed.
-    pub fn remove(self, generation: &Generation) -> Result<()> {
+    pub fn remove(&self, generation: &Generation) -> Result<()> {
         links::detach_clsact(&generation.network);
         self.pins.clear().context("cannot remove the pins")
+    }
+
+    /// The same for a plane that nobody has loaded.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn clear(bpffs: &Path, generation: &Generation) -> Result<()> {
+        links::detach_clsact(&generation.network);
+        PinDirectory::open(bpffs)?
+            .clear()
+            .context("cannot remove the pins")
     }
 }
 

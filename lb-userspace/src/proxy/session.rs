@@ -57,7 +57,7 @@ pub(super) async fn serve(
     if let Security::Implicit(config) = &serving.service.client_tls {
         serving.present.entry.set_phase(Phase::Handshake);
         let limit = serving.context.timeouts.handshake;
-        if let Err(end) = client.secure(config.clone(), limit).await {
+        if let Err(end) = Box::pin(client.secure(config.clone(), limit)).await {
             // Not TLS from the first byte on: nobody injected anything.
             let end = if end == End::StartTlsInjection {
                 End::TlsFailed
@@ -79,7 +79,7 @@ pub(super) async fn serve(
     let last = std::mem::take(pump.session.to_client());
     // The place of the session is free; only the goodbye is left.
     drop(serving);
-    pump.client.farewell(&last).await;
+    Box::pin(pump.client.farewell(&last)).await;
 }
 
 /// A session being served; its end is counted and logged whatever happens.
@@ -110,9 +110,10 @@ impl Serving {
                 }
             };
             match turn {
-                Turn::Connect => self.connect(pump, &mut tried).await,
+                // Boxed: an idle session need not hold the room for what it did at its start.
+                Turn::Connect => Box::pin(self.connect(pump, &mut tried)).await,
                 Turn::StartTls => {
-                    self.start_tls(pump).await;
+                    Box::pin(self.start_tls(pump)).await;
                     // Another member may be asked for now, and any may serve.
                     tried.clear();
                 }
@@ -238,4 +239,15 @@ fn heed(state: Control, session: &mut Session) {
         Control::Drain => session.drain(Instant::now()),
         Control::Cut => session.cut(),
     }
+}
+
+/// What a session takes besides its stream, in bytes: the pump, and the future that owns it.
+#[cfg(test)]
+pub(super) fn sizes() -> (usize, usize) {
+    fn output<A, F: Future>(
+        _: impl FnOnce(Arc<Context>, Arc<Service>, TcpStream, A) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+    (size_of::<Pump>(), output(serve))
 }

@@ -120,8 +120,8 @@ impl Proxy {
     /// Ends every session: between messages at once with 421 4.3.2, within one when it is over, or
     /// at the deadline. Blocks until the workers have ended.
     pub fn drain(mut self, deadline: Duration) -> DrainReport {
-        self.raise(Control::Drain);
         let sessions = self.count();
+        self.raise(Control::Drain);
         let cut = match self.ended.recv_timeout(deadline) {
             Err(mpsc::RecvTimeoutError::Timeout) => self.count(),
             _ => 0,

@@ -69,6 +69,13 @@ impl ReplyParser {
     /// # Errors
     /// The bytes are not a reply; every further call may return anything.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<Reply>, ReplyError> {
+        if self.start > 0 && !bytes.is_empty() {
+            // What was returned is done with: a stream that never rests must not pile it up.
+            self.buffer.drain(..self.start);
+            self.line -= self.start;
+            self.searched -= self.start;
+            self.start = 0;
+        }
         self.buffer.extend_from_slice(bytes);
         while let Some(end) = self.line_end()? {
             let line = &self.buffer[self.line..end];
@@ -320,6 +327,17 @@ mod tests {
         // Many small replies in one push are no large reply.
         let replies = all(&b"250 ok\r\n".repeat(MAX_REPLY / 4)).unwrap();
         assert_eq!(replies.len(), MAX_REPLY / 4);
+    }
+
+    #[test]
+    fn a_stream_that_never_rests_does_not_pile_up() {
+        let mut parser = ReplyParser::new();
+        assert_eq!(parser.push(b"2"), Ok(None));
+        for _ in 0..10_000 {
+            let reply = parser.push(b"50-a\r\n250 b\r\n2").unwrap().unwrap();
+            assert_eq!(reply.raw(), b"250-a\r\n250 b\r\n");
+            assert!(parser.buffer.len() < 100);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ impl Pair {
         Self::of(names, &rcgen::PKCS_ECDSA_P256_SHA256, |_| {})
     }
 
-    fn of(
+    pub(crate) fn of(
         names: &[&str],
         kind: &'static SignatureAlgorithm,
         edit: impl FnOnce(&mut CertificateParams),

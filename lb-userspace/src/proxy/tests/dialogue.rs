@@ -1,7 +1,11 @@
 //! Honest sessions on every kind of virtual server.
 
 use super::peers::{Kind, Lab, PATIENCE, busy, dead, good, until};
-use crate::{model::StartTls, smtp::end::End};
+use crate::{
+    model::StartTls,
+    smtp::{end::End, timeouts::Timeouts},
+    tls::tests::Pair,
+};
 
 const MESSAGE: &str = "Subject: x\r\n\r\n..dots\r\n\u{fc}\r\n.\r\n";
 const ENVELOPE: &str = "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n";
@@ -64,6 +68,39 @@ fn implicit() {
     assert!(tls.suite.starts_with("TLS13_"));
     let group = client.stream.conn.negotiated_key_exchange_group().unwrap();
     assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
+}
+
+#[test]
+fn ipv6_and_addresses_of_nobody() {
+    let lab = Lab::new(Kind::Plain, &[good]);
+    let v6 = lab.v6.unwrap();
+    let mut client = lab.connect_to(v6);
+    assert_eq!(client.reply(), "220 good ESMTP\r\n");
+    client.expect("QUIT", "221 ");
+    assert_eq!(lab.end().client.ip(), v6.ip());
+
+    lab.services.replace([]);
+    assert_eq!(lab.connect().rest(), b"");
+    assert_eq!(lab.events()["no-virtual-server"], 1);
+}
+
+#[test]
+fn older_tls_and_other_keys() {
+    for kind in [&rcgen::PKCS_RSA_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384] {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let pair = Pair::of(&["mx.example"], kind, |_| {});
+            let lab = Lab::of(Kind::Implicit, &[good], Timeouts::DEFAULT, pair);
+            let mut client = lab.secure_with(lab.connect(), lab.tls_config_of(&[version]));
+            assert_eq!(client.reply(), "220 good ESMTP\r\n");
+            client.expect("QUIT", "221 ");
+            let name = if version.version == rustls::ProtocolVersion::TLSv1_2 {
+                "TLSv1.2"
+            } else {
+                "TLSv1.3"
+            };
+            assert_eq!(lab.end().tls.unwrap().version, name);
+        }
+    }
 }
 
 #[test]

@@ -290,3 +290,11 @@ fn a_client_that_does_not_read_costs_a_bounded_buffer_and_ends() {
     });
     assert_eq!(lab.end().end, End::SendTimeout);
 }
+
+#[test]
+fn an_idle_session_is_small() {
+    // The stream and the library's own state (rustls: 7.5 KiB) come on top.
+    let (pump, future) = crate::proxy::session::sizes();
+    assert!(pump <= 1024, "a pump takes {pump} bytes");
+    assert!(future <= 1024, "a session's future takes {future} bytes");
+}

@@ -37,6 +37,8 @@ pub(super) struct Member {
 pub(super) struct Lab {
     pub(super) proxy: Option<Proxy>,
     pub(super) address: SocketAddr,
+    pub(super) v6: Option<SocketAddr>,
+    pub(super) services: Arc<Services>,
     pub(super) cell: &'static TrafficCell,
     pub(super) pool: Arc<LivePool>,
     pub(super) pair: Pair,
@@ -68,6 +70,10 @@ impl Lab {
     }
 
     pub(super) fn with(kind: Kind, members: &[Script], timeouts: Timeouts) -> Self {
+        Self::of(kind, members, timeouts, Pair::new(&["mx.example"]))
+    }
+
+    pub(super) fn of(kind: Kind, members: &[Script], timeouts: Timeouts, pair: Pair) -> Self {
         let (log, seen) = mpsc::channel();
         let members = members.iter().enumerate().map(|(id, script)| {
             let address = serve(*script, log.clone());
@@ -76,7 +82,6 @@ impl Lab {
         });
         let pool = LivePool::new("pool".into(), Method::RoundRobin, members.collect());
         let pool = Arc::new(pool);
-        let pair = Pair::new(&["mx.example"]);
         let config = server_config(&[Arc::new(pair.load().unwrap())]).unwrap();
         let client_tls = match kind {
             Kind::Plain => Security::None,
@@ -85,21 +90,25 @@ impl Lab {
         };
         let listeners = bind_listeners(&[0]).unwrap();
         let address = listeners[0].v4.local_addr().unwrap();
+        let v6 = listeners[0].v6.as_ref().map(|v6| v6.local_addr().unwrap());
         let cell = cell();
-        let service = Service {
+        let service = |address| Service {
             name: "mx".into(),
             address,
-            client_tls,
+            client_tls: client_tls.clone(),
             pool: pool.clone(),
             cell,
         };
         let ends = Ends::default();
-        let services = Arc::new(Services::new([service]));
-        let proxy =
-            Proxy::start_with(services, listeners, Arc::new(ends.clone()), timeouts).unwrap();
+        let services = Arc::new(Services::new([address].into_iter().chain(v6).map(service)));
+        let log = Arc::new(ends.clone());
+        let proxy = Proxy::start_with(services.clone(), listeners, log, timeouts).unwrap();
+        let proxy = Some(proxy);
         Self {
-            proxy: Some(proxy),
+            proxy,
             address,
+            v6,
+            services,
             cell,
             pool,
             pair,
@@ -109,18 +118,29 @@ impl Lab {
     }
 
     pub(super) fn connect(&self) -> Client<TcpStream> {
-        let stream = TcpStream::connect(self.address).unwrap();
+        self.connect_to(self.address)
+    }
+
+    pub(super) fn connect_to(&self, address: SocketAddr) -> Client<TcpStream> {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream }
     }
 
     pub(super) fn tls_config(&self) -> ClientConfig {
+        self.tls_config_of(rustls::ALL_VERSIONS)
+    }
+
+    pub(super) fn tls_config_of(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.pair.certificate.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider);
-        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_protocol_versions(versions).unwrap();
         builder.with_root_certificates(roots).with_no_client_auth()
     }
 
