@@ -40,11 +40,10 @@ fn nobody_is_sent_to_a_dead_member() -> Result<()> {
         scene.daemon.wait_for_member("m1", "up", NOTICED)?;
         let connects = || {
             let events = scene.site.members[0].events().unwrap_or_default();
-            let ports = [25, 465].map(|port| {
+            [25, 465].map(|port| {
                 let at = |event: &&Event| matches!(event, Event::Connect { port: to, .. } if *to == port);
                 events.iter().filter(at).count()
-            });
-            ports
+            })
         };
         let before = connects();
         let more = send_everywhere(scene, "after-return")?;

@@ -1,6 +1,7 @@
 //! `cargo xtask install` and `uninstall`: one binary, one configuration, two units; and the way back to nothing.
 
 mod layout;
+mod placeholder;
 mod system;
 
 use std::{
@@ -58,6 +59,7 @@ pub(crate) fn install(args: &InstallArgs) -> Result<()> {
     let tools = setup::ensure(Need::Build)?;
     let binary = build::daemon(&tools, true)?;
 
+    let staging = tempfile::tempdir().context("cannot make a temporary directory")?;
     let present = layout.config();
     let source = if present.exists() {
         say("install", format!("keeping {}", present.display()));
@@ -65,11 +67,29 @@ pub(crate) fn install(args: &InstallArgs) -> Result<()> {
     } else {
         wanted_config(args)
     };
-    check(&binary, &source)?;
+    let placeholder = needs_placeholder(args, &layout);
+    if placeholder {
+        placeholder::make(staging.path())?;
+    }
+    let folder = if placeholder {
+        staging.path().to_owned()
+    } else {
+        layout.config_folder()
+    };
+    check(&binary, &source, &folder, staging.path())?;
 
     put(&binary, &layout.binary(), 0o755)?;
     if source != present {
         put(&source, &present, 0o640)?;
+    }
+    if placeholder {
+        for name in placeholder::FILES {
+            put(
+                &staging.path().join(name),
+                &layout.config_folder().join(name),
+                0o600,
+            )?;
+        }
     }
     for unit in UNITS {
         put(
@@ -89,15 +109,36 @@ fn wanted_config(args: &InstallArgs) -> PathBuf {
     let name = if args.passthrough_only {
         "passthrough-only.toml"
     } else {
-        "mixed.toml"
+        "smtplb.toml"
     };
     args.config
         .clone()
         .unwrap_or_else(|| command::repository().join("deploy").join(name))
 }
 
-fn check(binary: &Path, config: &Path) -> Result<()> {
-    command::run(Command::new(binary).arg("check").arg(config))
+/// The shipped configuration for both planes names a certificate that nobody has yet.
+fn needs_placeholder(args: &InstallArgs, layout: &Layout) -> bool {
+    let shipped = args.config.is_none() && !args.passthrough_only && !layout.config().exists();
+    shipped
+        && placeholder::FILES
+            .iter()
+            .all(|name| !layout.config_folder().join(name).exists())
+}
+
+/// Checks a configuration as if what it names below `/etc/smtplb` were in `folder`.
+fn check(binary: &Path, config: &Path, folder: &Path, staging: &Path) -> Result<()> {
+    let usual = Path::new("/etc/smtplb");
+    let mut checked = config.to_owned();
+    if folder != usual {
+        let text = fs::read_to_string(config)
+            .with_context(|| format!("cannot read {}", config.display()))?;
+        checked = staging.join("smtplb.toml");
+        fs::write(
+            &checked,
+            text.replace("\"/etc/smtplb/", &format!("\"{}/", folder.display())),
+        )?;
+    }
+    command::run(Command::new(binary).arg("check").arg(&checked))
         .with_context(|| format!("{} is not valid, nothing was installed", config.display()))
 }
 
@@ -180,6 +221,11 @@ fn remove_config(layout: &Layout, purge: bool) -> Result<()> {
         return remove(&folder);
     }
     remove(&layout.config())?;
+    for path in placeholder::FILES.map(|name| folder.join(name)) {
+        if placeholder::is_one(&path) {
+            remove(&path)?;
+        }
+    }
     let Ok(entries) = fs::read_dir(&folder) else {
         return Ok(());
     };

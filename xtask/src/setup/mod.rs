@@ -37,13 +37,18 @@ pub(crate) enum Need {
 pub(crate) struct Tools {
     /// The BPF linker, proven to work with this compiler.
     pub(crate) bpf_linker: PathBuf,
+    /// Whether it is where the build looks for it anyway.
+    is_usual: bool,
 }
 
 impl Tools {
     /// A cargo that builds the eBPF programs with the proven linker.
     pub(crate) fn cargo(&self) -> Command {
         let mut cargo = command::cargo();
-        cargo.env("SMTPLB_BPF_LINKER", &self.bpf_linker);
+        // Only where it is needed: the build would start anew each time the variable comes or goes.
+        if !self.is_usual {
+            cargo.env("SMTPLB_BPF_LINKER", &self.bpf_linker);
+        }
         cargo
     }
 }
@@ -93,7 +98,10 @@ pub(crate) fn ensure(need: Need) -> Result<Tools> {
         }
     }
     let bpf_linker = linker::ensure(&toolchain)?;
-    Ok(Tools { bpf_linker })
+    Ok(Tools {
+        is_usual: bpf_linker == toolchain.linker(),
+        bpf_linker,
+    })
 }
 
 fn component(toolchain: &Toolchain, name: &str, why: &str) -> Result<()> {
