@@ -89,12 +89,12 @@ fn fill<T: Tables>(
     slot: u32,
 ) -> Result<(), DropReason> {
     let config = tables.config().ok_or(DropReason::Internal)?;
-    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
     let reply = snat::bind(tables, service, packet, number, slot)?;
     if !tables.insert(&packet.key, Hit::new(slot, Direction::Forward)) {
         tables.remove(&reply);
         return Err(DropReason::FlowTableFull);
     }
+    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
     let now = tick(tables.now());
     flow.owners
         .store(owners(number as u16, service.virtual_server), Relaxed);

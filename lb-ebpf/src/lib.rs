@@ -28,6 +28,8 @@ mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 
 use lb_common::{reason::DropReason, tcp::Direction};
 
