@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use self::answers::{Shared, lock};
+pub use self::live::load_certificates;
 use crate::{
     admin,
     cli::RunOptions,
@@ -53,7 +54,14 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
     for warning in warnings {
         log::warn!("{warning}");
     }
-    let certificates = live::certificates(&generation, &options.config)?;
+    let (certificates, faults) = load_certificates(&generation);
+    if !faults.is_empty() {
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        return Err(anyhow::anyhow!("{}", faults.join("\n"))).or_exit(Exit::Config);
+    }
+    for warning in certificates.values().flat_map(|loaded| &loaded.warnings) {
+        log::warn!("{warning}");
+    }
     privilege::check().or_exit(Exit::Privilege)?;
     check_interfaces(&generation.network).or_exit(Exit::Config)?;
     privilege::raise_limits();
