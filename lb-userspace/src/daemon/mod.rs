@@ -95,7 +95,7 @@ async fn serve(
     };
     let plane = KernelPlane::load(&options.bpffs, flows, options.kernel_log)?;
     let adopted = plane.adopted();
-    let mut addresses = Addresses::open()?;
+    let mut addresses = Addresses::open(&options.state)?;
     let shared = match start(
         &options,
         generation.clone(),
