@@ -23,7 +23,7 @@ use crate::{
     admin,
     cli::RunOptions,
     config,
-    dataplane::{Addresses, KernelPlane, check_interfaces},
+    dataplane::{Addresses, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation},
     monitor,
@@ -95,6 +95,7 @@ async fn serve(
     };
     let plane = KernelPlane::load(&options.bpffs, flows, options.kernel_log)?;
     let adopted = plane.adopted();
+    let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
     let shared = match start(
         &options,
@@ -108,7 +109,7 @@ async fn serve(
         Ok(shared) => shared,
         Err(failure) => {
             if !adopted {
-                take_back(&options, &generation, &mut addresses).await;
+                take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(failure);
         }
@@ -121,7 +122,7 @@ async fn serve(
         Err(error) => {
             if !adopted {
                 drop(shared);
-                take_back(&options, &generation, &mut addresses).await;
+                take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(error.into());
         }
@@ -314,7 +315,8 @@ async fn end(
 }
 
 async fn take_down(options: &RunOptions, shared: &Shared, addresses: &mut Addresses) {
-    if let Err(error) = shared.plane().remove(&shared.generation) {
+    let remover = shared.plane().remover();
+    if let Err(error) = remover.remove(&shared.generation) {
         log::error!("{error:#}");
     }
     addresses.restore_forwarding();
@@ -325,10 +327,10 @@ async fn take_down(options: &RunOptions, shared: &Shared, addresses: &mut Addres
 }
 
 /// After a failed start: as if it had never been tried.
-async fn take_back(options: &RunOptions, generation: &Generation, addresses: &mut Addresses) {
+async fn take_back(remover: &Remover, generation: &Generation, addresses: &mut Addresses) {
     addresses.restore_forwarding();
     let removed = addresses.remove().await;
-    let cleared = KernelPlane::clear(&options.bpffs, generation);
+    let cleared = remover.remove(generation);
     for error in [removed.err(), cleared.err()].into_iter().flatten() {
         log::error!("after the failed start: {error:#}");
     }
