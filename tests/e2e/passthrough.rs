@@ -130,7 +130,12 @@ impl Case {
 
 /// Open connections are listed, closed ones are not, and counters keep what was.
 fn check_flows(scene: &Scene<'_>) -> Result<()> {
-    let none_left = || scene.daemon.flows().is_ok_and(|flows| flows.is_empty());
+    let none_left = || {
+        scene
+            .daemon
+            .open_flows()
+            .is_ok_and(|flows| flows.is_empty())
+    };
     wait_until(Duration::from_secs(10), "closed flows to go", none_left)?;
     let before = scene.daemon.stats()?;
     for family in Family::ALL {
@@ -142,7 +147,7 @@ fn check_flows(scene: &Scene<'_>) -> Result<()> {
         };
         let client = &scene.lab.clients[1];
         let held = client.namespace.enter(|| Held::open(&options, 3))?;
-        let flows = scene.daemon.flows()?;
+        let flows = scene.daemon.open_flows()?;
         ensure!(flows.len() == 3, "{flows:?}");
         for flow in &flows {
             ensure!(

@@ -74,7 +74,7 @@ fn outlive(scene: &mut Scene<'_>, end: fn(&mut Daemon<'_>) -> Result<()>) -> Res
         let broken = held.broken();
         ensure!(broken.is_empty(), "with the next daemon: {broken:?}");
     }
-    let established = scene.daemon.flows()?;
+    let established = scene.daemon.open_flows()?;
     let established = established
         .iter()
         .filter(|flow| flow.client.ip() == calm.v4 || flow.client.ip() == calm.v6);
@@ -109,7 +109,10 @@ fn outlive(scene: &mut Scene<'_>, end: fn(&mut Daemon<'_>) -> Result<()>) -> Res
     }
     held.into_iter().for_each(Held::close);
     wait_until(Duration::from_secs(15), "closed flows to go", || {
-        scene.daemon.flows().is_ok_and(|flows| flows.is_empty())
+        scene
+            .daemon
+            .open_flows()
+            .is_ok_and(|flows| flows.is_empty())
     })
 }
 
@@ -129,7 +132,10 @@ fn connections_that_end_without_a_daemon_are_forgotten_by_the_next() -> Result<(
         pause(Duration::from_millis(200));
         scene.daemon.start_again()?;
         wait_until(Duration::from_secs(15), "ended flows to go", || {
-            scene.daemon.flows().is_ok_and(|flows| flows.is_empty())
+            scene
+                .daemon
+                .open_flows()
+                .is_ok_and(|flows| flows.is_empty())
         })?;
         for member in scene.daemon.members()? {
             ensure!(member.kernel.active == 0, "{member:?}");

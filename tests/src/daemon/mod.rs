@@ -124,12 +124,14 @@ impl<'lab> Daemon<'lab> {
         self.ask(&["show", "members"])
     }
 
-    /// `smtplb show flows --json`
+    /// `smtplb show flows --json`, without those that have ended and are only remembered for stray packets.
     ///
     /// # Errors
     /// As [`Self::status`].
-    pub fn flows(&self) -> Result<Vec<FlowView>> {
-        self.ask(&["show", "flows"])
+    pub fn open_flows(&self) -> Result<Vec<FlowView>> {
+        let mut flows: Vec<FlowView> = self.ask(&["show", "flows"])?;
+        flows.retain(|flow| flow.phase != "closing" && flow.phase != "reset");
+        Ok(flows)
     }
 
     /// `smtplb stats --json`

@@ -179,9 +179,9 @@ impl Site<'_> {
         let [v4, v6] = net.addresses(interface, host);
         machine.ip(&[v4, v6, format!("link set {interface} up")])?;
         if self.plan.links == Links::ForXdp {
-            // XDP loses the note that a checksum is still to be computed, and a ring without a reader loses frames.
+            // XDP loses the note that a checksum is still to be computed. Without checksums there is no
+            // segmentation offload either, so no frame is larger than its link, which XDP could not redirect.
             offload(machine, interface, &["tx", "off"])?;
-            offload(switch, port, &["gro", "on"])?;
         }
         Ok(())
     }
@@ -203,9 +203,6 @@ impl Site<'_> {
             format!("route add default via {}", net.v4(gateway)),
             format!("route add default via {}", net.v6(gateway)),
         ])?;
-        if self.plan.links == Links::ForXdp {
-            offload(&namespace, "eth0", &["gro", "on"])?;
-        }
         Ok(Host {
             name,
             namespace,
