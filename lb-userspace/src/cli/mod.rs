@@ -15,7 +15,6 @@ mod tests;
 use std::{
     ffi::OsString,
     io::{self, Write},
-    path::PathBuf,
     process::ExitCode,
 };
 
@@ -24,23 +23,9 @@ use clap::{CommandFactory, Parser};
 
 use crate::{
     admin::client::Client,
+    daemon::RunOptions,
     failure::{Exit, Failure, OrExit},
 };
-
-/// What the daemon is started with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunOptions {
-    /// The configuration file.
-    pub config: PathBuf,
-    /// Where the admin socket is made.
-    pub admin: PathBuf,
-    /// Where the bpffs is, or is mounted.
-    pub bpffs: PathBuf,
-    /// What has to outlive a reboot.
-    pub state: PathBuf,
-    /// Log what the packet programs say.
-    pub kernel_log: bool,
-}
 
 /// The daemon, as the command line sees it: returns when it is told to stop.
 pub type Run = fn(RunOptions) -> Result<(), Failure>;

@@ -7,7 +7,7 @@ mod answers;
 mod live;
 mod privilege;
 
-use std::{fs, io::Write as _, sync::Arc, time::Duration};
+use std::{fs, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rustix::thread::sched_getaffinity;
@@ -20,9 +20,7 @@ use tokio::{
 use self::answers::{Shared, lock};
 pub use self::live::load_certificates;
 use crate::{
-    admin,
-    cli::RunOptions,
-    config,
+    admin, config,
     dataplane::{Addresses, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation},
@@ -39,6 +37,21 @@ const FIRST_PROBES: Duration = Duration::from_secs(2);
 const FEW_FLOWS: u32 = 1024;
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
+
+/// What the daemon is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Where the admin socket is made.
+    pub admin: PathBuf,
+    /// Where the bpffs is, or is mounted.
+    pub bpffs: PathBuf,
+    /// What has to outlive the daemon.
+    pub state: PathBuf,
+    /// Log what the packet programs say.
+    pub kernel_log: bool,
+}
 
 /// Runs the daemon until it is told to stop.
 ///
