@@ -11,7 +11,7 @@ macro_rules! reasons {
             /// Does the stack get the packet, so that it answers with RST or sees a packet that is not ours?
             #[inline(always)]
             pub const fn to_stack(self) -> bool {
-                matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow | Self::Fragment)
+                matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow)
             }
 
             /// Every reason, by number.
@@ -46,12 +46,10 @@ reasons! {
     TooBig = 8 "too-big",
     /// A table that must exist was not found; a fault in smtplb.
     Internal = 9 "internal",
-    /// A fragment of a packet for a virtual server.
-    Fragment = 10 "fragment",
     /// `snat = "automap"`, and the box has no address on the way to the member.
-    NoSnatAddress = 11 "no-snat-address",
+    NoSnatAddress = 10 "no-snat-address",
     /// A connection to a proxy virtual server while no proxy worker listens; the client gets a RST.
-    NoWorker = 12 "no-worker",
+    NoWorker = 11 "no-worker",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -122,7 +122,7 @@ impl Phase {
             Self::Syn => 60,
             Self::Established => 7440,
             Self::FinClient | Self::FinMember => 240,
-            Self::Closing => 10,
+            Self::Closing => 5,
             Self::Reset => 2,
         }
     }

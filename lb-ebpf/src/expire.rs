@@ -11,21 +11,29 @@ use lb_common::{
     tcp::{Phase, tick},
 };
 
-use crate::{Tables, atomic, flow};
+use crate::{Tables, atomic};
 
 /// Records that a new flow looks at when none is free.
-const PROBES: u32 = 16;
+const PROBES: u32 = 8;
 /// Records that one run of the sweep looks at.
 pub(crate) const SWEEP: u32 = 32;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
-/// Claims a record for a new flow; its phase is `Claimed` afterwards.
+/// Claims a record for a new flow; its phase is `Claimed` afterwards. 0 when none is to be had.
 ///
 /// Free records first, then never used ones, then expired ones, then half-open ones: an established flow is never
 /// given up for a new one.
 #[inline(always)]
-pub(crate) fn claim<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
+pub(crate) fn claim<T: Tables>(tables: &T, now: u64) -> u32 {
+    tables
+        .config()
+        .and_then(|config| free(tables, config, now))
+        .unwrap_or(0)
+}
+
+#[inline(always)]
+fn free<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
     if let Some(slot) = tables.pop_free() {
         let flow = tables.flow(slot)?;
         flow.phase.store(Phase::Claimed as u32, Relaxed);
@@ -48,10 +56,7 @@ pub(crate) fn claim<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
         let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-        if slot != 0
-            && (embryonic || expired(record, phase, now))
-            && flow::release(tables, record, phase)
-        {
+        if slot != 0 && (embryonic || expired(record, phase, now)) && tables.release(slot, phase) {
             return Some(slot);
         }
     }
@@ -74,7 +79,7 @@ pub fn sweep<T: Tables>(tables: &T) {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && expired(record, phase, now) && flow::release(tables, record, phase) {
+        if slot != 0 && expired(record, phase, now) && tables.release(slot, phase) {
             record.phase.store(Phase::Free as u32, Relaxed);
             tables.push_free(slot);
         }

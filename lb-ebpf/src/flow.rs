@@ -13,7 +13,7 @@ use lb_common::{
     tcp::{Direction, Phase, tick},
 };
 
-use crate::{Packet, Tables, atomic, expire, select, snat};
+use crate::{Packet, Tables, atomic, snat};
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
@@ -26,7 +26,7 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     match Phase::from_u32(flow.phase.load(Relaxed)) {
         Phase::Free | Phase::Claimed => None,
         phase if phase.ended() && packet.flags.opens() && hit.direction() == Direction::Forward => {
-            if release(tables, flow, phase) {
+            if tables.release(hit.slot(), phase) {
                 flow.phase.store(Phase::Free as u32, Relaxed);
                 tables.push_free(hit.slot());
             }
@@ -38,7 +38,7 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
 
 /// Opens a flow for the first packet of a connection to a passthrough virtual server: its slot, or 0 when the packet is
 /// for another.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn open<T: Tables>(
     tables: &T,
     config: &Config,
@@ -59,44 +59,48 @@ pub(crate) fn open<T: Tables>(
     if !packet.flags.opens() {
         return Err(DropReason::NoFlow);
     }
-    let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
-    let number = select::member(tables, pool).ok_or(DropReason::NoMember)?;
-    let slot = expire::claim(tables, config, now).ok_or(DropReason::FlowTableFull)?;
-    match fill(tables, config, service, packet, number, slot, now) {
-        Ok(()) => Ok(slot),
-        Err(reason) => {
-            if let Some(flow) = tables.flow(slot) {
-                flow.phase.store(Phase::Free as u32, Relaxed);
-            }
-            tables.push_free(slot);
-            Err(reason)
-        }
+    let number = tables.select(service.pool);
+    if number == 0 {
+        return Err(DropReason::NoMember);
     }
+    let slot = tables.claim(now);
+    if slot == 0 {
+        return Err(DropReason::FlowTableFull);
+    }
+    let filled = fill(tables, service, packet, number, slot);
+    if filled.is_err() {
+        if let Some(flow) = tables.flow(slot) {
+            flow.phase.store(Phase::Free as u32, Relaxed);
+        }
+        tables.push_free(slot);
+    }
+    filled.map(|()| slot)
 }
 
 /// Completes a claimed record and makes both keys lead to it.
-#[inline(always)]
+///
+/// A function of its own: its keys need stack that the rest of the path would lack.
+#[inline(never)]
 fn fill<T: Tables>(
     tables: &T,
-    config: &Config,
     service: &Service,
     packet: &Packet,
     number: u32,
     slot: u32,
-    now: u64,
 ) -> Result<(), DropReason> {
-    let member = tables.member(number).ok_or(DropReason::Internal)?;
-    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
-    let reply = snat::bind(tables, config, service, packet, member, slot)?;
+    let config = tables.config().ok_or(DropReason::Internal)?;
+    let reply = snat::bind(tables, service, packet, number, slot)?;
     if !tables.insert(&packet.key, Hit::new(slot, Direction::Forward)) {
         tables.remove(&reply);
         return Err(DropReason::FlowTableFull);
     }
+    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
+    let now = tick(tables.now());
     flow.owners
         .store(owners(number as u16, service.virtual_server), Relaxed);
     flow.generation.store(config.generation, Relaxed);
-    flow.created.store(tick(now), Relaxed);
-    flow.last_seen.store(tick(now), Relaxed);
+    flow.created.store(now, Relaxed);
+    flow.last_seen.store(now, Relaxed);
     for direction in 0..2 {
         flow.packets[direction].store(0, Relaxed);
         flow.bytes[direction].store(0, Relaxed);
@@ -144,8 +148,11 @@ pub(crate) fn track<T: Tables>(
 }
 
 /// Takes a flow apart; true when the caller now owns the claimed record, false when another CPU was first.
-#[inline(never)]
-pub(crate) fn release<T: Tables>(tables: &T, flow: &Flow, phase: Phase) -> bool {
+#[inline(always)]
+pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
+    let Some(flow) = tables.flow(slot) else {
+        return false;
+    };
     if !atomic::swap_if(&flow.phase, phase as u32, Phase::Claimed as u32) {
         return false;
     }

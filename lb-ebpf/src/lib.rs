@@ -20,6 +20,7 @@ pub mod forward;
 pub mod frame;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod opaque;
 mod parse;
 mod rewrite;
 mod select;
@@ -27,6 +28,8 @@ mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 
 use lb_common::{reason::DropReason, tcp::Direction};
 

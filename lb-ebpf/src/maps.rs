@@ -27,10 +27,13 @@ use lb_common::{
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
-    tcp::Direction,
+    tcp::{Direction, Phase},
 };
 
-use crate::tables::{Allocation, Tables};
+use crate::{
+    expire, flow, select, snat,
+    tables::{Allocation, Tables},
+};
 
 /// Only insert what is not there (linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
@@ -186,4 +189,52 @@ impl Tables for KernelTables {
     fn push_free(&self, slot: u32) {
         let _ = FREE.push(slot, 0);
     }
+
+    #[inline(always)]
+    fn select(&self, pool: u32) -> u32 {
+        select_member(pool)
+    }
+
+    #[inline(always)]
+    fn release(&self, slot: u32, phase: Phase) -> bool {
+        release_flow(slot, phase as u32) != 0
+    }
+
+    #[inline(always)]
+    fn bind_port(&self, member: u32, slot: u32) -> u32 {
+        bind_port(member, slot)
+    }
+
+    #[inline(always)]
+    fn claim(&self, now: u64) -> u32 {
+        claim_flow(now)
+    }
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn select_member(pool: u32) -> u32 {
+    select::member(&KernelTables, pool)
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn release_flow(slot: u32, phase: u32) -> u32 {
+    u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)))
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bind_port(member: u32, slot: u32) -> u32 {
+    snat::port(&KernelTables, member, slot)
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_flow(now: u64) -> u32 {
+    expire::claim(&KernelTables, now)
 }

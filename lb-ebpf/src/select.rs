@@ -4,42 +4,60 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{layout::POOL_MEMBERS, service::Pool};
 
-use crate::{Tables, atomic};
+use crate::{Tables, atomic, opaque::opaque};
 
-/// The number of the chosen member; `None` when no member is up.
+/// Set in the score of a member that is down.
+const UNAVAILABLE: u64 = 1 << 62;
+/// Connections that a score can tell apart.
+const BUSIEST: u64 = (1 << 30) - 1;
+
+/// The number of the chosen member of a pool; 0 when none is up.
 ///
 /// Every member gets a score, and the lowest wins: connections in the high half, then its distance from a starting place
 /// that moves on with each choice, so that ties spread evenly, then its number. Round-robin is the same with nobody busy.
 ///
-/// The score carries the number, so that nothing has to be looked up by the winner's place: an index that depends on
-/// every step of the loop would make the verifier follow each combination of steps.
+/// The score carries the number, so that nothing has to be looked up by the winner's place, and the lower of two is
+/// taken without a branch: the verifier follows every combination of a loop's branches.
 #[inline(always)]
-pub(crate) fn member<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
+pub(crate) fn member<T: Tables>(tables: &T, pool: u32) -> u32 {
+    tables
+        .pool(pool)
+        .and_then(|pool| best(tables, pool))
+        .unwrap_or(0)
+}
+
+#[inline(always)]
+fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
     let start = atomic::draw(tables.turn(pool.turn)?).checked_rem(pool.count)?;
-    let mut best = u64::MAX;
+    let counts = match pool.method {
+        Pool::ROUND_ROBIN => 0,
+        _ => BUSIEST,
+    };
+    let mut best = UNAVAILABLE;
     for place in 0..POOL_MEMBERS {
-        let number = pool.members[place];
+        let number = u32::from(pool.members[place]);
         if number == 0 {
             break;
         }
-        if tables
-            .member(u32::from(number))
-            .is_none_or(|member| member.available == 0)
-        {
-            continue;
-        }
-        let Some(cell) = tables.member_cell(u32::from(number)) else {
+        let (Some(member), Some(cell)) = (tables.member(number), tables.member_cell(number)) else {
             continue;
         };
-        let busy = match pool.method {
-            Pool::ROUND_ROBIN => 0,
-            _ => cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed),
-        };
+        let busy = (cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed)) & counts;
         let distance = (place as u32).wrapping_sub(start) & (POOL_MEMBERS as u32 - 1);
-        let score = busy << 32 | u64::from(distance) << 16 | u64::from(number);
-        if score < best {
-            best = score;
-        }
+        let down = u64::from(member.available ^ 1) << UNAVAILABLE.trailing_zeros();
+        best = lower(
+            best,
+            down | busy << 32 | u64::from(distance) << 16 | u64::from(number),
+        );
     }
-    (best != u64::MAX).then_some(best as u32 & 0xffff)
+    (best < UNAVAILABLE).then_some(best as u32 & 0xffff)
+}
+
+/// The lower of two numbers below 2^63.
+#[inline(always)]
+fn lower(one: u64, other: u64) -> u64 {
+    let difference = other.wrapping_sub(one);
+    // All ones when `other` is lower, else zero.
+    let mask = ((opaque(difference) as i64) >> 63) as u64;
+    one.wrapping_add(difference & opaque(mask))
 }

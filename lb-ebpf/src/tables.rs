@@ -6,7 +6,7 @@ use lb_common::{
     member::Member,
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
-    tcp::Direction,
+    tcp::{Direction, Phase},
 };
 
 /// Where new flow records come from. One record, shared by all CPUs.
@@ -60,4 +60,36 @@ pub trait Tables {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+
+    /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
+    fn select(&self, pool: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::select::member(self, pool)
+    }
+
+    /// [`crate::snat::port`], behind such a call.
+    fn bind_port(&self, member: u32, slot: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::snat::port(self, member, slot)
+    }
+
+    /// [`crate::flow::release`], behind such a call.
+    fn release(&self, slot: u32, phase: Phase) -> bool
+    where
+        Self: Sized,
+    {
+        crate::flow::release(self, slot, phase)
+    }
+
+    /// [`crate::expire::claim`], behind such a call.
+    fn claim(&self, now: u64) -> u32
+    where
+        Self: Sized,
+    {
+        crate::expire::claim(self, now)
+    }
 }

@@ -18,11 +18,11 @@ fn pool_of_three(method: Method) -> Generation {
 }
 
 fn client(port: u16) -> SocketAddr {
-    SocketAddr::new("10.0.1.2".parse().unwrap(), port)
+    SocketAddr::new("10.0.1.2".parse().expect("an address"), port)
 }
 
 fn service() -> SocketAddr {
-    SERVICE.parse().unwrap()
+    SERVICE.parse().expect("an address")
 }
 
 fn socket((address, port): (Addr, u16)) -> SocketAddr {

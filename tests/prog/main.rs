@@ -1,5 +1,6 @@
 //! The packet programs through BPF test-run: the same table for TC, XDP and generic XDP.
 
+mod budget;
 mod flows;
 mod packet;
 mod rewrites;

@@ -29,7 +29,7 @@ fn both(snat: Snat) -> Generation {
 }
 
 fn at(text: &str) -> SocketAddr {
-    text.parse().unwrap()
+    text.parse().expect("an address")
 }
 
 /// The packet as it must leave towards the member.
@@ -253,12 +253,10 @@ fn what_is_ours_but_cannot_go_is_counted_by_name() {
             old.ttl = 1;
             assert_eq!(rig.send(&old.bytes(), "c0").0, Outcome::Dropped);
             assert_eq!(rig.drops("ttl-exceeded"), 1);
-            for number in [rig.member("four", 0)] {
-                let pool = rig.generation.pools["four"].clone();
-                rig.plane
-                    .set_member(number, &pool.name, pool.members[0].address, false)
-                    .unwrap();
-            }
+            let (number, pool) = (rig.member("four", 0), rig.generation.pools["four"].clone());
+            rig.plane
+                .set_member(number, &pool.name, pool.members[0].address, false)
+                .unwrap();
             let refused = Packet::new(at("10.0.1.2:41000"), at(SERVICE), SYN).bytes();
             assert_eq!(
                 rig.send(&refused, "c0"),

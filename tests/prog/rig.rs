@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Arc};
 
 use lb_userspace::{
-    dataplane::{KernelPlane, Numbers},
+    dataplane::{KernelPlane, Numbers, Remover},
     model::{
         Attach, Forward, Generation, Member, Method, Mode, Name, Network, Pool, Snat, VirtualServer,
     },
@@ -27,6 +27,7 @@ pub struct Rig {
     pub numbers: Numbers,
     pub program: &'static str,
     bpffs: PathBuf,
+    remover: Remover,
 }
 
 impl Rig {
@@ -101,6 +102,7 @@ impl Rig {
         ));
         let mut plane =
             KernelPlane::load(&bpffs, flows, false).unwrap_or_else(|error| panic!("{error:#}"));
+        let remover = plane.remover();
         plane
             .pass_natively(&["c0", "s0"])
             .unwrap_or_else(|error| panic!("{error:#}"));
@@ -114,6 +116,7 @@ impl Rig {
             numbers,
             program,
             bpffs,
+            remover,
         }
     }
 
@@ -146,7 +149,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::DETACH);
+        self.remover.remove(&self.generation).expect("the pins go");
         let _ = std::fs::remove_dir(&self.bpffs);
     }
 }

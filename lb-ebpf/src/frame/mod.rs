@@ -20,6 +20,8 @@ pub use tc::TcFrame;
 #[cfg(target_arch = "bpf")]
 pub use xdp::XdpFrame;
 
+#[cfg(target_arch = "bpf")]
+use crate::opaque::opaque;
 pub use crate::rewrite::ChecksumEdit;
 use crate::{Egress, Packet};
 
@@ -150,21 +152,9 @@ fn address_halves(to: &FlowKey) -> [u16; 16] {
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn checked(start: usize, end: usize, at: usize, size: usize) -> Result<usize, DropReason> {
-    let address = opaque(start + at);
+    let address = opaque((start + at) as u64) as usize;
     if address + size > end {
         return Err(DropReason::Truncated);
     }
     Ok(address)
-}
-
-/// The same value, of which the optimiser knows nothing.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-#[expect(unsafe_code, reason = "an instruction as optimisation barrier")]
-fn opaque(mut value: usize) -> usize {
-    // SAFETY: a register copied to itself; an empty template would leave line information without an instruction.
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags))
-    };
-    value
 }

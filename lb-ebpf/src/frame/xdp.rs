@@ -4,13 +4,13 @@
 use aya_ebpf::{EbpfContext as _, bindings::xdp_action::XDP_TX, helpers, programs::XdpContext};
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
-use super::{ChecksumEdit, Frame, Wire, address_halves, checked, fib, opaque};
-use crate::{Egress, Packet, maps::SCRATCH};
+use super::{ChecksumEdit, Frame, Wire, address_halves, checked, fib};
+use crate::{Egress, Packet, maps::SCRATCH, opaque::opaque};
 
 /// Bytes summed at a time; the most that one helper call takes on every kernel.
 const CHUNK: u32 = 512;
 /// Chunks summed at most: a jumbo frame.
-const CHUNKS: u32 = 20;
+const CHUNKS: u32 = 18;
 
 /// A packet in a driver's buffer.
 ///
@@ -36,51 +36,48 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
     /// Sums the whole segment anew, its checksum field taken as zero.
     #[inline(always)]
     fn full_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
+        if edit.segment > CHUNK * CHUNKS {
+            return Err(DropReason::TooBig);
+        }
         self.store(edit.at, 0u16)?;
         let scratch = SCRATCH.get_ptr_mut(0).ok_or(DropReason::Internal)?;
         let mut sum = edit.pseudo + u64::from(edit.addresses.sum32());
-        let mut done = 0;
-        for _ in 0..CHUNKS {
-            let left = edit.segment.wrapping_sub(done);
-            if left == 0 || left > CHUNK * CHUNKS {
+        for place in 0..CHUNKS {
+            let done = place * CHUNK;
+            if done >= edit.segment {
                 break;
             }
-            let length = if left > CHUNK { CHUNK } else { left };
-            sum += chunk(self.context, scratch, edit.l4 as u32 + done, length)?;
-            done += length;
+            let length = (edit.segment - done).min(CHUNK);
+            sum += chunk(self.context, scratch, edit.l4 as u32 + done, length);
         }
-        if done != edit.segment {
-            return Err(DropReason::TooBig);
+        if sum >= UNREADABLE {
+            return Err(DropReason::Truncated);
         }
         self.store(edit.at, !fold(sum))
     }
 }
 
+/// Added to the sum when the packet ends early: one look at the end, instead of a way out of every step.
+const UNREADABLE: u64 = 1 << 40;
+
 /// The sum of up to [`CHUNK`] bytes of the packet.
 #[inline(always)]
-fn chunk(
-    context: &XdpContext,
-    scratch: *mut [u32; 128],
-    at: u32,
-    length: u32,
-) -> Result<u64, DropReason> {
+fn chunk(context: &XdpContext, scratch: *mut [u32; 128], at: u32, length: u32) -> u64 {
     // 1 to `CHUNK` bytes and as many words already, but the verifier has to see it.
-    let length = (opaque(length as usize - 1) as u32 & (CHUNK - 1)) + 1;
-    let words = (opaque(length.div_ceil(4) as usize - 1) as u32 & (CHUNK / 4 - 1)) + 1;
+    let length = (opaque(u64::from(length) - 1) as u32 & (CHUNK - 1)) + 1;
+    let words = (opaque(u64::from(length.div_ceil(4)) - 1) as u32 & (CHUNK / 4 - 1)) + 1;
     // The last word is padded with zero.
     // SAFETY: `words` is 1 to 128.
     unsafe { (*scratch)[(words as usize - 1) & 127] = 0 };
     // SAFETY: the scratch record holds `CHUNK` bytes and is this CPU's own.
     let loaded =
         unsafe { helpers::generated::bpf_xdp_load_bytes(context.ctx, at, scratch.cast(), length) };
-    if loaded != 0 {
-        return Err(DropReason::Truncated);
-    }
     // SAFETY: as above; `words * 4` is at most `CHUNK`.
     let sum = unsafe {
         helpers::generated::bpf_csum_diff(core::ptr::null_mut(), 0, scratch.cast(), words * 4, 0)
     };
-    Ok(sum as u64 & 0xffff_ffff)
+    // Zero, or a negative error: its sign bit as the mark.
+    (sum as u64 & 0xffff_ffff) + ((loaded as u64 >> 63) * UNREADABLE)
 }
 
 impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {

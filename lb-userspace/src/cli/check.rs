@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{Ended, args::Format, read};
 use crate::{
     config::{self, Diagnostic, LoadError, Severity},
+    daemon::load_certificates,
     failure::{Exit, Failure},
     model::{Generation, Mode},
 };
@@ -21,6 +22,9 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     diagnostics: Vec<Diagnostic>,
+    /// What is wrong with certificates and keys that it names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificate_faults: Vec<String>,
     /// What is in it, when its text is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
@@ -58,19 +62,25 @@ impl Report {
     fn of(file: &Path) -> Self {
         let name = file.display().to_string();
         match config::load(file) {
-            Ok((generation, diagnostics)) => Self {
-                file: name,
-                valid: true,
-                error: None,
-                diagnostics,
-                summary: Some(Summary::of(&generation)),
-                code: Exit::Ok,
-            },
+            Ok((generation, diagnostics)) => {
+                let (_, faults) = load_certificates(&generation);
+                let valid = faults.is_empty();
+                Self {
+                    file: name,
+                    valid,
+                    error: None,
+                    diagnostics,
+                    certificate_faults: faults.iter().map(ToString::to_string).collect(),
+                    summary: Some(Summary::of(&generation)),
+                    code: if valid { Exit::Ok } else { Exit::Config },
+                }
+            }
             Err(LoadError::Invalid(diagnostics)) => Self {
                 file: name,
                 valid: false,
                 error: None,
                 diagnostics,
+                certificate_faults: Vec::new(),
                 summary: None,
                 code: Exit::Config,
             },
@@ -81,6 +91,7 @@ impl Report {
                     valid: false,
                     error: Some(said),
                     diagnostics: Vec::new(),
+                    certificate_faults: Vec::new(),
                     summary: None,
                     code: Failure::from(error).code,
                 }
@@ -92,7 +103,8 @@ impl Report {
     fn text(&self) -> (String, String) {
         let mut err = String::new();
         let findings = self.diagnostics.iter().map(|found| found as &dyn Display);
-        for finding in findings.chain(self.error.iter().map(|found| found as &dyn Display)) {
+        let faults = self.certificate_faults.iter().chain(&self.error);
+        for finding in findings.chain(faults.map(|found| found as &dyn Display)) {
             err.push_str(&format!("{finding}\n\n"));
         }
         if let Some(summary) = self.summary.as_ref().filter(|_| self.valid) {
@@ -111,7 +123,8 @@ impl Report {
                 .diagnostics
                 .iter()
                 .filter(|found| found.severity == Severity::Error)
-                .count();
+                .count()
+                + self.certificate_faults.len();
             let errors = counted(errors, "fault", "faults");
             err.push_str(&format!("{}: invalid: {errors}\n", self.file));
         }
@@ -248,6 +261,45 @@ type = "tcp"
         assert_eq!(report["diagnostics"].as_array().unwrap().len(), 3);
         assert_eq!(report["diagnostics"][0]["line"], 8);
         assert!(report.get("summary").is_none());
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_78() {
+        let proxy = r#"
+[virtual_server.submission]
+address = "203.0.113.10"
+port = 587
+forward = "proxy"
+client_tls = "starttls"
+certificates = ["mail"]
+pool = "mx-tls"
+
+[certificate.mail]
+chain = "mail.pem"
+key = "mail.key"
+"#;
+        let (dir, file) = written(format!("{VALID}{proxy}"));
+        let ended = check(&file, TEXT).unwrap();
+        assert_eq!((ended.code, ended.out.as_str()), (78, ""));
+        let missing = dir.path().join("mail.pem").display().to_string();
+        assert!(ended.err.contains(&missing), "{}", ended.err);
+        assert!(ended.err.contains("certificate \"mail\""), "{}", ended.err);
+        assert_eq!(
+            json(&file).1["certificate_faults"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        let (_dir, file) = written(VALID.replace(
+            "[network]",
+            "[certificate.mail]\nchain = \"a\"\nkey = \"b\"\n[network]",
+        ));
+        assert_eq!(
+            check(&file, TEXT).unwrap().code,
+            0,
+            "what nobody uses is not read"
+        );
     }
 
     #[test]

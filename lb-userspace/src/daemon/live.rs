@@ -1,8 +1,7 @@
 //! A generation come alive: its pools with counters, its services with certificates.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -17,35 +16,34 @@ use crate::{
 };
 
 /// Certificates by name.
-pub(super) type Certificates = HashMap<Name, Arc<Loaded>>;
+pub type Certificates = HashMap<Name, Arc<Loaded>>;
 
-/// Reads every certificate and key that a virtual server uses.
+/// Reads every certificate and key that a virtual server uses; no key is touched that none does.
 ///
-/// # Errors
-///
-/// All faults together; [`Exit::Config`].
-pub(super) fn certificates(
-    generation: &Generation,
-    config: &Path,
-) -> Result<Certificates, Failure> {
+/// All faults come back together.
+pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Error>) {
     let mut loaded = Certificates::new();
     let mut faults = Vec::new();
-    for certificate in generation.certificates.values() {
-        match tls::load_certificate(certificate) {
+    let used: BTreeSet<&Name> = generation
+        .virtual_servers
+        .iter()
+        .flat_map(|server| match &server.forward {
+            Forward::Proxy {
+                client_tls:
+                    ClientTls::Implicit { certificates } | ClientTls::StartTls { certificates, .. },
+            } => certificates.as_slice(),
+            _ => &[],
+        })
+        .collect();
+    for name in used {
+        match tls::load_certificate(&generation.certificates[name]) {
             Ok(certificate) => {
-                for warning in &certificate.warnings {
-                    log::warn!("{warning}");
-                }
-                loaded.insert(certificate.name.clone(), Arc::new(certificate));
+                loaded.insert(name.clone(), Arc::new(certificate));
             }
-            Err(fault) => faults.push(fault.to_string()),
+            Err(fault) => faults.push(fault),
         }
     }
-    if !faults.is_empty() {
-        let faults = faults.join("\n");
-        return Err(anyhow::anyhow!("{}: {faults}", config.display())).or_exit(Exit::Config);
-    }
-    Ok(loaded)
+    (loaded, faults)
 }
 
 /// The pools of a generation. A monitored member starts as the tables of an earlier daemon know it, else down until its

@@ -18,11 +18,12 @@ use tokio::{
 };
 
 use self::answers::{Shared, lock};
+pub use self::live::load_certificates;
 use crate::{
     admin,
     cli::RunOptions,
     config,
-    dataplane::{Addresses, KernelPlane, check_interfaces},
+    dataplane::{Addresses, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation},
     monitor,
@@ -53,7 +54,14 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
     for warning in warnings {
         log::warn!("{warning}");
     }
-    let certificates = live::certificates(&generation, &options.config)?;
+    let (certificates, faults) = load_certificates(&generation);
+    if !faults.is_empty() {
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        return Err(anyhow::anyhow!("{}", faults.join("\n"))).or_exit(Exit::Config);
+    }
+    for warning in certificates.values().flat_map(|loaded| &loaded.warnings) {
+        log::warn!("{warning}");
+    }
     privilege::check().or_exit(Exit::Privilege)?;
     check_interfaces(&generation.network).or_exit(Exit::Config)?;
     privilege::raise_limits();
@@ -87,7 +95,8 @@ async fn serve(
     };
     let plane = KernelPlane::load(&options.bpffs, flows, options.kernel_log)?;
     let adopted = plane.adopted();
-    let mut addresses = Addresses::open()?;
+    let remover = plane.remover();
+    let mut addresses = Addresses::open(&options.state)?;
     let shared = match start(
         &options,
         generation.clone(),
@@ -100,7 +109,7 @@ async fn serve(
         Ok(shared) => shared,
         Err(failure) => {
             if !adopted {
-                take_back(&options, &generation, &mut addresses).await;
+                take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(failure);
         }
@@ -113,7 +122,7 @@ async fn serve(
         Err(error) => {
             if !adopted {
                 drop(shared);
-                take_back(&options, &generation, &mut addresses).await;
+                take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(error.into());
         }
@@ -306,7 +315,8 @@ async fn end(
 }
 
 async fn take_down(options: &RunOptions, shared: &Shared, addresses: &mut Addresses) {
-    if let Err(error) = shared.plane().remove(&shared.generation) {
+    let remover = shared.plane().remover();
+    if let Err(error) = remover.remove(&shared.generation) {
         log::error!("{error:#}");
     }
     addresses.restore_forwarding();
@@ -317,10 +327,10 @@ async fn take_down(options: &RunOptions, shared: &Shared, addresses: &mut Addres
 }
 
 /// After a failed start: as if it had never been tried.
-async fn take_back(options: &RunOptions, generation: &Generation, addresses: &mut Addresses) {
+async fn take_back(remover: &Remover, generation: &Generation, addresses: &mut Addresses) {
     addresses.restore_forwarding();
     let removed = addresses.remove().await;
-    let cleared = KernelPlane::clear(&options.bpffs, generation);
+    let cleared = remover.remove(generation);
     for error in [removed.err(), cleared.err()].into_iter().flatten() {
         log::error!("after the failed start: {error:#}");
     }

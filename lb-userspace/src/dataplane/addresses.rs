@@ -1,6 +1,10 @@
 //! Virtual addresses and forwarding of the box. What the admin has set up stays as it is.
 
-use std::{fs, net::IpAddr};
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt as _;
@@ -15,25 +19,37 @@ use crate::model::{Forward, Generation};
 /// a killed daemon left there then counts as the admin's.
 const OURS: u8 = b'm';
 
-/// The box's addresses, by netlink.
+/// Keeps what forwarding was set to, in case this daemon ends without setting it back.
+const FORWARDING_FILE: &str = "forwarding";
+
+/// The box's addresses, by netlink, and its forwarding.
 pub struct Addresses {
     handle: Handle,
+    state: PathBuf,
+    /// Settings we changed, and what they were.
     forwarding: Vec<(String, String)>,
 }
 
 impl Addresses {
-    /// Opens the netlink connection; needs a running tokio runtime.
+    /// Opens the netlink connection; needs a running tokio runtime. `state` is where changed settings are remembered.
     ///
     /// # Errors
     ///
     /// When the kernel has no netlink for us.
-    pub fn open() -> Result<Self> {
+    pub fn open(state: &Path) -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
+        let remembered = fs::read_to_string(state.join(FORWARDING_FILE)).unwrap_or_default();
         Ok(Self {
             handle,
-            forwarding: Vec::new(),
+            state: state.to_owned(),
+            forwarding: remembered
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .filter(|(path, _)| path.starts_with("/proc/sys/net/ipv"))
+                .map(|(path, old)| (path.to_owned(), old.to_owned()))
+                .collect(),
         })
     }
 
@@ -134,6 +150,7 @@ impl Addresses {
                 log::warn!("cannot set {path} back to {old}: {error}");
             }
         }
+        let _ = fs::remove_file(self.state.join(FORWARDING_FILE));
     }
 
     fn set(&mut self, path: &str, value: &str) -> Result<()> {
@@ -142,7 +159,24 @@ impl Addresses {
             format!("cannot write {value} to {path}; passthrough needs forwarding, switch it on with sysctl")
         })?;
         self.forwarding.push((path.to_owned(), old));
+        self.remember();
         Ok(())
+    }
+
+    fn remember(&self) {
+        let lines: Vec<_> = self
+            .forwarding
+            .iter()
+            .map(|(path, old)| format!("{path} {old}\n"))
+            .collect();
+        let written = fs::create_dir_all(&self.state)
+            .and_then(|()| fs::write(self.state.join(FORWARDING_FILE), lines.concat()));
+        if let Err(error) = written {
+            log::warn!(
+                "cannot remember forwarding in {}: {error}",
+                self.state.display()
+            );
+        }
     }
 
     async fn add(&self, generation: &Generation, address: IpAddr) -> Result<()> {

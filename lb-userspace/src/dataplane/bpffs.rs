@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use lb_common::layout::ABI_VERSION;
 use rustix::{
     fs::{Mode, OFlags, open, statfs},
-    mount::{MountFlags, mount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
 };
 
@@ -24,6 +24,8 @@ pub(super) struct PinDirectory {
     path: PathBuf,
     /// Keeps the bpffs reachable when it is mounted in another mount namespace.
     _root: Option<OwnedFd>,
+    /// Where this process has mounted it itself.
+    mounted: Option<PathBuf>,
 }
 
 impl PinDirectory {
@@ -38,9 +40,11 @@ impl PinDirectory {
     pub(super) fn open(root: &Path) -> Result<Self> {
         fs::create_dir_all(root)
             .with_context(|| format!("cannot make the directory {}", root.display()))?;
+        let mut mounted = None;
         let (base, keep) = if is_bpffs(root) {
             (root.to_owned(), None)
         } else {
+            mounted = Some(root.to_owned());
             let fd = mount_bpffs(root).with_context(|| {
                 format!(
                     "cannot mount a bpffs at {}; mount one there before (mount -t bpf bpf {0}) or name another with --bpffs",
@@ -57,7 +61,11 @@ impl PinDirectory {
         };
         let path = base.join(format!("v{ABI_VERSION}"));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { path, _root: keep })
+        Ok(Self {
+            path,
+            _root: keep,
+            mounted,
+        })
     }
 
     /// Where a pin of this name lies.
@@ -90,7 +98,7 @@ impl PinDirectory {
         }
     }
 
-    /// Removes every pin and the directory.
+    /// Removes every pin, the directory, and the mount if this process made it.
     ///
     /// # Errors
     ///
@@ -99,7 +107,11 @@ impl PinDirectory {
         for name in self.names() {
             self.unpin(&name)?;
         }
-        fs::remove_dir(&self.path)
+        fs::remove_dir(&self.path)?;
+        if let Some(root) = &self.mounted {
+            unmount_bpffs(root);
+        }
+        Ok(())
     }
 }
 
@@ -113,30 +125,16 @@ fn mount_bpffs(root: &Path) -> Result<OwnedFd> {
         return mount_here(root);
     }
     let path = root.to_owned();
-    // A thread of its own, since the namespace of a thread that shares its root with others cannot change.
-    let outside = thread::spawn(move || -> Result<OwnedFd> {
-        let namespace = fs::File::open("/proc/1/ns/mnt")?;
-        #[expect(
-            unsafe_code,
-            reason = "only this thread's root and working directory are unshared, and it ends here"
-        )]
-        // SAFETY: no other thread relies on this one's filesystem attributes.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    let outside = outside(move || {
         fs::create_dir_all(&path)?;
         mount_here(&path)
+    });
+    outside.or_else(|error| {
+        log::warn!(
+            "bpffs: cannot mount outside of this mount namespace ({error:#}); the pins end with it"
+        );
+        mount_here(root)
     })
-    .join();
-    match outside {
-        Ok(Ok(fd)) => Ok(fd),
-        Ok(Err(error)) => {
-            log::warn!(
-                "bpffs: cannot mount outside of this mount namespace ({error:#}); the pins end with it"
-            );
-            mount_here(root)
-        }
-        Err(_) => bail!("the mounting thread panicked"),
-    }
 }
 
 fn mount_here(root: &Path) -> Result<OwnedFd> {
@@ -148,6 +146,37 @@ fn mount_here(root: &Path) -> Result<OwnedFd> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?)
+}
+
+/// Takes down what [`mount_bpffs`] has mounted, wherever that was; whoever else uses it keeps it.
+fn unmount_bpffs(root: &Path) {
+    let path = root.to_owned();
+    let done = match same_namespace() {
+        true => unmount(root, UnmountFlags::DETACH).map_err(Into::into),
+        false => outside(move || Ok(unmount(&path, UnmountFlags::DETACH)?)),
+    };
+    if let Err(error) = done {
+        log::debug!("{} stays mounted: {error:#}", root.display());
+    }
+}
+
+/// Does something in the mount namespace of process 1, on a thread of its own: the namespace of a thread that shares its
+/// root directory with others cannot change.
+fn outside<T: Send + 'static>(act: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let thread = thread::spawn(move || {
+        let namespace = fs::File::open("/proc/1/ns/mnt")?;
+        #[expect(
+            unsafe_code,
+            reason = "only this thread's root and working directory are unshared, and it ends here"
+        )]
+        // SAFETY: no other thread relies on this one's filesystem attributes.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        act()
+    });
+    thread
+        .join()
+        .unwrap_or_else(|_| bail!("the thread panicked"))
 }
 
 fn same_namespace() -> bool {

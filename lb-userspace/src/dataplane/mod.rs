@@ -8,8 +8,12 @@ mod sys;
 mod tables;
 
 use std::{
-    collections::BTreeMap, fs, net::SocketAddr, os::fd::AsRawFd, path::Path,
-    sync::atomic::Ordering::Relaxed,
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use anyhow::{Context, Result};
@@ -40,7 +44,7 @@ const SWEEP_CALLS: u64 = 8;
 /// The kernel plane, loaded.
 pub struct KernelPlane {
     ebpf: Ebpf,
-    pins: PinDirectory,
+    pins: Arc<PinDirectory>,
     tables: Tables,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
@@ -54,7 +58,17 @@ impl KernelPlane {
     ///
     /// When the pins cannot be kept, or the kernel refuses something.
     pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
-        let pins = PinDirectory::open(bpffs)?;
+        let pins = Arc::new(PinDirectory::open(bpffs)?);
+        let fresh = pins.names().is_empty();
+        let loaded = Self::load_pinned(pins.clone(), flows, kernel_log);
+        if loaded.is_err() && fresh {
+            // What made the load fail is the news, not what may go wrong here.
+            let _ = pins.clear();
+        }
+        loaded
+    }
+
+    fn load_pinned(pins: Arc<PinDirectory>, flows: u32, kernel_log: bool) -> Result<Self> {
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
@@ -231,6 +245,20 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// How many instructions the verifier walked for a program (Linux 5.16).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the program or does not tell.
+    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
+        let info = match program.starts_with("balance_xdp") {
+            true => loader::xdp(&mut self.ebpf, program)?.info()?,
+            false => loader::classifier(&mut self.ebpf, program)?.info()?,
+        };
+        info.verified_instruction_count()
+            .context("the kernel does not tell")
+    }
+
     /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
     ///
     /// # Errors
@@ -314,7 +342,22 @@ impl KernelPlane {
         }
     }
 
-    /// Takes the kernel plane down: programs, pins and tables.
+    /// What takes the plane down, also after the plane itself was lost in a failed start.
+    pub fn remover(&self) -> Remover {
+        Remover {
+            pins: self.pins.clone(),
+        }
+    }
+}
+
+/// Takes the kernel plane down.
+#[derive(Debug, Clone)]
+pub struct Remover {
+    pins: Arc<PinDirectory>,
+}
+
+impl Remover {
+    /// Removes programs, pins and tables.
     ///
     /// # Errors
     ///
@@ -322,18 +365,6 @@ impl KernelPlane {
     pub fn remove(&self, generation: &Generation) -> Result<()> {
         links::detach_clsact(&generation.network);
         self.pins.clear().context("cannot remove the pins")
-    }
-
-    /// The same for a plane that nobody has loaded.
-    ///
-    /// # Errors
-    ///
-    /// When a pin cannot be removed.
-    pub fn clear(bpffs: &Path, generation: &Generation) -> Result<()> {
-        links::detach_clsact(&generation.network);
-        PinDirectory::open(bpffs)?
-            .clear()
-            .context("cannot remove the pins")
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::wire::Wire;
+use super::wire::{Opening, Wire};
 use crate::{smtp::end::End, telemetry::session::TlsFacts};
 
 /// How long the last bytes may take, and how long we hear a client out that still sends: closing
@@ -114,26 +114,32 @@ impl ClientStream {
 
 async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<TlsStream<Wire>, End> {
     let mut wire = Wire::new(tcp);
-    match wire.starts_with_handshake().await {
-        Ok(true) => {}
+    match wire.opening().await {
+        Ok(Opening::Handshake) => {}
+        Ok(Opening::OldTls([major, minor])) => {
+            // The library calls this a handshake failure; the client can learn more (RFC 8446 §6.2).
+            let _ = wire.write_all(&[21, major, minor, 0, 2, 2, 70]).await;
+            hear_out(wire);
+            return Err(End::TlsFailed);
+        }
         // No words: the other side waits for TLS, or is no client at all.
-        Ok(false) => return Err(End::StartTlsInjection),
+        Ok(Opening::Other) => return Err(End::StartTlsInjection),
         Err(_) => return Err(End::ClientClosed),
     }
     let accept = TlsAcceptor::from(config).accept(wire).into_fallible();
     accept.await.map_err(|(_, wire)| {
-        // The alert is on its way; a reset must not overtake it.
-        tokio::spawn(async move {
-            let mut wire = wire;
-            let hear_out = async {
-                let _ = wire.shutdown().await;
-                let mut heard = [0; 1024];
-                while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
-            };
-            let _ = timeout(SILENCE, hear_out).await;
-        });
+        hear_out(wire);
         End::TlsFailed
     })
+}
+
+/// Closes behind an alert: a reset must not overtake it.
+fn hear_out(mut wire: Wire) {
+    tokio::spawn(timeout(SILENCE, async move {
+        let _ = wire.shutdown().await;
+        let mut heard = [0; 1024];
+        while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
+    }));
 }
 
 impl AsyncRead for ClientStream {

@@ -37,26 +37,50 @@ impl Wire {
         }
     }
 
-    /// Waits for the first bytes: do they begin a handshake record (RFC 8446 §5.1)?
+    /// Waits for the first bytes and says what they begin; they stay to be read.
     ///
     /// # Errors
     /// The stream broke, or ended first.
-    pub(super) async fn starts_with_handshake(&mut self) -> io::Result<bool> {
-        let mut first = [0; 2];
+    pub(super) async fn opening(&mut self) -> io::Result<Opening> {
+        let mut first = [0; OPENING];
         let mut have = 0;
         while have < first.len() {
             match self.tcp.read(&mut first[have..]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => have += count,
             }
-            if first[0] != 0x16 {
-                return Ok(false);
+            if first[0] != HANDSHAKE || (have > 1 && first[1] != 3) {
+                return Ok(Opening::Other);
             }
         }
         self.ahead = first.to_vec();
-        Ok(first[1] == 3)
+        let version = [first[9], first[10]];
+        match first[5] == CLIENT_HELLO && version < TLS12 {
+            true => Ok(Opening::OldTls(version)),
+            false => Ok(Opening::Handshake),
+        }
     }
 }
+
+/// What a stream begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// A TLS handshake.
+    Handshake,
+    /// A ClientHello for TLS 1.1 or older; its version.
+    OldTls([u8; 2]),
+    /// No TLS.
+    Other,
+}
+
+/// The record header, the handshake header and the version (RFC 8446 §5.1, §4, §4.1.2), in octets.
+const OPENING: usize = 5 + 4 + 2;
+/// RFC 8446 §5.1, `ContentType`.
+const HANDSHAKE: u8 = 22;
+/// RFC 8446 §4, `HandshakeType`.
+const CLIENT_HELLO: u8 = 1;
+/// TLS 1.2 and, by its compatibility, 1.3.
+const TLS12: [u8; 2] = [3, 3];
 
 impl AsyncRead for Wire {
     fn poll_read(

@@ -127,6 +127,20 @@ fn plaintext_on_an_implicit_port_is_closed() {
 }
 
 #[test]
+fn old_tls_is_told_so() {
+    let lab = Lab::new(Kind::Implicit, &[good]);
+    for minor in [0, 1, 2] {
+        let mut client = lab.connect();
+        let mut hello = vec![22, 3, 1, 0, 45, 1, 0, 0, 41, 3, minor];
+        hello.extend_from_slice(&[7; 32]);
+        hello.extend_from_slice(&[0, 0, 2, 0, 0x2f, 1, 0]);
+        client.send(hello);
+        assert_eq!(client.rest(), [21, 3, minor, 0, 2, 2, 70]);
+    }
+    assert!(lab.ends.wait(3).iter().all(|end| end.end == End::TlsFailed));
+}
+
+#[test]
 fn protocols_other_than_smtp_are_refused() {
     let lab = Lab::new(Kind::Implicit, &[good]);
     for (offer, fine) in [

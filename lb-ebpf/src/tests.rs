@@ -1,0 +1,372 @@
+//! The pipeline over plain memory: the same code as in the kernel, with no kernel.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+};
+
+use lb_common::{
+    addr::Addr,
+    atomic::AtomicU32,
+    flow::{Flow, FlowKey, Hit, Route},
+    member::Member,
+    reason::DropReason,
+    service::{Config, Pool, Service, ServiceKey},
+    stats::TrafficCell,
+    tcp::{Direction, Phase},
+};
+
+use crate::{
+    Egress, Verdict, balance,
+    frame::MemoryFrame,
+    sweep,
+    tables::{Allocation, Tables},
+};
+
+const FLOWS: usize = 16;
+const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
+const VIA: Egress = Egress {
+    interface: 7,
+    known: true,
+    source: [1, 2, 3],
+    destination: [4, 5, 6],
+};
+
+/// Tables in memory, with a clock that stands still until it is set.
+struct MemoryTables {
+    now: Cell<u64>,
+    seed: Cell<u32>,
+    config: Config,
+    services: HashMap<(Addr, u16), Service>,
+    pool: Pool,
+    turn: AtomicU32,
+    members: Vec<Member>,
+    cells: Vec<TrafficCell>,
+    keys: RefCell<HashMap<(Addr, Addr, u16, u16), Hit>>,
+    flows: RefCell<Vec<&'static Flow>>,
+    allocation: Allocation,
+    free: RefCell<VecDeque<u32>>,
+}
+
+impl MemoryTables {
+    fn new(snat: u8) -> Self {
+        let member = |host: u8| Member {
+            address: Addr::from(std::net::Ipv4Addr::new(10, 0, 2, host)),
+            automap: Addr::from(std::net::Ipv4Addr::new(10, 0, 2, 1)),
+            port: 465u16.to_be(),
+            available: u16::from(host != 0),
+            pool_hash: 0,
+        };
+        let service = Service {
+            pool: 1,
+            virtual_server: 1,
+            forward: Service::PASSTHROUGH,
+            snat,
+        };
+        let mut pool = Pool {
+            method: Pool::LEAST_CONNECTIONS,
+            count: 2,
+            turn: 1,
+            members: [0; lb_common::layout::POOL_MEMBERS],
+        };
+        pool.members[..2].copy_from_slice(&[1, 2]);
+        Self {
+            now: Cell::new(1000 * TICK),
+            seed: Cell::new(1),
+            config: Config {
+                epoch: 0,
+                port_low: 1024,
+                port_count: 4,
+                generation: 1,
+                flows: FLOWS as u32,
+                workers: 1,
+                owner: 1,
+            },
+            services: HashMap::from([((address(100), 465u16.to_be()), service)]),
+            pool,
+            turn: AtomicU32::new(0),
+            members: vec![member(0), member(11), member(12)],
+            cells: (0..3).map(|_| TrafficCell::default()).collect(),
+            keys: RefCell::default(),
+            flows: RefCell::new((0..FLOWS).map(|_| record(unset(), Phase::Free)).collect()),
+            allocation: Allocation {
+                unused: AtomicU32::new(0),
+                hand: AtomicU32::new(0),
+                sweep: AtomicU32::new(0),
+                reserved: AtomicU32::new(0),
+            },
+            free: RefCell::default(),
+        }
+    }
+
+    fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
+        balance(&mut MemoryFrame::new(frame, Ok(VIA)), self)
+    }
+
+    fn active(&self) -> u64 {
+        self.cells.iter().map(TrafficCell::active).sum()
+    }
+}
+
+/// A claimed record, leaked: records live as long as their tables, in the kernel too.
+fn record(route: Route, phase: Phase) -> &'static Flow {
+    Box::leak(Box::new(Flow {
+        route,
+        phase: AtomicU32::new(phase as u32),
+        last_seen: AtomicU32::new(0),
+        created: AtomicU32::new(0),
+        generation: AtomicU32::new(0),
+        packets: Default::default(),
+        bytes: Default::default(),
+        owners: AtomicU32::new(0),
+        reserved: AtomicU32::new(0),
+        reserved2: Default::default(),
+    }))
+}
+
+fn unset() -> Route {
+    let key = FlowKey {
+        src: Addr::UNSET,
+        dst: Addr::UNSET,
+        sport: 0,
+        dport: 0,
+    };
+    Route { leave: [key; 2] }
+}
+
+fn flat(key: &FlowKey) -> (Addr, Addr, u16, u16) {
+    (key.src, key.dst, key.sport, key.dport)
+}
+
+impl Tables for MemoryTables {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+    fn random(&self) -> u32 {
+        self.seed.set(
+            self.seed
+                .get()
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223),
+        );
+        self.seed.get()
+    }
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(&(key.address, key.port))
+    }
+    fn pool(&self, _: u32) -> Option<&Pool> {
+        Some(&self.pool)
+    }
+    fn turn(&self, _: u32) -> Option<&AtomicU32> {
+        Some(&self.turn)
+    }
+    fn member(&self, number: u32) -> Option<&Member> {
+        self.members.get(number as usize)
+    }
+    fn member_cell(&self, number: u32) -> Option<&TrafficCell> {
+        self.cells.get(number as usize)
+    }
+    fn service_cell(&self, _: u32) -> Option<&TrafficCell> {
+        None
+    }
+    fn hit(&self, key: &FlowKey) -> Option<Hit> {
+        self.keys.borrow().get(&flat(key)).copied()
+    }
+    fn insert(&self, key: &FlowKey, hit: Hit) -> bool {
+        let mut keys = self.keys.borrow_mut();
+        let vacant = !keys.contains_key(&flat(key));
+        if vacant {
+            keys.insert(flat(key), hit);
+        }
+        vacant
+    }
+    fn remove(&self, key: &FlowKey) {
+        self.keys.borrow_mut().remove(&flat(key));
+    }
+    fn flow(&self, slot: u32) -> Option<&Flow> {
+        self.flows.borrow().get(slot as usize).copied()
+    }
+    fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey) {
+        let place = &mut self.flows.borrow_mut()[slot as usize];
+        let mut route = place.route;
+        route.leave[direction as usize] = arrive.reversed();
+        *place = record(route, Phase::Claimed);
+    }
+    fn allocation(&self) -> Option<&Allocation> {
+        Some(&self.allocation)
+    }
+    fn pop_free(&self) -> Option<u32> {
+        self.free.borrow_mut().pop_front()
+    }
+    fn push_free(&self, slot: u32) {
+        self.free.borrow_mut().push_back(slot);
+    }
+}
+
+fn address(host: u8) -> Addr {
+    Addr::from(std::net::Ipv4Addr::new(10, 0, 1, host))
+}
+
+const CLIENT: u8 = 2;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// A TCP packet from a client's port to the virtual server; checksums are left to the tests in the kernel.
+fn packet(port: u16, flags: u8) -> Vec<u8> {
+    let mut frame = vec![0; 54];
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame[14] = 0x45;
+    frame[16..18].copy_from_slice(&40u16.to_be_bytes());
+    frame[22..24].copy_from_slice(&[64, 6]);
+    frame[26..30].copy_from_slice(&[10, 0, 1, CLIENT]);
+    frame[30..34].copy_from_slice(&[10, 0, 1, 100]);
+    frame[34..36].copy_from_slice(&port.to_be_bytes());
+    frame[36..38].copy_from_slice(&465u16.to_be_bytes());
+    frame[46..48].copy_from_slice(&[0x50, flags]);
+    frame
+}
+
+fn open(tables: &MemoryTables, port: u16) -> Result<Verdict, DropReason> {
+    tables.send(&mut packet(port, SYN))
+}
+
+#[test]
+fn ports_are_refused_only_when_every_one_is_in_use() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    for port in 0..8 {
+        assert_eq!(
+            open(&tables, 1000 + port),
+            Ok(Verdict::Send(VIA)),
+            "flow {port}"
+        );
+    }
+    assert_eq!(open(&tables, 2000), Err(DropReason::PortsExhausted));
+    assert_eq!(tables.active(), 8, "a refused flow leaves nothing behind");
+    assert_eq!(tables.keys.borrow().len(), 16);
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send(VIA)));
+    tables.now.set(tables.now.get() + 4 * TICK);
+    sweep(&tables);
+    assert_eq!(
+        open(&tables, 2000),
+        Ok(Verdict::Send(VIA)),
+        "the port is back"
+    );
+}
+
+#[test]
+fn half_open_flows_make_room_and_established_ones_do_not() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let fits = FLOWS as u16 - 1;
+    for port in 0..fits {
+        open(&tables, 1000 + port).unwrap();
+    }
+    for port in 0..5 {
+        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+    }
+    assert_eq!(
+        open(&tables, 2000),
+        Err(DropReason::FlowTableFull),
+        "all of them are young"
+    );
+    tables.now.set(tables.now.get() + 4 * TICK);
+    let mut opened = 0;
+    for port in 0..40 {
+        opened += u16::from(open(&tables, 3000 + port).is_ok());
+    }
+    assert_eq!(opened, fits - 5);
+    for port in 0..5 {
+        assert_eq!(
+            tables.send(&mut packet(1000 + port, ACK)),
+            Ok(Verdict::Send(VIA))
+        );
+    }
+}
+
+#[test]
+fn an_idle_flow_goes_when_its_phase_says_so() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    for (port, flags, limit) in [
+        (1, None, Phase::Syn),
+        (2, Some(ACK), Phase::Established),
+        (3, Some(RST), Phase::Reset),
+    ] {
+        open(&tables, port).unwrap();
+        if let Some(flags) = flags {
+            tables.send(&mut packet(port, flags)).unwrap();
+        }
+        let limit = u64::from(limit.idle_limit());
+        tables.now.set(tables.now.get() + limit * TICK);
+        sweep(&tables);
+        assert_eq!(tables.keys.borrow().len(), 2, "flow {port} at its limit");
+        tables.now.set(tables.now.get() + TICK);
+        sweep(&tables);
+        assert_eq!(
+            tables.keys.borrow().len(),
+            0,
+            "flow {port} beyond its limit"
+        );
+        assert_eq!(tables.active(), 0);
+    }
+}
+
+#[test]
+fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let mut frame = packet(1000, SYN);
+    let untouched = frame.clone();
+    let refused = balance(
+        &mut MemoryFrame::new(&mut frame, Err(DropReason::NoRoute)),
+        &tables,
+    );
+    assert_eq!(refused, Err(DropReason::NoRoute));
+    assert_eq!(
+        frame, untouched,
+        "nothing is changed before the way is known"
+    );
+}
+
+/// Random frames and mutations of a good one, and the invariants that hold after each.
+#[test]
+fn hostile_bytes_neither_panic_nor_leak() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for round in 0..200_000 {
+        let flags = random() as u8;
+        let mut frame = packet(random() as u16 % 32, flags);
+        for _ in 0..random() % 4 {
+            let at = random() as usize % frame.len();
+            frame[at] = random() as u8;
+        }
+        frame.truncate(random() as usize % 80);
+        let _ = tables.send(&mut frame);
+        tables.now.set(tables.now.get() + random() % TICK);
+        if round % 16 == 0 {
+            sweep(&tables);
+        }
+        let live = tables
+            .flows
+            .borrow()
+            .iter()
+            .filter(|flow| {
+                let phase = Phase::from_u32(flow.phase.load(std::sync::atomic::Ordering::Relaxed));
+                !matches!(phase, Phase::Free | Phase::Claimed)
+            })
+            .count();
+        assert_eq!(
+            tables.keys.borrow().len(),
+            2 * live,
+            "round {round}: two keys for each flow"
+        );
+        assert!(tables.active() <= live as u64, "round {round}");
+    }
+}
