@@ -284,7 +284,11 @@ pub fn bpffs(lab: &Lab) -> PathBuf {
     lab.folder().join("bpf")
 }
 
-/// Whether anything is pinned in a bpffs.
+/// Whether anything is pinned in a bpffs; the kernel's own two files for debugging do not count.
 pub fn has_pins(bpffs: &Path) -> bool {
-    fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_some())
+    fs::read_dir(bpffs).is_ok_and(|entries| {
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .any(|name| !name.ends_with(".debug"))
+    })
 }
