@@ -117,6 +117,46 @@ fn outlive(scene: &mut Scene<'_>, end: fn(&mut Daemon<'_>) -> Result<()>) -> Res
 }
 
 #[test]
+fn a_successor_takes_over_without_a_refused_connection() -> Result<()> {
+    play_site(|scene| {
+        let stormy = &scene.lab.clients[0].namespace;
+        let mut storms = Vec::new();
+        for family in Family::ALL {
+            for port in [25, 465, 587] {
+                let server = SocketAddr::new(family.virtual_address(), port);
+                storms.push(Storm::start(stormy, server, 1)?);
+            }
+        }
+        let pid = scene.daemon.id();
+        for _ in 0..3 {
+            scene.daemon.succeed()?;
+            let opened: Vec<u64> = storms.iter().map(Storm::opened).collect();
+            wait_until(
+                Duration::from_secs(20),
+                "connections with the successor",
+                || {
+                    storms
+                        .iter()
+                        .zip(&opened)
+                        .all(|(storm, before)| storm.opened() > before + 100)
+                },
+            )?;
+        }
+        ensure!(scene.daemon.status()?.pid != pid, "the old one answers");
+        for storm in storms {
+            let report = storm.stop();
+            ensure!(
+                report.failed.is_empty(),
+                "{} opened, but {:?}",
+                report.opened,
+                report.failed
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn connections_that_end_without_a_daemon_are_forgotten_by_the_next() -> Result<()> {
     play_site(|scene| {
         let options = Options {

@@ -56,6 +56,21 @@ impl<'lab> Daemon<'lab> {
         self.wait_for_serving(said)
     }
 
+    /// Starts the next daemon beside this one, and waits until that one has gone by itself.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and when the old one does not go, or not well.
+    pub fn succeed(&mut self) -> Result<()> {
+        let said = self.process.log().len();
+        let mut old = std::mem::replace(&mut self.process, spawn(self.lab)?);
+        self.wait_for_serving(said)?;
+        let status = old.wait(Duration::from_secs(20))?;
+        if !status.success() {
+            bail!("the old daemon ended with {status}:\n{}", old.log());
+        }
+        Ok(())
+    }
+
     fn wait_for_serving(&mut self, from: usize) -> Result<()> {
         self.process.wait_for_line(START, from, "serving").map(drop)
     }
