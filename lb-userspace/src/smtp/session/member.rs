@@ -167,6 +167,10 @@ impl Session {
     }
 
     fn take_data_answer(&mut self, reply: &Reply) {
+        if reply.code != 354 && reply.code < 400 {
+            // Neither a yes nor a no: the client might send content, and we take it for commands.
+            return self.lose_member(End::MemberProtocol);
+        }
         self.pass(reply);
         if reply.code == 354 {
             self.client = Client::Content(Body::default());
