@@ -129,8 +129,13 @@ impl Serving {
         pump.release_member();
         self.present.entry.set_phase(Phase::Connect);
         let limit = self.context.timeouts.connect;
-        let connected =
-            Upstream::connect(&self.service.pool, tried, limit, &self.context.events).await;
+        let before = tried.len();
+        let pool = &self.service.pool;
+        let connected = Upstream::connect(pool, tried, limit, &self.context.events).await;
+        let unreachable = tried.len() - before > usize::from(connected.is_some());
+        if unreachable || (connected.is_none() && tried.len() < pool.members().len()) {
+            pump.session.member_missed();
+        }
         let Some(upstream) = connected else {
             self.present.entry.set_member(None);
             return pump.session.no_member();

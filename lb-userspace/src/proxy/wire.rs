@@ -49,13 +49,17 @@ impl Wire {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => have += count,
             }
-            if first[0] != HANDSHAKE || (have > 1 && first[1] != 3) {
+            let known = [HANDSHAKE, 3, first[2], first[3], first[4], CLIENT_HELLO];
+            let known = &known[..have.min(6)];
+            if first[..known.len()] != *known {
                 return Ok(Opening::Other);
             }
         }
         self.ahead = first.to_vec();
+        // A ClientHello may come in records so short that the version is not in the first.
+        let whole = u16::from_be_bytes([first[3], first[4]]) >= VERSION_END;
         let version = [first[9], first[10]];
-        match first[5] == CLIENT_HELLO && version < TLS12 {
+        match whole && version < TLS12 {
             true => Ok(Opening::OldTls(version)),
             false => Ok(Opening::Handshake),
         }
@@ -75,6 +79,8 @@ pub(super) enum Opening {
 
 /// The record header, the handshake header and the version (RFC 8446 §5.1, §4, §4.1.2), in octets.
 const OPENING: usize = 5 + 4 + 2;
+/// The handshake header and the version, in octets.
+const VERSION_END: u16 = 4 + 2;
 /// RFC 8446 §5.1, `ContentType`.
 const HANDSHAKE: u8 = 22;
 /// RFC 8446 §4, `HandshakeType`.

@@ -60,7 +60,7 @@ impl Filter {
 
     fn shows(&self, line: &[u8]) -> bool {
         match keyword(line).to_ascii_uppercase().as_slice() {
-            b"AUTH" => !self.hide_auth,
+            b"AUTH" | b"X-EXPS" => !self.hide_auth,
             b"REQUIRETLS" => self.carries_requiretls,
             b"STARTTLS" | b"XCLIENT" | b"XFORWARD" => false,
             b"TURN" | b"ATRN" | b"X-ANONYMOUSTLS" => false,
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     const MEMBER: &[u8] = b"250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-StartTLS\r\n\
-        250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n250-XCLIENT NAME ADDR\r\n250-XFORWARD NAME\r\n\
+        250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n250-X-EXPS NTLM\r\n250-XCLIENT NAME ADDR\r\n250-XFORWARD NAME\r\n\
         250-REQUIRETLS\r\n250-chunking\r\n250 SMTPUTF8\r\n";
 
     fn reply(bytes: &[u8]) -> Reply {
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(
             shown(Filter::default(), MEMBER),
             "250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n\
-             250-chunking\r\n250 SMTPUTF8\r\n"
+             250-X-EXPS NTLM\r\n250-chunking\r\n250 SMTPUTF8\r\n"
         );
     }
 

@@ -48,6 +48,9 @@ pub enum Verb {
     Other,
 }
 
+/// Largest chunk taken, in octets: a member that counts in 32 bits must not see another number.
+pub const MAX_CHUNK: u64 = i32::MAX as u64;
+
 /// `BDAT size [LAST]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
@@ -81,7 +84,7 @@ impl<'a> Command<'a> {
     /// The chunk that a BDAT announces.
     ///
     /// # Errors
-    /// RFC 3030 §2 allows a decimal size and `LAST`, nothing else.
+    /// RFC 3030 §2 allows a decimal size and `LAST`, nothing else; or the size is beyond [`MAX_CHUNK`].
     pub fn chunk(&self) -> Result<Chunk, Malformed> {
         let mut words = self
             .arguments
@@ -93,6 +96,7 @@ impl<'a> Command<'a> {
         let size = digits
             .and_then(|word| str::from_utf8(word).ok())
             .and_then(|word| word.parse().ok())
+            .filter(|size| *size <= MAX_CHUNK)
             .ok_or(Malformed)?;
         let last = match words.next() {
             None => false,
@@ -109,21 +113,39 @@ impl<'a> Command<'a> {
 impl Command<'_> {
     /// Does a MAIL carry this parameter (RFC 5321 §4.1.1.11)? What stands within `<>` is no parameter.
     pub fn has_parameter(&self, name: &[u8]) -> bool {
-        let behind = |byte| {
-            self.arguments
-                .iter()
-                .rposition(|b| *b == byte)
-                .map(|at| at + 1)
-        };
-        let start = behind(b'>').unwrap_or_default();
-        let mut words = self.arguments[start..].split(|byte| *byte == b' ');
+        let behind = &self.arguments[self.path_end()..];
+        let mut words = behind.split(u8::is_ascii_whitespace);
         words.any(|word| word.eq_ignore_ascii_case(name))
+    }
+
+    /// The position behind the `>` of the path; a value may contain one, too, and so may a quoted
+    /// local part (RFC 5321 §4.1.2).
+    fn path_end(&self) -> usize {
+        let (mut quoted, mut escaped) = (false, false);
+        for (at, byte) in self.arguments.iter().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                b'>' if !quoted => return at + 1,
+                _ => {}
+            }
+        }
+        0
+    }
+}
+
+impl Chunk {
+    /// Appends the command in its one plain form: a member reads no other number than we did.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let last = if self.last { " LAST" } else { "" };
+        out.extend_from_slice(format!("BDAT {}{last}\r\n", self.size).as_bytes());
     }
 }
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 26] = [
+        const VERBS: [(&[u8], Verb); 29] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -149,6 +171,9 @@ impl Verb {
             (b"CONNECT", Verb::Http),
             (b"OPTIONS", Verb::Http),
             (b"DELETE", Verb::Http),
+            (b"PATCH", Verb::Http),
+            (b"TRACE", Verb::Http),
+            (b"PRI", Verb::Http),
             (b"X-ANONYMOUSTLS", Verb::Uncarried),
         ];
         let known = VERBS
@@ -213,6 +238,10 @@ mod tests {
         assert!(!has(b"MAIL FROM:<a@b> SIZE=1"));
         assert!(!has(b"MAIL FROM:<\"x REQUIRETLS y\"@b>"));
         assert!(!has(b"MAIL FROM:<a@b> ENVID=REQUIRETLS"));
+        assert!(has(b"MAIL FROM:<a@b> REQUIRETLS ENVID=a>b"));
+        assert!(has(b"MAIL FROM:<\"\\\">\"@b>REQUIRETLS"));
+        assert!(has(b"MAIL FROM:<a@b>\tREQUIRETLS"));
+        assert!(!has(b"MAIL FROM:<\"> REQUIRETLS \"@b> SIZE=1"));
     }
 
     #[test]
@@ -242,6 +271,18 @@ mod tests {
         ] {
             assert_eq!(chunk(line), Err(Malformed), "{}", line.escape_ascii());
         }
-        assert_eq!(chunk(b"BDAT 99999999999999999999"), Err(Malformed));
+        for beyond in [
+            "2147483648",
+            "4294967296",
+            "18446744073709551615",
+            "99999999999999999999",
+        ] {
+            let line = format!("BDAT {beyond} LAST");
+            let command = Command::parse(line.as_bytes()).unwrap();
+            assert_eq!(command.chunk(), Err(Malformed), "{line}");
+        }
+        let mut plain = Vec::new();
+        chunk(b"bdat  010  last").unwrap().write(&mut plain);
+        assert_eq!(plain, b"BDAT 10 LAST\r\n");
     }
 }

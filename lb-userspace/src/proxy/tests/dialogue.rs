@@ -216,7 +216,7 @@ fn the_next_member_is_tried_unseen() {
 fn nobody_there_is_said_at_once() {
     let lab = Lab::new(Kind::Plain, &[busy, dead]);
     let mut client = lab.connect();
-    assert_eq!(client.reply(), "421 4.3.2 No mail server available\r\n");
+    assert_eq!(client.reply(), "421 busy\r\n");
     assert_eq!(client.rest(), b"");
     assert_eq!(lab.end().end, End::NoMember);
 

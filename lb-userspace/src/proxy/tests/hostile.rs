@@ -67,23 +67,49 @@ fn commands_in_a_later_segment_reach_nobody() {
 }
 
 #[test]
-fn a_client_hello_byte_by_byte_is_fine() {
+fn a_client_hello_in_any_pieces_is_fine() {
     let lab = Lab::new(REQUIRE, &[good]);
-    let mut client = lab.connect();
-    client.reply();
-    client.ask("EHLO c");
-    client.expect("STARTTLS", "220 ");
-    let config = std::sync::Arc::new(lab.tls_config());
-    let mut connection =
-        rustls::ClientConnection::new(config, "mx.example".try_into().unwrap()).unwrap();
-    let mut hello = Vec::new();
-    connection.write_tls(&mut hello).unwrap();
-    for byte in hello {
-        client.send([byte]);
+    let bytes = |hello: &[u8]| hello.iter().map(|byte| vec![*byte]).collect::<Vec<_>>();
+    // RFC 8446 §5.1: a handshake message may span records.
+    let records = |hello: &[u8], octets| {
+        let record = |part: &[u8]| [&[22, 3, 1, 0, part.len() as u8], part].concat();
+        hello[5..].chunks(octets).map(record).collect::<Vec<_>>()
+    };
+    for octets in [0, 1, 2, 5, 6] {
+        let mut client = lab.connect();
+        client.reply();
+        client.ask("EHLO c");
+        client.expect("STARTTLS", "220 ");
+        let config = std::sync::Arc::new(lab.tls_config());
+        let mut connection =
+            rustls::ClientConnection::new(config, "mx.example".try_into().unwrap()).unwrap();
+        let mut hello = Vec::new();
+        connection.write_tls(&mut hello).unwrap();
+        let pieces = match octets {
+            0 => bytes(&hello),
+            octets => records(&hello, octets),
+        };
+        for piece in pieces {
+            client.send(piece);
+        }
+        let stream = rustls::StreamOwned::new(connection, client.stream);
+        let mut client = super::peers::Client { stream };
+        client.expect("EHLO c", "250-good");
     }
-    let stream = rustls::StreamOwned::new(connection, client.stream);
-    let mut client = super::peers::Client { stream };
-    client.expect("EHLO c", "250-good");
+}
+
+#[test]
+fn junk_in_a_handshake_record_is_closed_at_once() {
+    let lab = Lab::new(Kind::Implicit, &[good]);
+    for junk in [
+        &b"\x16\x03\x01\x00\x05junk!"[..],
+        b"\x16\x03\x01\x00\x00\x16",
+    ] {
+        let mut client = lab.connect();
+        client.send(junk);
+        assert_eq!(client.rest(), b"");
+    }
+    assert!(lab.ends.wait(2).iter().all(|end| end.end == End::TlsFailed));
 }
 
 #[test]

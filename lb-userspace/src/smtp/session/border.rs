@@ -39,7 +39,10 @@ impl Session {
         self.hello = None;
         self.capabilities = Capabilities::default();
         self.transaction = false;
-        self.chunked = false;
+        if std::mem::take(&mut self.chunked) {
+            // An orderly end within a message could be taken for its end.
+            self.actions.push_back(Action::AbortMember);
+        }
         self.rest(now);
         if std::mem::take(&mut self.tainted) {
             // RSET would clear the envelope but no AUTH state: only a new connection knows nothing.

@@ -205,7 +205,7 @@ impl Session {
             _ => None,
         };
         if verb == Verb::Bdat {
-            return self.take_bdat(line, command, refusal);
+            return self.take_bdat(command, refusal);
         }
         if let Some(refusal) = refusal {
             self.refuse(refusal);
@@ -229,7 +229,7 @@ impl Session {
     }
 
     /// Octets follow the line, whoever answers it.
-    fn take_bdat(&mut self, line: &[u8], command: Command<'_>, refusal: Option<Local>) {
+    fn take_bdat(&mut self, command: Command<'_>, refusal: Option<Local>) {
         let Ok(chunk) = command.chunk() else {
             // Nobody knows where the next command starts.
             return self.finish(refusal.unwrap_or(BAD_CHUNK), End::ClientProtocol);
@@ -243,11 +243,10 @@ impl Session {
         }
         self.tainted = true;
         self.chunked = true;
-        self.forward(
-            line,
-            Expect::Chunk { last: chunk.last },
-            !self.capabilities.pipelining,
-        );
+        chunk.write(&mut self.to_member);
+        self.queue
+            .push_back(Pending::Member(Expect::Chunk { last: chunk.last }));
+        self.hold = !self.capabilities.pipelining;
         if chunk.size > 0 {
             self.client = Client::Chunk(chunk.size);
         }

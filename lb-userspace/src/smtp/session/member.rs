@@ -31,9 +31,24 @@ impl Session {
         }
     }
 
-    /// No member could be connected.
+    /// A member could not be connected, or was not to be asked now.
+    pub fn member_missed(&mut self) {
+        self.member_missed = true;
+    }
+
+    /// No member is left.
+    ///
+    /// The client hears what the last of them said; a permanent refusal only where all agree on it.
     pub fn no_member(&mut self) {
-        self.close_now(Some(NO_MEMBER), End::NoMember);
+        let unheard = self.facts.last_code == 0;
+        let refusal = self.refusal.take();
+        match refusal.filter(|reply| unheard && (reply.is_transient() || !self.member_missed)) {
+            Some(reply) => {
+                self.pass(&reply);
+                self.close_now(None, End::NoMember);
+            }
+            None => self.close_now(Some(NO_MEMBER), End::NoMember),
+        }
     }
 
     /// Takes bytes from the member.
@@ -63,8 +78,15 @@ impl Session {
         self.lose_member(End::SendTimeout);
     }
 
-    /// Another member, before anything of the client's reached this one.
-    pub(super) fn next_member(&mut self) {
+    /// Another member, before anything of the client's reached this one, which may have refused.
+    pub(super) fn pass_over(&mut self, refusal: Option<&Reply>) {
+        match refusal {
+            Some(reply) if !self.refusal.as_ref().is_some_and(Reply::is_transient) => {
+                self.refusal = Some(reply.clone());
+            }
+            Some(_) => {}
+            None => self.member_missed = true,
+        }
         self.member = Member::Absent;
         self.actions.push_back(Action::Connect);
     }
@@ -84,9 +106,11 @@ impl Session {
 
     fn take_greeting(&mut self, reply: &Reply, relay: bool, now: Instant) {
         if reply.code != 220 || self.replies.has_rest() {
-            return self.next_member();
+            let refuses = reply.code >= 400 && !self.replies.has_rest();
+            return self.pass_over(refuses.then_some(reply));
         }
         self.member = Member::Ready;
+        self.refusal = None;
         if relay {
             self.pass(reply);
         }
@@ -167,6 +191,10 @@ impl Session {
     }
 
     fn take_data_answer(&mut self, reply: &Reply) {
+        if reply.code != 354 && reply.code < 400 {
+            // Neither a yes nor a no: the client might send content, and we take it for commands.
+            return self.lose_member(End::MemberProtocol);
+        }
         self.pass(reply);
         if reply.code == 354 {
             self.client = Client::Content(Body::default());
@@ -207,7 +235,7 @@ impl Session {
     /// The member is lost: before its greeting the next is tried, later the client is told.
     fn lose_member(&mut self, end: End) {
         if matches!(self.member, Member::Greeting { .. }) {
-            return self.next_member();
+            return self.pass_over(None);
         }
         let reply = if self.is_within_message() || self.awaits(Expect::EndOfData) {
             LOST_IN_MESSAGE

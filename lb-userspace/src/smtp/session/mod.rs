@@ -35,7 +35,7 @@ use super::{
     end::End,
     line::Lines,
     phase::Phase,
-    reply::{Local, ReplyParser},
+    reply::{Local, Reply, ReplyParser},
     timeouts::Timeouts,
 };
 use crate::model::StartTls;
@@ -103,6 +103,10 @@ pub struct Session {
     member: Member,
     lines: Lines,
     replies: ReplyParser,
+    /// How members greeted that did not want the session.
+    refusal: Option<Reply>,
+    /// Some member was not asked, or its answer was none: another time it may serve.
+    member_missed: bool,
     /// What the client's next replies are, in order.
     queue: VecDeque<Pending>,
     /// The last command must be answered before the next is read.
@@ -216,6 +220,8 @@ impl Session {
             member: Member::Absent,
             lines: Lines::default(),
             replies: ReplyParser::new(),
+            refusal: None,
+            member_missed: false,
             queue: VecDeque::new(),
             hold: false,
             backlog: false,
@@ -297,7 +303,7 @@ impl Session {
             return;
         }
         match (end, self.member) {
-            (End::MemberTimeout, Member::Greeting { .. }) => self.next_member(),
+            (End::MemberTimeout, Member::Greeting { .. }) => self.pass_over(None),
             (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
             _ => self.close_now(Some(CLIENT_LATE), end),
         }

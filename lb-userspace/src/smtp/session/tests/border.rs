@@ -112,6 +112,21 @@ fn starttls_waits_for_what_was_asked_before() {
 }
 
 #[test]
+fn a_member_that_is_left_within_a_message_sees_no_end() {
+    let mut lab = Lab::greeted(ALLOW);
+    lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+    lab.exchange("BDAT 4\r\nhalf", "250 ok\r\n");
+    lab.cross();
+    assert_eq!((lab.aborted, lab.connects), (true, 2));
+    // Its greeting is nothing that the client waits for.
+    lab.session.member_connected(lab.now);
+    lab.says("554 no\r\n");
+    lab.session.no_member();
+    lab.offer();
+    assert_eq!(lab.heard(), "421 4.3.2 No mail server available\r\n");
+}
+
+#[test]
 fn no_envelope_and_no_identity_survive_the_border() {
     for (command, reply) in [
         ("MAIL FROM:<a@b>\r\n", "250 ok\r\n"),

@@ -144,6 +144,43 @@ fn the_next_member_is_tried_before_the_greeting() {
 }
 
 #[test]
+fn a_greeting_that_refuses_is_passed_on_when_nobody_else_is_left() {
+    const OURS: &str = "421 4.3.2 No mail server available\r\n";
+    for (greetings, heard) in [
+        (&["554-no\r\n554 entry\r\n"][..], "554-no\r\n554 entry\r\n"),
+        (&["421 busy\r\n"], "421 busy\r\n"),
+        (&["421 busy\r\n", "554 no\r\n"], "421 busy\r\n"),
+        (&["554 no\r\n", "450 later\r\n"], "450 later\r\n"),
+        (&["554 no\r\n", "junk\r\n"], OURS),
+        (&["554 no\r\n", ""], OURS),
+        (&["250 what\r\n"], OURS),
+        (&["554 no\r\n250 ok\r\n"], OURS),
+    ] {
+        let mut lab = Lab::silent(ClientSecurity::None);
+        for (at, greeting) in greetings.iter().enumerate() {
+            if at > 0 {
+                lab.session.member_connected(lab.now);
+            }
+            lab.says(greeting);
+            if greeting.is_empty() {
+                lab.wait(Timeouts::DEFAULT.greeting);
+            }
+        }
+        lab.session.no_member();
+        lab.offer();
+        assert_eq!(lab.heard(), heard, "{greetings:?}");
+        assert_eq!(lab.end, Some(End::NoMember));
+    }
+    // One that could not be asked may still take the mail.
+    let mut lab = Lab::silent(ClientSecurity::None);
+    lab.says("554 no\r\n");
+    lab.session.member_missed();
+    lab.session.no_member();
+    lab.offer();
+    assert_eq!(lab.heard(), OURS);
+}
+
+#[test]
 fn a_client_that_pipes_everything_and_closes_its_side_is_served() {
     let mut lab = Lab::silent(ClientSecurity::None);
     lab.sends("HELO c\r\nQUIT\r\n");

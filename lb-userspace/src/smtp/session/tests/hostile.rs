@@ -147,6 +147,15 @@ fn unasked_replies_never_shift_the_others() {
     assert!(lab.heard().starts_with("451 4.4.2 "));
     assert_eq!(lab.session.facts().messages, 0);
 
+    // Neither a go-ahead nor a refusal.
+    for reply in ["250 ok", "220 ok", "300 go", "355 go"] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.sends("DATA\r\n");
+        lab.says(format!("{reply}\r\n"));
+        assert!(lab.heard().starts_with("421 4.4.2 "), "{reply}");
+        assert_eq!(lab.end, Some(End::MemberProtocol));
+    }
+
     // 354 and 334 where nobody asked for them.
     for (command, reply) in [
         ("NOOP", "354 go"),
