@@ -6,6 +6,7 @@ mod member_down;
 mod passthrough;
 mod proxy;
 mod refusal;
+mod sandbox;
 mod scene;
 mod survival;
 mod the_lab;

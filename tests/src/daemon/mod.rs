@@ -36,11 +36,23 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// When it does not; quotes its log.
     pub fn start(lab: &'lab Lab, config: &str) -> Result<Self> {
+        Self::start_as(lab, config, |command| command)
+    }
+
+    /// As [`Self::start`], with a wrapper around the daemon's command.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_as(
+        lab: &'lab Lab,
+        config: &str,
+        wrap: impl FnOnce(Command) -> Command,
+    ) -> Result<Self> {
         let path = config_path(lab);
         fs::write(&path, config).with_context(|| format!("cannot write {}", path.display()))?;
         let mut daemon = Self {
             lab,
-            process: spawn(lab)?,
+            process: spawn(lab, wrap(command(lab)?))?,
         };
         daemon.wait_for_serving(0)?;
         Ok(daemon)
@@ -52,7 +64,7 @@ impl<'lab> Daemon<'lab> {
     /// As [`Self::start`].
     pub fn start_again(&mut self) -> Result<()> {
         let said = self.process.log().len();
-        self.process = spawn(self.lab)?;
+        self.process = spawn(self.lab, command(self.lab)?)?;
         self.wait_for_serving(said)
     }
 
@@ -262,13 +274,9 @@ pub fn refused_as(
     Ok(output)
 }
 
-fn spawn(lab: &Lab) -> Result<Process> {
-    Process::spawn(
-        &lab.balancer,
-        "smtplb",
-        &lab.folder().join("smtplb.log"),
-        &mut command(lab)?,
-    )
+fn spawn(lab: &Lab, mut command: Command) -> Result<Process> {
+    let log = lab.folder().join("smtplb.log");
+    Process::spawn(&lab.balancer, "smtplb", &log, &mut command)
 }
 
 fn command(lab: &Lab) -> Result<Command> {

@@ -128,7 +128,7 @@ fn carry(
         let (died, died_at) = (Instant::now(), so_far());
         daemon.wait_for_member(&host.name, "down", Duration::from_secs(10))?;
         let noticed = died.elapsed();
-        enough(70)?;
+        enough(60)?;
         member.revive(host, lab.folder())?;
         let revived = Instant::now();
         daemon.wait_for_member(&host.name, "up", Duration::from_secs(10))?;

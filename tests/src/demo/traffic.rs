@@ -121,6 +121,7 @@ impl<'a> Errands<'a> {
         })
     }
 
+    /// Our own client and everybody's programs, side by side.
     fn send(
         &self,
         kind: &Kind,
@@ -140,12 +141,6 @@ impl<'a> Errands<'a> {
                     outcome,
                 });
         };
-        for program in Program::ALL
-            .into_iter()
-            .filter(|program| program.can(kind.mode))
-        {
-            note(program.name(), self.by(program, kind, server, client)?);
-        }
         let options = Options {
             mode: kind.mode,
             count: kind.count,
@@ -159,9 +154,19 @@ impl<'a> Errands<'a> {
             helo: format!("{}.lab.example", client.name),
             ..Options::to(server)
         };
-        client
-            .namespace
-            .enter(|| client::send(&options, |outcome| note("smtplb-send", outcome)))
+        thread::scope(|scope| {
+            let own = scope.spawn(|| {
+                let send = || client::send(&options, |outcome| note("smtplb-send", outcome));
+                client.namespace.enter(send)
+            });
+            for program in Program::ALL
+                .into_iter()
+                .filter(|program| program.can(kind.mode))
+            {
+                note(program.name(), self.by(program, kind, server, client)?);
+            }
+            own.join().ok().context("a client panicked")?
+        })
     }
 
     /// One message by a program that everybody has; tried again as a person would.
