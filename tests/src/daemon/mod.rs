@@ -74,7 +74,8 @@ impl<'lab> Daemon<'lab> {
     /// As [`Self::start`], and when the old one does not go, or not well.
     pub fn succeed(&mut self) -> Result<()> {
         let said = self.process.log().len();
-        let mut old = std::mem::replace(&mut self.process, spawn(self.lab)?);
+        let next = spawn(self.lab, command(self.lab)?)?;
+        let mut old = std::mem::replace(&mut self.process, next);
         self.wait_for_serving(said)?;
         let status = old.wait(Duration::from_secs(20))?;
         if !status.success() {
