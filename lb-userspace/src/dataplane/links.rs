@@ -8,19 +8,16 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, TcAttachOptions},
+        tc::TcAttachOptions,
     },
     util::KernelVersion,
 };
 
-use super::{bpffs::PinDirectory, loader};
+use super::{bpffs::PinDirectory, clsact, loader};
 use crate::{
     admin::view::AttachmentView,
     model::{Attach, Network},
 };
-
-/// Priority of our filter where tcx is missing; fixed, so that a new daemon finds the filter of an earlier one.
-const CLSACT_PRIORITY: u16 = 46_500;
 
 /// The hook of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +123,7 @@ fn attach_tc(
 ) -> Result<&'static str> {
     let program = loader::classifier(ebpf, "balance_tc")?;
     if !has_tcx() {
-        attach_clsact(program, interface)?;
+        clsact::attach(program, interface)?;
         return Ok("clsact");
     }
     let name = format!("link-tc-{interface}");
@@ -150,24 +147,6 @@ fn attach_tc(
 fn adopt_tc(program: &mut SchedClassifier, path: &Path) -> Option<()> {
     let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
     program.attach_to_link(link.try_into().ok()?).ok().map(drop)
-}
-
-/// Before Linux 6.6: a filter of the clsact qdisc, which stays when the daemon ends and is replaced by the next.
-fn attach_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()> {
-    // Already there is as good as made.
-    let _ = aya::programs::tc::qdisc_add_clsact(interface);
-    let options = NlOptions {
-        priority: CLSACT_PRIORITY,
-        ..NlOptions::default()
-    };
-    let id = program.attach_with_options(
-        interface,
-        TcAttachType::Ingress,
-        TcAttachOptions::Netlink(options),
-    )?;
-    // The filter has to outlive the process; dropping the link would remove it.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
 }
 
 fn attach_xdp(
@@ -220,17 +199,9 @@ pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()
 }
 
 /// Removes what `attach` left on the interfaces where links cannot be pinned.
-pub(super) fn detach_clsact(network: &Network) {
-    if has_tcx() {
-        return;
-    }
-    for interface in network
-        .client_interfaces
-        .iter()
-        .chain(&network.server_interfaces)
-    {
-        let _ =
-            aya::programs::tc::qdisc_detach_program(interface, TcAttachType::Ingress, "balance_tc");
+pub(super) fn detach_filters(network: &Network) {
+    if !has_tcx() {
+        clsact::detach(network);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bpffs;
+mod clsact;
 mod links;
 mod loader;
 mod sys;
@@ -159,13 +160,36 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// Attaches the TC program the way of kernels before 6.6, whatever this one can do.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_clsact(&mut self, generation: &Generation) -> Result<()> {
+        let network = &generation.network;
+        let program = loader::classifier(&mut self.ebpf, "balance_tc")?;
+        for interface in network
+            .client_interfaces
+            .iter()
+            .chain(&network.server_interfaces)
+        {
+            clsact::attach(program, interface)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::attach_clsact`] has attached.
+    pub fn detach_clsact(&self, generation: &Generation) {
+        clsact::detach(&generation.network);
+    }
+
     /// Removes packet programs that an earlier generation needed and this one does not.
     ///
     /// # Errors
     ///
     /// When a pin cannot be removed.
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
-        links::detach_clsact(&generation.network);
+        links::detach_filters(&generation.network);
         for name in self.pins.names() {
             if name.starts_with("link-") && name != links::STEERING {
                 self.pins.unpin(&name)?;
@@ -363,7 +387,7 @@ impl Remover {
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
-        links::detach_clsact(&generation.network);
+        links::detach_filters(&generation.network);
         self.pins.clear().context("cannot remove the pins")
     }
 }
