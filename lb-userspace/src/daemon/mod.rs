@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use self::answers::{Shared, lock};
-pub use self::live::load_certificates;
+pub use self::live::{certificate_warnings, load_certificates};
 use crate::{
     admin, config,
     dataplane::{Addresses, KernelPlane, Remover, check_interfaces},
@@ -72,7 +72,7 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
         let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
         return Err(anyhow::anyhow!("{}", faults.join("\n"))).or_exit(Exit::Config);
     }
-    for warning in certificates.values().flat_map(|loaded| &loaded.warnings) {
+    for warning in certificate_warnings(&certificates) {
         log::warn!("{warning}");
     }
     privilege::check().or_exit(Exit::Privilege)?;
