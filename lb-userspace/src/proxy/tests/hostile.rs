@@ -291,6 +291,39 @@ fn endless_lines_and_junk_are_answered_and_closed() {
 }
 
 #[test]
+fn content_on_its_way_behind_a_refused_data_is_no_command() {
+    /// Refuses DATA when the content is sure to be on its way.
+    fn slow(member: &mut super::peers::Member) {
+        member.say("220 slow\r\n");
+        let mut seen = Vec::new();
+        while let Some(line) = member.line() {
+            seen.extend_from_slice(&line);
+            let reply = match &line[..4] {
+                b"DATA" => {
+                    std::thread::sleep(Duration::from_millis(100));
+                    "554 no\r\n"
+                }
+                _ => "250 ok\r\n",
+            };
+            member.say(reply);
+        }
+        let _ = member.log.send(seen);
+    }
+    let lab = Lab::new(Kind::Implicit, &[slow]);
+    let mut client = lab.secure(lab.connect());
+    client.reply();
+    client.send("DATA\r\n");
+    client.send("MAIL FROM:<evil@x>\r\n");
+    client.send(".\r\nNOOP\r\n");
+    assert_eq!(
+        (client.reply(), client.reply()),
+        ("554 no\r\n".into(), "250 ok\r\n".into())
+    );
+    drop(client);
+    assert_eq!(lab.seen(), "DATA\r\nNOOP\r\n");
+}
+
+#[test]
 fn silence_ends() {
     let timeouts = Timeouts {
         command: Duration::from_millis(100),

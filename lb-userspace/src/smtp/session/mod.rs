@@ -113,6 +113,10 @@ pub struct Session {
     hold: bool,
     /// Bytes of the client were left behind at the last offer.
     backlog: bool,
+    /// DATA was refused, and nobody has looked whether its content is on its way.
+    data_refused: bool,
+    /// DATA was refused, and no line came since.
+    behind_refusal: bool,
     client_eof: bool,
     draining: bool,
     hello: Option<Hello>,
@@ -225,6 +229,8 @@ impl Session {
             queue: VecDeque::new(),
             hold: false,
             backlog: false,
+            data_refused: false,
+            behind_refusal: false,
             client_eof: false,
             draining: false,
             hello: None,
