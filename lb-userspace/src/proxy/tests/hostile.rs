@@ -1,6 +1,11 @@
 //! Clients and members that break the rules, over sockets.
 
-use std::{io::Write, net::Shutdown, time::Duration};
+use std::{
+    io::Write,
+    net::Shutdown,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use socket2::SockRef;
 
@@ -292,7 +297,8 @@ fn endless_lines_and_junk_are_answered_and_closed() {
 
 #[test]
 fn content_on_its_way_behind_a_refused_data_is_no_command() {
-    /// Refuses DATA when the content is sure to be on its way.
+    static SENT: AtomicBool = AtomicBool::new(false);
+    /// Refuses DATA when the content has been sent.
     fn slow(member: &mut super::peers::Member) {
         member.say("220 slow\r\n");
         let mut seen = Vec::new();
@@ -300,7 +306,7 @@ fn content_on_its_way_behind_a_refused_data_is_no_command() {
             seen.extend_from_slice(&line);
             let reply = match &line[..4] {
                 b"DATA" => {
-                    std::thread::sleep(Duration::from_millis(100));
+                    until("content to be sent", || SENT.load(Relaxed));
                     "554 no\r\n"
                 }
                 _ => "250 ok\r\n",
@@ -315,6 +321,7 @@ fn content_on_its_way_behind_a_refused_data_is_no_command() {
     client.send("DATA\r\n");
     client.send("MAIL FROM:<evil@x>\r\n");
     client.send(".\r\nNOOP\r\n");
+    SENT.store(true, Relaxed);
     assert_eq!(
         (client.reply(), client.reply()),
         ("554 no\r\n".into(), "250 ok\r\n".into())

@@ -77,10 +77,9 @@ impl Session {
                 Client::Discard(body, end) => {
                     let (used, ended) = body.discard(rest);
                     if ended {
-                        let last = end.take();
-                        self.client = Client::Command;
-                        if let Some((reply, end)) = last {
-                            self.finish(reply, end);
+                        match end.take() {
+                            Some((reply, end)) => self.finish(reply, end),
+                            None => self.client = Client::Command,
                         }
                         self.rest(now);
                     } else {
@@ -167,6 +166,7 @@ impl Session {
 
     /// A reply of ours, in its turn, that ends the session.
     pub(super) fn finish(&mut self, reply: Local, end: End) {
+        self.note_end();
         self.client = Client::Closed;
         self.queue.push_back(Pending::Local(reply, Some(end)));
     }

@@ -372,7 +372,7 @@ impl Session {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        self.facts.ended_in = Some(self.phase());
+        self.note_end();
         if let Some(reply) = reply.filter(|_| !matches!(self.client, Client::Border(Border::Open)))
         {
             self.say(reply);
@@ -386,6 +386,12 @@ impl Session {
         self.member = Member::Gone;
         self.to_member.clear();
         self.actions.push_back(Action::Close(end));
+    }
+
+    /// It is decided that the session ends.
+    fn note_end(&mut self) {
+        let phase = self.phase();
+        self.facts.ended_in.get_or_insert(phase);
     }
 
     /// Does what no input asks for but the state allows now; every input ends here.

@@ -35,6 +35,7 @@ fn smuggled_ends_of_data_are_refused_and_no_member_accepts_them() {
             (lab.end, lab.session.facts().messages),
             (Some(End::BareControl), 0)
         );
+        assert_eq!(lab.session.facts().ended_in, Some(Phase::Data));
     }
 }
 
@@ -249,6 +250,7 @@ fn endless_lines_and_junk_end_in_421() {
     lab.sends(vec![b'a'; 1 << 20]);
     assert_eq!(lab.heard(), "500 5.5.2 Line too long\r\n");
     assert_eq!(lab.end, Some(End::LineTooLong));
+    assert_eq!(lab.session.facts().ended_in, Some(Phase::Command));
     assert!(lab.backlog.is_empty() && lab.reached().is_empty());
 
     let mut lab = Lab::greeted(ClientSecurity::None);
