@@ -23,7 +23,11 @@ use aya::{
     maps::{MapData, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use lb_common::{layout::MAX_WORKERS, service::Config, stats::TrafficCell};
+use lb_common::{
+    layout::{MAX_WORKERS, SWEEP},
+    service::Config,
+    stats::TrafficCell,
+};
 
 pub use self::{
     addresses::Addresses,
@@ -37,8 +41,6 @@ use crate::{
     model::{Generation, Name},
 };
 
-/// Records that one run of the sweep program looks at; the same number stands in the program.
-const SWEEP: u64 = 32;
 /// A full sweep takes this many calls of [`KernelPlane::sweep`].
 const SWEEP_CALLS: u64 = 8;
 
@@ -246,7 +248,7 @@ impl KernelPlane {
         let packet = [0u8; 64];
         let options = TestRunOptions {
             data_in: Some(&packet),
-            repeat: used.div_ceil(SWEEP * SWEEP_CALLS).max(1) as u32,
+            repeat: used.div_ceil(u64::from(SWEEP) * SWEEP_CALLS).max(1) as u32,
             ..TestRunOptions::new()
         };
         program
