@@ -89,6 +89,11 @@ pub(crate) fn ensure(need: Need) -> Result<Tools> {
             "rust-src",
             "the programs for the kernel are built with their own `core`",
         )?;
+        if !toolchain.has_rust_src() {
+            // rustup goes by its records; when the files went away under it, adding alone does nothing.
+            command::run(&mut rustup(&["component", "remove", "rust-src"]))?;
+            command::run(&mut rustup(&["component", "add", "rust-src"]))?;
+        }
     }
     if need == Need::Lint {
         for (program, name) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
@@ -112,7 +117,14 @@ fn component(toolchain: &Toolchain, name: &str, why: &str) -> Result<()> {
         );
     }
     say("setup", format!("adding {name}: {why}"));
-    command::run(Command::new("rustup").args(["component", "add", name]))
+    command::run(&mut rustup(&["component", "add", name]))
+}
+
+/// stdout belongs to the verb that asked.
+fn rustup(arguments: &[&str]) -> Command {
+    let mut rustup = Command::new("rustup");
+    rustup.args(arguments).stdout(std::io::stderr());
+    rustup
 }
 
 /// Makes the tools directory and keeps others out of it until the returned file is dropped.
