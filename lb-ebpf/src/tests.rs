@@ -79,6 +79,7 @@ impl MemoryTables {
                 flows: FLOWS as u32,
                 workers: 1,
                 owner: 1,
+                instance: 1,
             },
             services: HashMap::from([((address(100), 465u16.to_be()), service)]),
             pool,
