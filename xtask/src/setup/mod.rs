@@ -90,9 +90,11 @@ pub(crate) fn ensure(need: Need) -> Result<Tools> {
             "the programs for the kernel are built with their own `core`",
         )?;
         if !toolchain.has_rust_src() {
-            // rustup goes by its records; when the files went away under it, adding alone does nothing.
-            command::run(&mut rustup(&["component", "remove", "rust-src"]))?;
-            command::run(&mut rustup(&["component", "add", "rust-src"]))?;
+            // rustup goes by its records, and cannot mend what was deleted under it.
+            bail!(
+                "rustup takes rust-src for installed, but its files are gone from {}: reinstall the toolchain",
+                toolchain.sysroot.display()
+            );
         }
     }
     if need == Need::Lint {
