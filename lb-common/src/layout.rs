@@ -15,6 +15,8 @@ pub const MAX_VIRTUAL_SERVERS: u32 = 1024;
 pub const MAX_WORKERS: u32 = 64;
 /// Two generations side by side: the one in use and the one being built.
 pub const EPOCHS: u32 = 2;
+/// Flow records that one run of the sweep program looks at.
+pub const SWEEP: u32 = 32;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 

@@ -77,5 +77,7 @@ map_record!(
         workers: u32,
         /// Process id of the daemon that wrote this.
         owner: u32,
-    } size 24 align 4
+        /// A random number of that daemon: process ids repeat, in containers above all.
+        instance: u32,
+    } size 28 align 4
 );

@@ -42,7 +42,7 @@ pub enum Direction {
 /// ```text
 ///                 client's ACK              one FIN                     other FIN
 ///   Syn ──────────────────▶ Established ──────────────▶ FinClient/FinMember ─────▶ Closing
-///    └──────────────────────────┴──────── RST ───────────────┴────────▶ Reset
+///    └──────────────────────────┴──────── RST ───────────────┴────────▶ Reset ──▶ Established, when talk goes on
 /// ```
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +59,8 @@ pub enum Phase {
     FinMember = 4,
     /// Both have; only acknowledgements and retransmissions follow.
     Closing = 5,
-    /// One side has reset the connection.
+    /// A reset has passed. The other end may not believe it (RFC 5961 §3): if talk goes on, so does the flow; if not,
+    /// whoever still sends gets another reset.
     Reset = 6,
     /// Being filled or taken apart; nobody else may touch it.
     Claimed = 7,
@@ -93,6 +94,7 @@ impl Phase {
         }
         let fin = flags.any(Flags::FIN);
         match (self, direction) {
+            (Self::Reset, _) if !flags.any(Flags::SYN) => Self::Established,
             (Self::Syn | Self::Established, Direction::Forward) if fin => Self::FinClient,
             (Self::Syn | Self::Established, Direction::Reverse) if fin => Self::FinMember,
             (Self::FinClient, Direction::Reverse) if fin => Self::Closing,
@@ -205,7 +207,12 @@ mod tests {
             assert_eq!(phase.after(Reverse, Flags(RST)), Reset);
         }
         assert_eq!(Claimed.after(Forward, Flags(RST)), Claimed);
-        assert_eq!(Reset.after(Forward, Flags(ACK)), Reset);
+        assert_eq!(
+            Reset.after(Forward, Flags(ACK)),
+            Established,
+            "the reset was not believed"
+        );
+        assert_eq!(Reset.after(Forward, Flags(SYN)), Reset);
     }
 
     #[test]

@@ -55,16 +55,10 @@ mod imp {
     }
 }
 
-/// Adds to a counter that several CPUs count in.
+/// Adds to a counter that several CPUs count in; `u64::MAX` takes one off.
 #[inline(always)]
 pub(crate) fn add(cell: &AtomicU64, value: u64) {
     imp::add_u64(cell, value);
-}
-
-/// Takes one off a gauge that several CPUs count in.
-#[inline(always)]
-pub(crate) fn decrement(cell: &AtomicU64) {
-    imp::add_u64(cell, u64::MAX);
 }
 
 /// Draws the next number of a sequence.

@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     flow::Flow,
+    layout::SWEEP,
     service::Config,
     tcp::{Phase, tick},
 };
@@ -15,8 +16,6 @@ use crate::{Tables, atomic};
 
 /// Records that a new flow looks at when none is free.
 const PROBES: u32 = 8;
-/// Records that one run of the sweep looks at.
-pub(crate) const SWEEP: u32 = 32;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
@@ -55,12 +54,33 @@ fn free<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-        if slot != 0 && (embryonic || expired(record, phase, now)) && tables.release(slot, phase) {
+        if slot != 0 && makes_room(record, phase, now) && tables.release(slot, phase) {
             return Some(slot);
         }
     }
     None
+}
+
+/// Gives up a flow that stands in the way of a new one, if it may be; true when its keys are gone.
+#[inline(always)]
+pub(crate) fn reclaim<T: Tables>(tables: &T, slot: u32) -> bool {
+    let Some(record) = tables.flow(slot) else {
+        return false;
+    };
+    let phase = Phase::from_u32(record.phase.load(Relaxed));
+    if !makes_room(record, phase, tables.now()) || !tables.release(slot, phase) {
+        return false;
+    }
+    record.phase.store(Phase::Free as u32, Relaxed);
+    tables.push_free(slot);
+    true
+}
+
+/// May a flow be given up for a new one? An expired one, and a half-open one that is not young.
+#[inline(always)]
+fn makes_room(record: &Flow, phase: Phase, now: u64) -> bool {
+    let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
+    embryonic || expired(record, phase, now)
 }
 
 /// Releases expired flows among the next [`SWEEP`] records.

@@ -73,6 +73,10 @@ pub(crate) fn open<T: Tables>(
             flow.phase.store(Phase::Free as u32, Relaxed);
         }
         tables.push_free(slot);
+        // The same SYN on another CPU may have been first.
+        if let Some(hit) = tables.hit(&packet.key) {
+            return Ok(hit.slot());
+        }
     }
     filled.map(|()| slot)
 }
@@ -138,12 +142,13 @@ pub(crate) fn track<T: Tables>(
     let number = flow.phase.load(Relaxed);
     let phase = Phase::from_u32(number);
     let next = phase.after(direction, packet.flags);
-    if next != phase
-        && atomic::swap_if(&flow.phase, number, next as u32)
-        && next.ended()
-        && !phase.ended()
-    {
-        count_end(tables, flow);
+    if next == phase || !atomic::swap_if(&flow.phase, number, next as u32) {
+        return;
+    }
+    match (phase.ended(), next.ended()) {
+        (false, true) => count_active(tables, flow, u64::MAX),
+        (true, false) => count_active(tables, flow, 1),
+        _ => {}
     }
 }
 
@@ -159,7 +164,7 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
     tables.remove(&flow.route.key(Direction::Forward));
     tables.remove(&flow.route.key(Direction::Reverse));
     if !phase.ended() {
-        count_end(tables, flow);
+        count_active(tables, flow, u64::MAX);
     }
     let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
     if let Some(cell) = tables.member_cell(u32::from(member)) {
@@ -171,15 +176,15 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
     true
 }
 
-/// The connection has ended: it no longer counts as active.
+/// The connection begins or ceases to count as active: adds 1, or the number that takes 1 off.
 #[inline(always)]
-fn count_end<T: Tables>(tables: &T, flow: &Flow) {
+fn count_active<T: Tables>(tables: &T, flow: &Flow, one: u64) {
     let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
     if let Some(cell) = tables.member_cell(u32::from(member)) {
-        atomic::decrement(&cell.flows_active);
+        atomic::add(&cell.flows_active, one);
     }
     if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
-        atomic::decrement(&cell.flows_active);
+        atomic::add(&cell.flows_active, one);
     }
 }
 

@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::{classifier, sk_lookup, xdp},
     programs::{SkLookupContext, TcContext, XdpContext},
 };
-use aya_log_ebpf::{debug, info};
+use aya_log_ebpf::info;
 use lb_common::reason::DropReason;
 use lb_ebpf::{
     Verdict, balance,
@@ -86,10 +86,12 @@ fn refused<C: EbpfContext>(context: &C, reason: DropReason) -> bool {
     maps::count_drop(reason);
     // SAFETY: the loader writes it once, before the program runs; volatile, so that the value here is not assumed.
     if unsafe { core::ptr::read_volatile(&raw const KERNEL_LOG) } != 0 {
-        match reason.to_stack() {
-            true => debug!(context, "to the stack: {}", reason.word()),
-            false => info!(context, "dropped: {}", reason.word()),
-        }
+        let fate = if reason.to_stack() {
+            "to the stack"
+        } else {
+            "dropped"
+        };
+        info!(context, "{}: {}", fate, reason.word());
     }
     reason.to_stack()
 }

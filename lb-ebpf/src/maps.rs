@@ -101,12 +101,6 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn random(&self) -> u32 {
-        // SAFETY: helper call without arguments.
-        unsafe { helpers::generated::bpf_get_prandom_u32() }
-    }
-
-    #[inline(always)]
     fn config(&self) -> Option<&Config> {
         record(&CONFIG, 0).filter(|config| config.generation != 0)
     }
@@ -201,6 +195,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn reclaim(&self, slot: u32) -> bool {
+        reclaim_flow(slot) != 0
+    }
+
+    #[inline(always)]
     fn bind_port(&self, member: u32, slot: u32) -> u32 {
         bind_port(member, slot)
     }
@@ -216,6 +215,13 @@ impl Tables for KernelTables {
 #[inline(never)]
 pub extern "C" fn select_member(pool: u32) -> u32 {
     select::member(&KernelTables, pool)
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn reclaim_flow(slot: u32) -> u32 {
+    u32::from(expire::reclaim(&KernelTables, slot))
 }
 
 /// A function of its own for the verifier (Linux 5.6).

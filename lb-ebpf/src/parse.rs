@@ -89,12 +89,7 @@ fn v6<F: Frame>(frame: &mut F, l3: usize) -> Result<Option<Packet>, DropReason> 
         return Ok(None);
     }
     let all: [u16; 16] = frame.load(l3 + offset_of!(Ipv6Hdr, src_addr))?;
-    let length = Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(ip.payload_len));
-    tcp(
-        frame,
-        l3,
-        l3 + Ipv6Hdr::LEN,
-        true,
+    let (source, destination) = (
         Addr([
             word([all[0], all[1]]),
             word([all[2], all[3]]),
@@ -107,6 +102,19 @@ fn v6<F: Frame>(frame: &mut F, l3: usize) -> Result<Option<Packet>, DropReason> 
             word([all[12], all[13]]),
             word([all[14], all[15]]),
         ]),
+    );
+    // On the wire a mapped address is no address (RFC 4291 §2.5.5.2); in the tables it would be an IPv4 one.
+    if source.is_v4() || destination.is_v4() {
+        return Ok(None);
+    }
+    let length = Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(ip.payload_len));
+    tcp(
+        frame,
+        l3,
+        l3 + Ipv6Hdr::LEN,
+        true,
+        source,
+        destination,
         length,
         ip.hop_limit,
     )

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{layout::POOL_MEMBERS, service::Pool};
 
-use crate::{Tables, atomic, opaque::opaque};
+use crate::{Tables, opaque::opaque};
 
 /// Set in the score of a member that is down.
 const UNAVAILABLE: u64 = 1 << 62;
@@ -28,7 +28,8 @@ pub(crate) fn member<T: Tables>(tables: &T, pool: u32) -> u32 {
 
 #[inline(always)]
 fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
-    let start = atomic::draw(tables.turn(pool.turn)?).checked_rem(pool.count)?;
+    let turn = tables.turn(pool.turn)?;
+    let start = turn.load(Relaxed).checked_rem(pool.count)?;
     let counts = match pool.method {
         Pool::ROUND_ROBIN => 0,
         _ => BUSIEST,
@@ -50,7 +51,13 @@ fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
             down | busy << 32 | u64::from(distance) << 16 | u64::from(number),
         );
     }
-    (best < UNAVAILABLE).then_some(best as u32 & 0xffff)
+    if best >= UNAVAILABLE {
+        return None;
+    }
+    // The next turn begins behind the chosen one, so that a dead member's turns go to all the others.
+    let place = (start + (best >> 16) as u32) & (POOL_MEMBERS as u32 - 1);
+    turn.store(place + 1, Relaxed);
+    Some(best as u32 & 0xffff)
 }
 
 /// The lower of two numbers below 2^63.

@@ -8,11 +8,11 @@ use lb_common::{
     tcp::Direction,
 };
 
-use crate::{Packet, Tables};
+use crate::{Packet, Tables, atomic};
 
 /// How many ports are tried before a new flow is refused.
 const TRIES: u32 = 32;
-/// Distance between tried ports: a prime, so that the tries of one flow differ and those of its neighbours do too.
+/// Distance between ports in turn: a prime, so that the turns go through the whole range, and in no obvious order.
 const STRIDE: u32 = 7919;
 
 /// Chooses the source towards the member, inserts the key of its replies, and notes in the record what packets of both
@@ -54,9 +54,14 @@ pub(crate) fn bind<T: Tables>(
 
 /// Finds a port of the box's own address that no flow to this member uses, and inserts the key of the replies to it. The
 /// port in network order, or 0 when every try met one in use.
+///
+/// Ports are taken round the whole range, so that one rests as long as can be: the member may hold its last connection
+/// in TIME-WAIT for a minute (RFC 9293 §3.6.1). A port whose flow has expired is taken from it, daemon or not.
 #[inline(always)]
 pub(crate) fn port<T: Tables>(tables: &T, number: u32, slot: u32) -> u32 {
-    let (Some(config), Some(member)) = (tables.config(), tables.member(number)) else {
+    let (Some(config), Some(member), Some(allocation)) =
+        (tables.config(), tables.member(number), tables.allocation())
+    else {
         return 0;
     };
     let mut reply = FlowKey {
@@ -65,16 +70,22 @@ pub(crate) fn port<T: Tables>(tables: &T, number: u32, slot: u32) -> u32 {
         sport: member.port,
         dport: 0,
     };
-    let mut offset = tables.random();
-    for _ in 0..TRIES {
-        offset = offset
-            .checked_rem(u32::from(config.port_count))
-            .unwrap_or(0);
+    let hit = Hit::new(slot, Direction::Reverse);
+    let count = u32::from(config.port_count);
+    let turn = atomic::draw(&allocation.port);
+    for step in 0..TRIES {
+        let place = turn.wrapping_add(step).checked_rem(count).unwrap_or(0);
+        let offset = (place * STRIDE).checked_rem(count).unwrap_or(0);
         reply.dport = config.port_low.wrapping_add(offset as u16).to_be();
-        if tables.insert(&reply, Hit::new(slot, Direction::Reverse)) {
+        if tables.insert(&reply, hit) {
             return u32::from(reply.dport);
         }
-        offset += STRIDE;
+        if let Some(other) = tables.hit(&reply)
+            && tables.reclaim(other.slot())
+            && tables.insert(&reply, hit)
+        {
+            return u32::from(reply.dport);
+        }
     }
     0
 }

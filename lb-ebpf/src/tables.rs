@@ -19,16 +19,14 @@ pub struct Allocation {
     pub hand: AtomicU32,
     /// Where the sweep goes on.
     pub sweep: AtomicU32,
-    /// Keeps the size a multiple of eight, as a mapped array wants it.
-    pub reserved: AtomicU32,
+    /// Whose turn it is among the SNAT ports.
+    pub port: AtomicU32,
 }
 
 /// The tables of the kernel plane: maps in the kernel, plain memory in tests.
 pub trait Tables {
     /// Monotonic time, nanoseconds; coarse is good enough.
     fn now(&self) -> u64;
-    /// A number nobody can guess.
-    fn random(&self) -> u32;
     /// What holds for every packet; `None` before the first generation.
     fn config(&self) -> Option<&Config>;
     /// The virtual server of an address and port.
@@ -75,6 +73,14 @@ pub trait Tables {
         Self: Sized,
     {
         crate::snat::port(self, member, slot)
+    }
+
+    /// [`crate::expire::reclaim`], behind such a call.
+    fn reclaim(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::reclaim(self, slot)
     }
 
     /// [`crate::flow::release`], behind such a call.

@@ -1,11 +1,11 @@
 //! The kernel plane without its daemon: killed, restarted, stopped.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 use tests::{
     client::{Held, Mode, Options, Storm},
-    daemon::{self, Daemon},
+    daemon::{self, Daemon, config::Config},
     lab::Family,
     mail::{Message, Sizes},
     wait::{pause, wait_until},
@@ -157,6 +157,38 @@ fn a_successor_takes_over_without_a_refused_connection() -> Result<()> {
 }
 
 #[test]
+fn a_successor_that_cannot_start_harms_nobody() -> Result<()> {
+    play_site(|scene| {
+        let pid = scene.daemon.id();
+        let config = Config::site(scene.lab, "tc", &scene.site.certificate);
+        let output = daemon::refused_as(scene.lab, config.text(), |command| {
+            let mut elsewhere = Command::new(command.get_program());
+            let mut words = command.get_args();
+            while let Some(word) = words.next() {
+                elsewhere.arg(word);
+                if word == "--admin" {
+                    words.next();
+                    elsewhere.arg("/proc/nowhere/admin.sock");
+                }
+            }
+            elsewhere
+        })?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        for port in [25, 465] {
+            let server = SocketAddr::new(Family::V4.virtual_address(), port);
+            let storm = Storm::start(&scene.lab.clients[0].namespace, server, 1)?;
+            wait_until(Duration::from_secs(20), "connections", || {
+                storm.opened() > 300
+            })?;
+            let report = storm.stop();
+            ensure!(report.failed.is_empty(), "{port}: {:?}", report.failed);
+        }
+        ensure!(scene.daemon.status()?.pid == pid, "somebody else answers");
+        Ok(())
+    })
+}
+
+#[test]
 fn connections_that_end_without_a_daemon_are_forgotten_by_the_next() -> Result<()> {
     play_site(|scene| {
         let options = Options {
@@ -190,7 +222,7 @@ fn a_stop_takes_everything_down() -> Result<()> {
         scene.daemon.stop()?;
         let bpffs = daemon::bpffs(scene.lab);
         ensure!(!daemon::has_pins(&bpffs), "something is still pinned");
-        let mut ip = std::process::Command::new("ip");
+        let mut ip = Command::new("ip");
         let text = scene.lab.balancer.run(ip.args(["-oneline", "address"]))?;
         for family in Family::ALL {
             let address = family.virtual_address().to_string();

@@ -1,6 +1,7 @@
 //! The packet programs through BPF test-run: the same table for TC, XDP and generic XDP.
 
 mod budget;
+mod clsact;
 mod flows;
 mod packet;
 mod rewrites;

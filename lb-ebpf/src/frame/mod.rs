@@ -145,13 +145,38 @@ fn address_halves(to: &FlowKey) -> [u16; 16] {
     out
 }
 
+/// Start and end of the bytes that a program may touch.
+#[cfg(target_arch = "bpf")]
+type Bounds = (usize, usize);
+
+/// Reads a value of the packet.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "packet access")]
+fn read<T: Wire>(bounds: Bounds, at: usize) -> Result<T, DropReason> {
+    let pointer = checked(bounds, at, size_of::<T>())? as *const T;
+    // SAFETY: inside the packet, checked just now, and aligned as `Wire` says; any bytes are a `T`.
+    Ok(unsafe { pointer.read() })
+}
+
+/// Writes a value of the packet.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "packet access")]
+fn write<T: Wire>(bounds: Bounds, at: usize, value: T) -> Result<(), DropReason> {
+    let pointer = checked(bounds, at, size_of::<T>())? as *mut T;
+    // SAFETY: inside the packet, checked just now, and aligned as `Wire` says.
+    unsafe { pointer.write(value) };
+    Ok(())
+}
+
 /// The address of `size` bytes at an offset of the packet, checked against its end.
 ///
 /// The optimiser would compute the checked and the used address in two ways, and the verifier would not see that they
 /// are one (`offset is outside of the packet`).
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-fn checked(start: usize, end: usize, at: usize, size: usize) -> Result<usize, DropReason> {
+fn checked((start, end): Bounds, at: usize, size: usize) -> Result<usize, DropReason> {
     let address = opaque((start + at) as u64) as usize;
     if address + size > end {
         return Err(DropReason::Truncated);

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{ChecksumEdit, Frame, Wire, checked, fib};
+use super::{Bounds, ChecksumEdit, Frame, Wire, fib, read, write};
 use crate::{Egress, Packet};
 
 /// A packet in a socket buffer.
@@ -25,9 +25,8 @@ impl<'a> TcFrame<'a> {
     }
 
     #[inline(always)]
-    fn pointer<T>(&self, at: usize) -> Result<*mut T, DropReason> {
-        let (start, end) = (self.context.data(), self.context.data_end());
-        checked(start, end, at, size_of::<T>()).map(|address| address as *mut T)
+    fn bounds(&self) -> Bounds {
+        (self.context.data(), self.context.data_end())
     }
 }
 
@@ -52,17 +51,12 @@ impl Frame for TcFrame<'_> {
 
     #[inline(always)]
     fn load<T: Wire>(&self, at: usize) -> Result<T, DropReason> {
-        let pointer = self.pointer::<T>(at)?;
-        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says; any bytes are a `T`.
-        Ok(unsafe { pointer.read() })
+        read(self.bounds(), at)
     }
 
     #[inline(always)]
     fn store<T: Wire>(&mut self, at: usize, value: T) -> Result<(), DropReason> {
-        let pointer = self.pointer::<T>(at)?;
-        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says.
-        unsafe { pointer.write(value) };
-        Ok(())
+        write(self.bounds(), at, value)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use aya_ebpf::{EbpfContext as _, bindings::xdp_action::XDP_TX, helpers, programs::XdpContext};
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
-use super::{ChecksumEdit, Frame, Wire, address_halves, checked, fib};
+use super::{Bounds, ChecksumEdit, Frame, Wire, address_halves, fib, read, write};
 use crate::{Egress, Packet, maps::SCRATCH, opaque::opaque};
 
 /// Bytes summed at a time; the most that one helper call takes on every kernel.
@@ -28,9 +28,8 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
     }
 
     #[inline(always)]
-    fn pointer<T>(&self, at: usize) -> Result<*mut T, DropReason> {
-        let (start, end) = (self.context.data(), self.context.data_end());
-        checked(start, end, at, size_of::<T>()).map(|address| address as *mut T)
+    fn bounds(&self) -> Bounds {
+        (self.context.data(), self.context.data_end())
     }
 
     /// Sums the whole segment anew, its checksum field taken as zero.
@@ -98,17 +97,12 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
 
     #[inline(always)]
     fn load<T: Wire>(&self, at: usize) -> Result<T, DropReason> {
-        let pointer = self.pointer::<T>(at)?;
-        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says; any bytes are a `T`.
-        Ok(unsafe { pointer.read() })
+        read(self.bounds(), at)
     }
 
     #[inline(always)]
     fn store<T: Wire>(&mut self, at: usize, value: T) -> Result<(), DropReason> {
-        let pointer = self.pointer::<T>(at)?;
-        // SAFETY: inside the packet, checked just now, and aligned as `Wire` says.
-        unsafe { pointer.write(value) };
-        Ok(())
+        write(self.bounds(), at, value)
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Ended, args::Format, read};
 use crate::{
     config::{self, Diagnostic, LoadError, Severity},
-    daemon::load_certificates,
+    daemon::{certificate_warnings, load_certificates},
     failure::{Exit, Failure},
     model::{Generation, Mode},
 };
@@ -25,6 +25,9 @@ struct Report {
     /// What is wrong with certificates and keys that it names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     certificate_faults: Vec<String>,
+    /// What is hardly meant about them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificate_warnings: Vec<String>,
     /// What is in it, when its text is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
@@ -63,7 +66,7 @@ impl Report {
         let name = file.display().to_string();
         match config::load(file) {
             Ok((generation, diagnostics)) => {
-                let (_, faults) = load_certificates(&generation);
+                let (loaded, faults) = load_certificates(&generation);
                 let valid = faults.is_empty();
                 Self {
                     file: name,
@@ -71,6 +74,7 @@ impl Report {
                     error: None,
                     diagnostics,
                     certificate_faults: faults.iter().map(ToString::to_string).collect(),
+                    certificate_warnings: certificate_warnings(&loaded),
                     summary: Some(Summary::of(&generation)),
                     code: if valid { Exit::Ok } else { Exit::Config },
                 }
@@ -81,6 +85,7 @@ impl Report {
                 error: None,
                 diagnostics,
                 certificate_faults: Vec::new(),
+                certificate_warnings: Vec::new(),
                 summary: None,
                 code: Exit::Config,
             },
@@ -92,6 +97,7 @@ impl Report {
                     error: Some(said),
                     diagnostics: Vec::new(),
                     certificate_faults: Vec::new(),
+                    certificate_warnings: Vec::new(),
                     summary: None,
                     code: Failure::from(error).code,
                 }
@@ -103,12 +109,16 @@ impl Report {
     fn text(&self) -> (String, String) {
         let mut err = String::new();
         let findings = self.diagnostics.iter().map(|found| found as &dyn Display);
-        let faults = self.certificate_faults.iter().chain(&self.error);
+        let faults = self
+            .certificate_warnings
+            .iter()
+            .chain(&self.certificate_faults)
+            .chain(&self.error);
         for finding in findings.chain(faults.map(|found| found as &dyn Display)) {
             err.push_str(&format!("{finding}\n\n"));
         }
         if let Some(summary) = self.summary.as_ref().filter(|_| self.valid) {
-            let warnings = match self.diagnostics.len() {
+            let warnings = match self.diagnostics.len() + self.certificate_warnings.len() {
                 0 => String::new(),
                 1 => ", 1 warning".to_owned(),
                 count => format!(", {count} warnings"),

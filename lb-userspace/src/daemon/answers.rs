@@ -230,9 +230,12 @@ impl Observer for Shared {
                 member.name,
                 health.reason
             );
-            let written =
-                self.plane()
-                    .set_member(member.id, &target.pool, member.address, member.is_up());
+            let mut plane = self.plane();
+            // Before this generation is in use, and after another daemon has taken over, the tables are not ours.
+            if !plane.is_owner() {
+                return;
+            }
+            let written = plane.set_member(member.id, &target.pool, member.address, member.is_up());
             if let Err(error) = written {
                 log::error!("member {}/{}: {error:#}", target.pool, member.name);
             }

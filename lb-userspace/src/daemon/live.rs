@@ -46,6 +46,21 @@ pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Err
     (loaded, faults)
 }
 
+/// What is allowed, but hardly meant, about certificates that were read.
+pub fn certificate_warnings(certificates: &Certificates) -> Vec<String> {
+    let mut warnings: Vec<_> = certificates
+        .values()
+        .flat_map(|loaded| {
+            loaded
+                .warnings
+                .iter()
+                .map(|warning| format!("certificate \"{}\": {warning}", loaded.name))
+        })
+        .collect();
+    warnings.sort();
+    warnings
+}
+
 /// The pools of a generation. A monitored member starts as the tables of an earlier daemon know it, else down until its
 /// first probe has ended.
 pub(super) fn pools(

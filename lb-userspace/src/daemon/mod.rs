@@ -18,10 +18,10 @@ use tokio::{
 };
 
 use self::answers::{Shared, lock};
-pub use self::live::load_certificates;
+pub use self::live::{certificate_warnings, load_certificates};
 use crate::{
     admin, config,
-    dataplane::{Addresses, KernelPlane, Remover, check_interfaces},
+    dataplane::{Addresses, FEW_FLOWS, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation},
     monitor,
@@ -33,8 +33,6 @@ use crate::{
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the start waits for the first probes: a good member answers sooner.
 const FIRST_PROBES: Duration = Duration::from_secs(2);
-/// Flow records where no virtual server needs them.
-const FEW_FLOWS: u32 = 1024;
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
 
@@ -72,7 +70,7 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
         let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
         return Err(anyhow::anyhow!("{}", faults.join("\n"))).or_exit(Exit::Config);
     }
-    for warning in certificates.values().flat_map(|loaded| &loaded.warnings) {
+    for warning in certificate_warnings(&certificates) {
         log::warn!("{warning}");
     }
     privilege::check().or_exit(Exit::Privilege)?;
@@ -110,34 +108,20 @@ async fn serve(
     let adopted = plane.adopted();
     let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
-    let shared = match start(
+    let started = start(
         &options,
         generation.clone(),
         certificates,
         plane,
         &mut addresses,
-    )
-    .await
-    {
-        Ok(shared) => shared,
+    );
+    let (shared, listener) = match started.await {
+        Ok(started) => started,
         Err(failure) => {
             if !adopted {
                 take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(failure);
-        }
-    };
-    let listener = admin::server::bind(&options.admin)
-        .and_then(UnixListener::from_std)
-        .with_context(|| format!("cannot open the admin socket {}", options.admin.display()));
-    let listener = match listener {
-        Ok(listener) => listener,
-        Err(error) => {
-            if !adopted {
-                drop(shared);
-                take_back(&remover, &generation, &mut addresses).await;
-            }
-            return Err(error.into());
         }
     };
     tokio::spawn(admin::server::serve(listener, shared.clone()));
@@ -148,16 +132,17 @@ async fn serve(
     Ok(())
 }
 
-/// Everything from a loaded plane to one that serves.
+/// Everything from a loaded plane to one that serves. What can fail comes before the flip: until then, an earlier daemon
+/// that still lives goes on undisturbed.
 async fn start(
     options: &RunOptions,
     generation: Generation,
     certificates: &live::Certificates,
     plane: KernelPlane,
     addresses: &mut Addresses,
-) -> Result<Arc<Shared>, Failure> {
+) -> Result<(Arc<Shared>, UnixListener), Failure> {
     let numbers = plane.number(&generation)?;
-    if !plane.owner().is_some_and(is_alive) {
+    if !plane.other_owner().is_some_and(is_alive) {
         plane.forget_sessions();
     }
     let pools = live::pools(&generation, &numbers, &plane);
@@ -171,9 +156,13 @@ async fn start(
     probe(&shared, targets).await;
     addresses.apply(&shared.generation).await?;
     addresses.enable_forwarding(&shared.generation)?;
+    attach(&shared)?;
+    let listener = admin::server::bind(&options.admin)
+        .and_then(UnixListener::from_std)
+        .with_context(|| format!("cannot open the admin socket {}", options.admin.display()))?;
     apply(&shared, services, listeners)?;
     log::debug!("configuration {} is in use", options.config.display());
-    Ok(shared)
+    Ok((shared, listener))
 }
 
 /// Starts the monitors, and waits a moment for their first findings.
@@ -190,7 +179,17 @@ async fn probe(shared: &Arc<Shared>, targets: Vec<monitor::Target>) {
     }
 }
 
-/// Flips the tables, attaches the programs and starts the proxy, in the order in which packets need them.
+/// Swaps the packet programs in place, or attaches them; without a generation they pass everything.
+fn attach(shared: &Shared) -> Result<(), Failure> {
+    let mut plane = shared.plane();
+    match has_passthrough(&shared.generation) {
+        true => plane.attach(&shared.generation)?,
+        false => plane.detach_packets(&shared.generation)?,
+    }
+    Ok(())
+}
+
+/// Starts the proxy, takes the steering over and flips the tables.
 fn apply(
     shared: &Arc<Shared>,
     services: Vec<proxy::Service>,
@@ -214,17 +213,15 @@ fn apply(
     }
     let mut plane = shared.plane();
     let workers = handles.len() as u32;
+    plane.steer(&handles)?;
     plane.apply(
         &shared.generation,
         &shared.numbers,
         |number| shared.is_up(number),
         workers,
     )?;
-    plane.steer(&handles)?;
-    match has_passthrough(&shared.generation) {
-        true => plane.attach(&shared.generation)?,
-        false => plane.detach_packets(&shared.generation)?,
-    }
+    // A probe may have ended between the two.
+    refresh(shared, &mut plane);
     Ok(())
 }
 
@@ -268,7 +265,7 @@ async fn watch(shared: &Shared, signals: &mut Signals, kernel_log: bool) -> Stop
             logger.flush();
         }
         let mut plane = shared.plane();
-        if plane.owner() != Some(std::process::id()) {
+        if !plane.is_owner() {
             return Stop::Succeeded;
         }
         if has_passthrough(&shared.generation) {
@@ -322,7 +319,7 @@ async fn end(
             _ = signals.stop() => log::info!("told again: sessions are cut"),
         }
     }
-    if stop == Stop::Down && shared.plane().owner() == Some(std::process::id()) {
+    if stop == Stop::Down && shared.plane().is_owner() {
         take_down(options, shared, addresses).await;
     }
 }

@@ -60,29 +60,35 @@ impl Addresses {
     ///
     /// When the kernel refuses an address.
     pub async fn apply(&mut self, generation: &Generation) -> Result<()> {
-        let present = self.list().await?;
         let mut wanted: Vec<IpAddr> = generation
             .virtual_servers
             .iter()
             .map(|server| server.address)
+            .filter(|address| !address.is_loopback())
             .collect();
         wanted.sort();
         wanted.dedup();
+        let interface = generation.network.client_interfaces.first();
+        let index = match interface {
+            Some(interface) if !wanted.is_empty() => self.index(interface).await?,
+            _ => 0,
+        };
+        let present = self.list().await?;
+        // One of ours on another interface is from an earlier configuration.
+        let keeps = |message: &AddressMessage| !is_ours(message) || message.header.index == index;
         for address in &wanted {
-            let local = address.is_loopback()
-                || present
-                    .iter()
-                    .any(|message| address_of(message) == Some(*address));
+            let local = present
+                .iter()
+                .any(|message| address_of(message) == Some(*address) && keeps(message));
             if !local {
-                self.add(generation, *address)
+                self.add(index, *address)
                     .await
                     .with_context(|| format!("cannot add the virtual address {address}"))?;
             }
         }
         for message in present {
-            if is_ours(&message)
-                && address_of(&message).is_none_or(|address| !wanted.contains(&address))
-            {
+            let named = address_of(&message).is_some_and(|address| wanted.contains(&address));
+            if is_ours(&message) && !(named && keeps(&message)) {
                 self.handle.address().del(message).execute().await?;
             }
         }
@@ -179,13 +185,7 @@ impl Addresses {
         }
     }
 
-    async fn add(&self, generation: &Generation, address: IpAddr) -> Result<()> {
-        let interface = generation
-            .network
-            .client_interfaces
-            .first()
-            .map_or("lo", String::as_str);
-        let index = self.index(interface).await?;
+    async fn add(&self, index: u32, address: IpAddr) -> Result<()> {
         let length = if address.is_ipv4() { 32 } else { 128 };
         let mut request = self.handle.address().add(index, address, length);
         let message = request.message_mut();

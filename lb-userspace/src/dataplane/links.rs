@@ -8,19 +8,16 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, TcAttachOptions},
+        tc::TcAttachOptions,
     },
     util::KernelVersion,
 };
 
-use super::{bpffs::PinDirectory, loader};
+use super::{bpffs::PinDirectory, clsact, loader};
 use crate::{
     admin::view::AttachmentView,
     model::{Attach, Network},
 };
-
-/// Priority of our filter where tcx is missing; fixed, so that a new daemon finds the filter of an earlier one.
-const CLSACT_PRIORITY: u16 = 46_500;
 
 /// The hook of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,20 +44,56 @@ pub(super) fn attach(
             interfaces.push(interface.clone());
         }
     }
-    let mut views = Vec::new();
-    let mut wanted = Vec::new();
-    for interface in &interfaces {
-        let (view, names) = attach_one(ebpf, pins, network.attach, interface)
-            .with_context(|| format!("cannot attach the packet programs to {interface}"))?;
-        views.push(view);
-        wanted.extend(names);
-    }
+    let (mut hook, mut why) = choose(network.attach, &interfaces);
+    let attached = attach_all(ebpf, pins, &interfaces, hook);
+    let (words, wanted) = match attached {
+        // A packet that XDP sends to an interface without XDP is lost unseen: so it is all or none.
+        Err(error) if network.attach == Attach::Auto && hook == Hook::Xdp => {
+            log::info!("{error:#}");
+            (hook, why) = (Hook::Tc, "not every driver has XDP");
+            attach_all(ebpf, pins, &interfaces, hook)?
+        }
+        attached => attached?,
+    };
     for name in pins.names() {
         if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
             pins.unpin(&name)?;
         }
     }
-    Ok(views)
+    let view = |(interface, word): (String, &str)| AttachmentView {
+        interface,
+        hook: word.to_owned(),
+        why: why.to_owned(),
+    };
+    Ok(interfaces.into_iter().zip(words).map(view).collect())
+}
+
+fn choose(attach: Attach, interfaces: &[String]) -> (Hook, &'static str) {
+    match attach {
+        Attach::Tc => (Hook::Tc, "configured"),
+        Attach::Xdp => (Hook::Xdp, "configured"),
+        Attach::XdpGeneric => (Hook::XdpGeneric, "configured"),
+        Attach::Auto if interfaces.iter().any(|interface| is_virtual(interface)) => {
+            (Hook::Tc, "virtual link: TC keeps segmentation offload")
+        }
+        Attach::Auto => (Hook::Xdp, "NICs with XDP in their drivers"),
+    }
+}
+
+/// Attaches to every interface: the word for each, and the pins that are wanted.
+fn attach_all(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    interfaces: &[String],
+    hook: Hook,
+) -> Result<(Vec<&'static str>, Vec<String>)> {
+    let (mut words, mut wanted) = (Vec::new(), Vec::new());
+    for interface in interfaces {
+        let word = attach_one(ebpf, pins, hook, interface, &mut wanted)
+            .with_context(|| format!("cannot attach the packet programs to {interface}"))?;
+        words.push(word);
+    }
+    Ok((words, wanted))
 }
 
 /// The pin of the steering program's link.
@@ -69,53 +102,35 @@ pub(super) const STEERING: &str = "link-steering";
 fn attach_one(
     ebpf: &mut Ebpf,
     pins: &PinDirectory,
-    attach: Attach,
+    hook: Hook,
     interface: &str,
-) -> Result<(AttachmentView, Vec<String>)> {
-    let (hook, why) = match attach {
-        Attach::Tc => (Hook::Tc, "configured"),
-        Attach::Xdp => (Hook::Xdp, "configured"),
-        Attach::XdpGeneric => (Hook::XdpGeneric, "configured"),
-        Attach::Auto if is_virtual(interface) => {
-            (Hook::Tc, "virtual link: TC keeps segmentation offload")
-        }
-        Attach::Auto => (Hook::Xdp, "NIC with XDP in its driver"),
-    };
-    let mut names = Vec::new();
+    wanted: &mut Vec<String>,
+) -> Result<&'static str> {
     // Behind XDP, the TC program takes what XDP cannot finish: a neighbour that has to be asked for.
-    let tcx = attach_tc(ebpf, pins, interface, &mut names)?;
-    let attached = match hook {
-        Hook::Tc => Ok(()),
+    let tc = attach_tc(ebpf, pins, interface, wanted)?;
+    match hook {
+        Hook::Tc => return Ok(tc),
         Hook::Xdp => attach_xdp(
             ebpf,
             pins,
             interface,
-            "balance_xdp",
+            ["balance_xdp", "balance_xdp_generic"],
             XdpMode::Driver,
-            &mut names,
-        ),
-        Hook::XdpGeneric => attach_xdp(
-            ebpf,
-            pins,
-            interface,
-            "balance_xdp_generic",
-            XdpMode::Skb,
-            &mut names,
-        ),
-    };
-    let (word, why) = match (hook, attached) {
-        (Hook::Tc, _) => (tcx, why),
-        (Hook::Xdp, Ok(())) => ("xdp", why),
-        (Hook::XdpGeneric, Ok(())) => ("xdp-generic", why),
-        (_, Err(_)) if attach == Attach::Auto => (tcx, "the driver has no XDP"),
-        (_, Err(error)) => return Err(error),
-    };
-    let view = AttachmentView {
-        interface: interface.to_owned(),
-        hook: word.to_owned(),
-        why: why.to_owned(),
-    };
-    Ok((view, names))
+            wanted,
+        )?,
+        Hook::XdpGeneric => {
+            attach_xdp(
+                ebpf,
+                pins,
+                interface,
+                ["balance_xdp_generic", "balance_xdp"],
+                XdpMode::Skb,
+                wanted,
+            )?;
+            return Ok("xdp-generic");
+        }
+    }
+    Ok("xdp")
 }
 
 fn attach_tc(
@@ -126,7 +141,7 @@ fn attach_tc(
 ) -> Result<&'static str> {
     let program = loader::classifier(ebpf, "balance_tc")?;
     if !has_tcx() {
-        attach_clsact(program, interface)?;
+        clsact::attach(program, interface)?;
         return Ok("clsact");
     }
     let name = format!("link-tc-{interface}");
@@ -152,42 +167,26 @@ fn adopt_tc(program: &mut SchedClassifier, path: &Path) -> Option<()> {
     program.attach_to_link(link.try_into().ok()?).ok().map(drop)
 }
 
-/// Before Linux 6.6: a filter of the clsact qdisc, which stays when the daemon ends and is replaced by the next.
-fn attach_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()> {
-    // Already there is as good as made.
-    let _ = aya::programs::tc::qdisc_add_clsact(interface);
-    let options = NlOptions {
-        priority: CLSACT_PRIORITY,
-        ..NlOptions::default()
-    };
-    let id = program.attach_with_options(
-        interface,
-        TcAttachType::Ingress,
-        TcAttachOptions::Netlink(options),
-    )?;
-    // The filter has to outlive the process; dropping the link would remove it.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
-}
-
+/// Attaches the first of two programs; a link of the other, left from another mode, makes room for it.
 fn attach_xdp(
     ebpf: &mut Ebpf,
     pins: &PinDirectory,
     interface: &str,
-    program: &str,
+    [program, other]: [&str; 2],
     mode: XdpMode,
-    names: &mut Vec<String>,
+    wanted: &mut Vec<String>,
 ) -> Result<()> {
     let name = format!("link-{program}-{interface}");
     let program = loader::xdp(ebpf, program)?;
     let path = pins.pin(&name);
     if adopt_xdp(program, &path).is_none() {
         let _ = fs::remove_file(&path);
+        pins.unpin(&format!("link-{other}-{interface}"))?;
         let id = program.attach(interface, mode)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(&path)?;
     }
-    names.push(name);
+    wanted.push(name);
     Ok(())
 }
 
@@ -220,17 +219,9 @@ pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()
 }
 
 /// Removes what `attach` left on the interfaces where links cannot be pinned.
-pub(super) fn detach_clsact(network: &Network) {
-    if has_tcx() {
-        return;
-    }
-    for interface in network
-        .client_interfaces
-        .iter()
-        .chain(&network.server_interfaces)
-    {
-        let _ =
-            aya::programs::tc::qdisc_detach_program(interface, TcAttachType::Ingress, "balance_tc");
+pub(super) fn detach_filters(network: &Network) {
+    if !has_tcx() {
+        clsact::detach(network);
     }
 }
 

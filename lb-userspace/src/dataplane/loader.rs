@@ -7,7 +7,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, SkLookup, Xdp},
 };
 
-use super::bpffs::PinDirectory;
+use super::{FEW_FLOWS, bpffs::PinDirectory};
 
 /// The packet programs, built for the BPF target.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"));
@@ -57,13 +57,28 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    if adopted {
+    if !names.is_empty() {
         check_shapes(pins, flows)?;
     }
     let ebpf = loader
         .load(OBJECT)
         .context("the kernel refused the maps of the packet programs")?;
     Ok(Loaded { ebpf, adopted })
+}
+
+/// Unpins flow tables of an earlier daemon that needed none, so that they are made anew in full size.
+///
+/// # Errors
+///
+/// When a pin cannot be removed.
+pub(super) fn drop_small_tables(pins: &PinDirectory) -> Result<()> {
+    let info = MapInfo::from_pin(pins.pin("FLOWS"));
+    if info.is_ok_and(|info| info.max_entries() == FEW_FLOWS) {
+        for name in ["KEYS", "FLOWS", "FREE", "ALLOCATION"] {
+            pins.unpin(name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Loads a TC program into the kernel.

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bpffs;
+mod clsact;
 mod links;
 mod loader;
 mod sys;
@@ -10,6 +11,7 @@ mod tables;
 use std::{
     collections::BTreeMap,
     fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::AsRawFd,
     path::Path,
@@ -22,7 +24,11 @@ use aya::{
     maps::{MapData, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use lb_common::{layout::MAX_WORKERS, service::Config, stats::TrafficCell};
+use lb_common::{
+    layout::{MAX_WORKERS, SWEEP},
+    service::Config,
+    stats::TrafficCell,
+};
 
 pub use self::{
     addresses::Addresses,
@@ -36,8 +42,9 @@ use crate::{
     model::{Generation, Name},
 };
 
-/// Records that one run of the sweep program looks at; the same number stands in the program.
-const SWEEP: u64 = 32;
+/// Flow records where no virtual server needs them; fewer than can be configured, so that a table of this size is known
+/// to hold no flow.
+pub const FEW_FLOWS: u32 = 64;
 /// A full sweep takes this many calls of [`KernelPlane::sweep`].
 const SWEEP_CALLS: u64 = 8;
 
@@ -49,6 +56,8 @@ pub struct KernelPlane {
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
     adopted: bool,
+    /// Tells this daemon from every other.
+    instance: u32,
 }
 
 impl KernelPlane {
@@ -69,6 +78,9 @@ impl KernelPlane {
     }
 
     fn load_pinned(pins: Arc<PinDirectory>, flows: u32, kernel_log: bool) -> Result<Self> {
+        if flows > FEW_FLOWS {
+            loader::drop_small_tables(&pins)?;
+        }
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
@@ -80,6 +92,7 @@ impl KernelPlane {
             listeners,
             attachments: Vec::new(),
             adopted,
+            instance: RandomState::new().build_hasher().finish() as u32,
         })
     }
 
@@ -88,9 +101,17 @@ impl KernelPlane {
         self.adopted
     }
 
-    /// Process id of the daemon that applied the generation in use.
-    pub fn owner(&self) -> Option<u32> {
-        self.tables.config().map(|config| config.owner)
+    /// Process id of the daemon that applied the generation in use, when that is another one.
+    pub fn other_owner(&self) -> Option<u32> {
+        let config = self.tables.config()?;
+        (config.instance != self.instance).then_some(config.owner)
+    }
+
+    /// Is the generation in use this daemon's?
+    pub fn is_owner(&self) -> bool {
+        self.tables
+            .config()
+            .is_some_and(|config| config.instance == self.instance)
     }
 
     /// Number of the generation in use; 0 before the first.
@@ -143,6 +164,7 @@ impl KernelPlane {
             flows: 0,
             workers,
             owner: std::process::id(),
+            instance: self.instance,
         };
         self.tables
             .apply(generation, numbers, up, config)
@@ -159,13 +181,36 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// Attaches the TC program the way of kernels before 6.6, whatever this one can do.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_clsact(&mut self, generation: &Generation) -> Result<()> {
+        let network = &generation.network;
+        let program = loader::classifier(&mut self.ebpf, "balance_tc")?;
+        for interface in network
+            .client_interfaces
+            .iter()
+            .chain(&network.server_interfaces)
+        {
+            clsact::attach(program, interface)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::attach_clsact`] has attached.
+    pub fn detach_clsact(&self, generation: &Generation) {
+        clsact::detach(&generation.network);
+    }
+
     /// Removes packet programs that an earlier generation needed and this one does not.
     ///
     /// # Errors
     ///
     /// When a pin cannot be removed.
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
-        links::detach_clsact(&generation.network);
+        links::detach_filters(&generation.network);
         for name in self.pins.names() {
             if name.starts_with("link-") && name != links::STEERING {
                 self.pins.unpin(&name)?;
@@ -222,7 +267,7 @@ impl KernelPlane {
         let packet = [0u8; 64];
         let options = TestRunOptions {
             data_in: Some(&packet),
-            repeat: used.div_ceil(SWEEP * SWEEP_CALLS).max(1) as u32,
+            repeat: used.div_ceil(u64::from(SWEEP) * SWEEP_CALLS).max(1) as u32,
             ..TestRunOptions::new()
         };
         program
@@ -363,10 +408,13 @@ impl Remover {
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
-        links::detach_clsact(&generation.network);
+        links::detach_filters(&generation.network);
         self.pins.clear().context("cannot remove the pins")
     }
 }
+
+/// Fewer SNAT ports than this are worth a warning.
+const FEW_PORTS: u16 = 8192;
 
 /// SNAT ports: the larger range beside the one that the box's own sockets use, so that they never meet.
 fn snat_ports() -> (u16, u16) {
@@ -380,8 +428,15 @@ fn snat_ports() -> (u16, u16) {
     };
     let below = low.saturating_sub(1024);
     let above = u16::MAX - high;
-    match below >= above {
+    let (from, count) = match below >= above {
         true => (1024, below.max(1)),
         false => (high + 1, above),
+    };
+    if count < FEW_PORTS {
+        log::warn!(
+            "net.ipv4.ip_local_port_range = {low} {high} leaves {count} ports for SNAT, and so {count} passthrough \
+             connections to a member at a time; narrow that range, e.g. to 32768 60999"
+        );
     }
+    (from, count)
 }

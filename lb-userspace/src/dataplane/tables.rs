@@ -127,14 +127,13 @@ impl Tables {
         let mut known_services = Index::new();
         for (key, service) in self.services.iter().flatten() {
             let (key, service) = (key.0, service.0);
-            let place = known_services.entry(key.address.to_socket_addr(key.port));
             if key.epoch == epoch {
-                place.insert_entry(service.virtual_server);
-            } else {
-                place.or_insert(service.virtual_server);
+                known_services.insert(key.address.to_socket_addr(key.port), service.virtual_server);
             }
         }
-        let mut taken_members: Vec<u16> = Vec::new();
+        // What the generation in use names keeps its number until the next but one.
+        let in_use = self.members_in_use(u32::from(epoch));
+        let mut taken_members: Vec<u16> = in_use;
         let mut fresh = Vec::new();
         for pool in generation.pools.values() {
             for member in &pool.members {
@@ -158,7 +157,7 @@ impl Tables {
             reset(&self.member_cells[usize::from(number)]);
             numbers.members.insert(key, number);
         }
-        let mut taken: Vec<u16> = Vec::new();
+        let mut taken: Vec<u16> = known_services.values().copied().collect();
         let mut fresh = Vec::new();
         for server in &generation.virtual_servers {
             match known_services.get(&server.socket_addr()) {
@@ -179,6 +178,15 @@ impl Tables {
             numbers.virtual_servers.insert(name, number);
         }
         Ok(numbers)
+    }
+
+    fn members_in_use(&self, epoch: u32) -> Vec<u16> {
+        let pools =
+            (1..MAX_POOLS).filter_map(|pool| self.pools.get(&(epoch * MAX_POOLS + pool), 0).ok());
+        pools
+            .flat_map(|pool| pool.0.members)
+            .filter(|number| *number != 0)
+            .collect()
     }
 
     /// The state that the programs know of a member; `None` for a number that was never written.
@@ -318,14 +326,18 @@ fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
     if matches!(phase, Phase::Free | Phase::Claimed) {
         return None;
     }
+    let created = flow.created.load(Relaxed);
     let route = sys::route(flow);
+    if flow.phase.load(Relaxed) == Phase::Claimed as u32 || flow.created.load(Relaxed) != created {
+        return None;
+    }
     let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
     Some(FlowSnapshot {
         route,
         phase,
         virtual_server,
         member,
-        created: flow.created.load(Relaxed),
+        created,
         last_seen: flow.last_seen.load(Relaxed),
         packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
         bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::wire::{Opening, Wire};
+use super::wire::{Ahead, Opening, Wire};
 use crate::{smtp::end::End, telemetry::session::TlsFacts};
 
 /// How long the last bytes may take, and how long we hear a client out that still sends: closing
@@ -48,8 +48,13 @@ pub(super) enum Waiting {
 impl ClientStream {
     /// Looks past what the runtime has noticed so far.
     pub(super) fn waiting(&self) -> Waiting {
-        let Self::Plain(tcp) = self else {
-            return Waiting::Nothing;
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(stream) => match stream.get_ref().0.waiting() {
+                Ok(tcp) => tcp,
+                Err(Ahead) => return Waiting::Bytes,
+            },
+            Self::Gone => return Waiting::End,
         };
         match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
             Ok(0) => Waiting::End,

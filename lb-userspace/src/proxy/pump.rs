@@ -18,7 +18,11 @@ use tokio::{
 
 use lb_common::stats::TrafficCell;
 
-use super::{client::ClientStream, live::Entry, upstream::Upstream};
+use super::{
+    client::{ClientStream, Waiting},
+    live::Entry,
+    upstream::Upstream,
+};
 use crate::smtp::{
     end::End,
     session::{Action, Session},
@@ -202,6 +206,13 @@ impl Pump {
         })
     }
 
+    /// What has arrived by now, the client sent before it could hear that its DATA is refused.
+    fn look_behind_refusal(&mut self) {
+        if self.session.is_data_refused() && matches!(self.client.waiting(), Waiting::Bytes) {
+            self.session.content_follows();
+        }
+    }
+
     /// Offers bytes to the machine as long as it takes them and the member takes what comes of it.
     fn offer(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> usize {
         let mut used = 0;
@@ -210,6 +221,7 @@ impl Pump {
             let verbatim = &bytes[used..][taken.verbatim];
             used += taken.consumed;
             self.pass(cx, verbatim);
+            self.look_behind_refusal();
             if taken.consumed == 0 || !self.session.to_member().is_empty() {
                 break;
             }
@@ -306,6 +318,7 @@ impl Pump {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.session.handle_member(buffer.filled(), Instant::now());
+                    self.look_behind_refusal();
                 }
                 Poll::Ready(_) => self.lose_member(),
             }

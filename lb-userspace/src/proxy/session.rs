@@ -184,6 +184,8 @@ impl Serving {
     }
 
     fn finish(&mut self, pump: &mut Pump, end: End) {
+        // What is queued now goes out with the goodbye.
+        pump.moved.to_client += pump.session.to_client().len() as u64;
         pump.count();
         pump.release_member();
         let facts = pump.session.facts();

@@ -37,6 +37,14 @@ impl Wire {
         }
     }
 
+    /// The stream whose bytes come next, unless some were read ahead.
+    pub(super) fn waiting(&self) -> Result<&TcpStream, Ahead> {
+        match self.at < self.ahead.len() {
+            true => Err(Ahead),
+            false => Ok(&self.tcp),
+        }
+    }
+
     /// Waits for the first bytes and says what they begin; they stay to be read.
     ///
     /// # Errors
@@ -65,6 +73,10 @@ impl Wire {
         }
     }
 }
+
+/// Bytes were read and not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ahead;
 
 /// What a stream begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -75,10 +75,15 @@ impl<'a> Command<'a> {
         if verb.is_empty() || !verb.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') {
             return Err(Malformed);
         }
-        Ok(Self {
-            verb: Verb::parse(verb),
-            arguments: arguments.trim_ascii(),
-        })
+        let arguments = arguments.trim_ascii();
+        let verb = match Verb::parse(verb) {
+            // WebDAV and HTTP/2 have verbs of their own.
+            Verb::Other if arguments.rsplit(|b| *b == b' ').next().is_some_and(is_http) => {
+                Verb::Http
+            }
+            verb => verb,
+        };
+        Ok(Self { verb, arguments })
     }
 
     /// The chunk that a BDAT announces.
@@ -135,6 +140,11 @@ impl Command<'_> {
     }
 }
 
+/// RFC 9112 §2.3.
+fn is_http(word: &[u8]) -> bool {
+    word.starts_with(b"HTTP/")
+}
+
 impl Chunk {
     /// Appends the command in its one plain form: a member reads no other number than we did.
     pub fn write(&self, out: &mut Vec<u8>) {
@@ -145,7 +155,7 @@ impl Chunk {
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 29] = [
+        const VERBS: [(&[u8], Verb); 26] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -171,9 +181,6 @@ impl Verb {
             (b"CONNECT", Verb::Http),
             (b"OPTIONS", Verb::Http),
             (b"DELETE", Verb::Http),
-            (b"PATCH", Verb::Http),
-            (b"TRACE", Verb::Http),
-            (b"PRI", Verb::Http),
             (b"X-ANONYMOUSTLS", Verb::Uncarried),
         ];
         let known = VERBS
@@ -211,6 +218,9 @@ mod tests {
         );
         assert_eq!(parse(b"xclient NAME=a"), Ok((Verb::Forged, &b"NAME=a"[..])));
         assert_eq!(parse(b"MAILX"), Ok((Verb::Other, &b""[..])));
+        for line in [&b"get /"[..], b"PRI * HTTP/2.0", b"PROPFIND / HTTP/1.1"] {
+            assert_eq!(Command::parse(line).unwrap().verb, Verb::Http);
+        }
         for line in [
             &b""[..],
             b" NOOP",

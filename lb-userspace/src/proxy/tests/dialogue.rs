@@ -36,6 +36,9 @@ fn plaintext() {
         (end.end, end.messages, end.recipients, end.last_code),
         (End::Quit, 2, 2, 221)
     );
+    let replies = "250 ok\r\n250 ok\r\n354 go\r\n250 2.0.0 taken\r\n".len();
+    let replies = "220 good ESMTP\r\n".len() + ehlo.len() + 2 * replies + "221 bye\r\n".len();
+    assert_eq!(end.bytes_out, replies as u64);
     assert_eq!(end.tls, None);
     assert_eq!(end.id.to_string(), views[0].id);
     until("the session to leave", || lab.cell.active() == 0);

@@ -1,6 +1,11 @@
 //! Clients and members that break the rules, over sockets.
 
-use std::{io::Write, net::Shutdown, time::Duration};
+use std::{
+    io::Write,
+    net::Shutdown,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use socket2::SockRef;
 
@@ -288,6 +293,41 @@ fn endless_lines_and_junk_are_answered_and_closed() {
     client.send(b"\x01\x02\xff\r\n".repeat(50_000));
     let rest = String::from_utf8(client.rest()).unwrap();
     assert!(rest.ends_with("421 4.7.0 Too many errors\r\n") && rest.lines().count() < 30);
+}
+
+#[test]
+fn content_on_its_way_behind_a_refused_data_is_no_command() {
+    static SENT: AtomicBool = AtomicBool::new(false);
+    /// Refuses DATA when the content has been sent.
+    fn slow(member: &mut super::peers::Member) {
+        member.say("220 slow\r\n");
+        let mut seen = Vec::new();
+        while let Some(line) = member.line() {
+            seen.extend_from_slice(&line);
+            let reply = match &line[..4] {
+                b"DATA" => {
+                    until("content to be sent", || SENT.load(Relaxed));
+                    "554 no\r\n"
+                }
+                _ => "250 ok\r\n",
+            };
+            member.say(reply);
+        }
+        let _ = member.log.send(seen);
+    }
+    let lab = Lab::new(Kind::Implicit, &[slow]);
+    let mut client = lab.secure(lab.connect());
+    client.reply();
+    client.send("DATA\r\n");
+    client.send("MAIL FROM:<evil@x>\r\n");
+    client.send(".\r\nNOOP\r\n");
+    SENT.store(true, Relaxed);
+    assert_eq!(
+        (client.reply(), client.reply()),
+        ("554 no\r\n".into(), "250 ok\r\n".into())
+    );
+    drop(client);
+    assert_eq!(lab.seen(), "DATA\r\nNOOP\r\n");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, Border, Client, ClientSecurity, Hello, Member, Pending, Session};
+use super::{Action, Border, Client, ClientSecurity, Hello, Member, Session};
 use crate::smtp::{capability::Capabilities, end::End, line::Lines, reply::Local};
 
 const READY: Local = Local::new(220, "2.0.0", "Ready to start TLS");
@@ -77,18 +77,17 @@ impl Session {
             self.refuse(EHLO_FIRST);
         } else if !arguments.is_empty() {
             self.refuse(NO_PARAMETERS);
-        } else if !alone {
-            self.refuse_injection();
         } else {
             self.client = Client::Border(Border::Asked);
+            if !alone {
+                self.refuse_injection();
+            }
         }
     }
 
     /// Bytes came between STARTTLS and the handshake.
     pub(super) fn refuse_injection(&mut self) {
-        self.client = Client::Closed;
-        self.queue
-            .push_back(Pending::Local(INJECTION, Some(End::StartTlsInjection)));
+        self.finish(INJECTION, End::StartTlsInjection);
     }
 
     /// Another connection to a member, unseen by the client.

@@ -77,10 +77,9 @@ impl Session {
                 Client::Discard(body, end) => {
                     let (used, ended) = body.discard(rest);
                     if ended {
-                        let last = end.take();
-                        self.client = Client::Command;
-                        if let Some((reply, end)) = last {
-                            self.finish(reply, end);
+                        match end.take() {
+                            Some((reply, end)) => self.finish(reply, end),
+                            None => self.client = Client::Command,
                         }
                         self.rest(now);
                     } else {
@@ -107,6 +106,27 @@ impl Session {
         Taken {
             consumed: at,
             verbatim,
+        }
+    }
+
+    /// Was DATA just refused? The shell then looks for bytes of the client, before it sends the
+    /// refusal: such bytes are no answer to it, and [`Session::content_follows`].
+    pub fn is_data_refused(&mut self) -> bool {
+        std::mem::take(&mut self.data_refused)
+    }
+
+    /// What the client sends next is content that nobody wants.
+    pub fn content_follows(&mut self) {
+        if matches!(self.client, Client::Command) {
+            self.client = Client::Discard(Body::default(), None);
+        }
+    }
+
+    /// DATA must end a group (RFC 2920 §3.1): what came behind it is content, not commands.
+    pub(super) fn refuse_data(&mut self, content: bool) {
+        match content {
+            true => self.content_follows(),
+            false => (self.data_refused, self.behind_refusal) = (true, true),
         }
     }
 
@@ -146,6 +166,7 @@ impl Session {
 
     /// A reply of ours, in its turn, that ends the session.
     pub(super) fn finish(&mut self, reply: Local, end: End) {
+        self.note_end();
         self.client = Client::Closed;
         self.queue.push_back(Pending::Local(reply, Some(end)));
     }
@@ -180,10 +201,14 @@ impl Session {
                 self.client = Client::Command;
                 self.forward(&line, Expect::Exchange, true);
             }
-            Some(Line::Complete(line)) => match Command::parse(&line) {
-                Ok(command) => self.take_command(&line, command, alone),
-                Err(_) => self.refuse(BAD_VERB),
-            },
+            Some(Line::Complete(line)) => {
+                let behind_refusal = std::mem::take(&mut self.behind_refusal);
+                match Command::parse(&line) {
+                    Ok(command) => self.take_command(&line, command, alone),
+                    Err(_) if behind_refusal && is_field(&line) => self.content_follows(),
+                    Err(_) => self.refuse(BAD_VERB),
+                }
+            }
         }
         self.rest(now);
         Some(used)
@@ -209,8 +234,8 @@ impl Session {
         }
         if let Some(refusal) = refusal {
             self.refuse(refusal);
-            if verb == Verb::Data && !alone && matches!(self.client, Client::Command) {
-                self.client = Client::Discard(Body::default(), None);
+            if verb == Verb::Data {
+                self.refuse_data(!alone);
             }
             return;
         }
@@ -301,4 +326,12 @@ impl Session {
         // RFC 1035 §2.3.4 bounds names; an address literal or a lie needs no more.
         self.facts.helo = Some(name[..name.len().min(255)].into());
     }
+}
+
+/// Is it a header field (RFC 5322 §2.2), as a message begins with?
+fn is_field(line: &[u8]) -> bool {
+    let name = line
+        .iter()
+        .position(|byte| !byte.is_ascii_graphic() || *byte == b':');
+    name.is_some_and(|at| at > 0 && line[at] == b':')
 }

@@ -198,9 +198,8 @@ impl Session {
         self.pass(reply);
         if reply.code == 354 {
             self.client = Client::Content(Body::default());
-        } else if self.backlog {
-            // DATA must end a group (RFC 2920 §3.1): what came behind it is content, not commands.
-            self.client = Client::Discard(Body::default(), None);
+        } else {
+            self.refuse_data(self.backlog);
         }
     }
 

@@ -113,6 +113,10 @@ pub struct Session {
     hold: bool,
     /// Bytes of the client were left behind at the last offer.
     backlog: bool,
+    /// DATA was refused, and nobody has looked whether its content is on its way.
+    data_refused: bool,
+    /// DATA was refused, and no line came since.
+    behind_refusal: bool,
     client_eof: bool,
     draining: bool,
     hello: Option<Hello>,
@@ -225,6 +229,8 @@ impl Session {
             queue: VecDeque::new(),
             hold: false,
             backlog: false,
+            data_refused: false,
+            behind_refusal: false,
             client_eof: false,
             draining: false,
             hello: None,
@@ -366,7 +372,7 @@ impl Session {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        self.facts.ended_in = Some(self.phase());
+        self.note_end();
         if let Some(reply) = reply.filter(|_| !matches!(self.client, Client::Border(Border::Open)))
         {
             self.say(reply);
@@ -380,6 +386,12 @@ impl Session {
         self.member = Member::Gone;
         self.to_member.clear();
         self.actions.push_back(Action::Close(end));
+    }
+
+    /// It is decided that the session ends.
+    fn note_end(&mut self) {
+        let phase = self.phase();
+        self.facts.ended_in.get_or_insert(phase);
     }
 
     /// Does what no input asks for but the state allows now; every input ends here.

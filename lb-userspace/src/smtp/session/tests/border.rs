@@ -83,6 +83,7 @@ fn bytes_behind_starttls_end_the_session() {
                 (lab.end, lab.reached().as_str()),
                 (Some(End::StartTlsInjection), "")
             );
+            assert_eq!(lab.session.facts().ended_in, Some(Phase::StartTls));
             assert!(!lab.border);
 
             // In a later segment, but before the shell has said 220.

@@ -35,6 +35,7 @@ fn smuggled_ends_of_data_are_refused_and_no_member_accepts_them() {
             (lab.end, lab.session.facts().messages),
             (Some(End::BareControl), 0)
         );
+        assert_eq!(lab.session.facts().ended_in, Some(Phase::Data));
     }
 }
 
@@ -54,6 +55,24 @@ fn content_behind_a_refused_data_is_no_command() {
     let mut lab = Lab::greeted(REQUIRE);
     lab.refused("DATA\r\nEHLO evil\r\n.\r\n", "530 5.7.0 ");
     lab.exchange("NOOP\r\n", "250 ok\r\n");
+
+    // On its way, but not read yet: the shell has looked.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange("DATA\r\n", "554 no\r\n");
+    assert!(lab.session.is_data_refused() && !lab.session.is_data_refused());
+    lab.session.content_follows();
+    lab.sends("MAIL FROM:<evil@x>\r\n.\r\n");
+    assert_eq!(lab.reached(), "");
+    lab.exchange("NOOP\r\n", "250 ok\r\n");
+
+    // Later, but no client that waited begins with a header field.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange("DATA\r\n", "554 no\r\n");
+    lab.sends("Received: from evil\r\nMAIL FROM:<evil@x>\r\n");
+    lab.sends("RCPT TO:<victim@x>\r\n.\r\n");
+    assert_eq!((lab.heard().as_str(), lab.reached().as_str()), ("", ""));
+    lab.exchange("NOOP\r\n", "250 ok\r\n");
+    lab.refused("Subject: x\r\n", "500 ");
 
     // And a client that waited goes on at once.
     let mut lab = Lab::greeted(ClientSecurity::None);
@@ -231,6 +250,7 @@ fn endless_lines_and_junk_end_in_421() {
     lab.sends(vec![b'a'; 1 << 20]);
     assert_eq!(lab.heard(), "500 5.5.2 Line too long\r\n");
     assert_eq!(lab.end, Some(End::LineTooLong));
+    assert_eq!(lab.session.facts().ended_in, Some(Phase::Command));
     assert!(lab.backlog.is_empty() && lab.reached().is_empty());
 
     let mut lab = Lab::greeted(ClientSecurity::None);
