@@ -18,7 +18,7 @@ fn has_systemd() -> bool {
 /// When systemctl fails.
 pub(super) fn reload() -> Result<()> {
     if !has_systemd() {
-        say("install", "systemd does not run here, so nothing to reload");
+        say("systemd", "does not run here, nothing to reload");
         return Ok(());
     }
     command::run(Command::new("systemctl").arg("daemon-reload"))
