@@ -31,7 +31,7 @@ pub(crate) fn play(
         let daemon = Daemon::start(lab, config(lab, &site).text())?;
         daemon.wait_for_checked()?;
         let mut scene = Scene { lab, site, daemon };
-        test(&mut scene)
+        test(&mut scene).inspect_err(|_| eprintln!("{}", scene.daemon.report()))
     })
 }
 

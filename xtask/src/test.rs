@@ -113,6 +113,9 @@ struct Outcome {
 /// Goes on after a failure, so that one run shows all of them.
 fn run_layers(layers: &[Layer], filter: Option<&str>) -> Outcome {
     let mut outcome = Outcome::default();
+    if layers.is_empty() {
+        return outcome;
+    }
     let needs_lab = layers.iter().any(|layer| layer.needs_root());
     let need = if needs_lab { Need::Lab } else { Need::Build };
     let tools = match setup::ensure(need) {

@@ -170,10 +170,41 @@ impl<'lab> Daemon<'lab> {
         self.ask(&["stats"])
     }
 
+    /// What a person wants to see when a test failed: states, flows and counters, as the daemon tells them.
+    pub fn report(&self) -> String {
+        let verbs: [&[&str]; 4] = [
+            &["status"],
+            &["show", "flows"],
+            &["show", "sessions"],
+            &["stats"],
+        ];
+        verbs
+            .iter()
+            .map(|verb| {
+                let said = match self.run(verb, &[]) {
+                    Ok(text) => String::from_utf8_lossy(&text).trim_end().to_owned(),
+                    Err(error) => format!("{error:#}"),
+                };
+                format!("── smtplb {}\n{said}\n", verb.join(" "))
+            })
+            .collect()
+    }
+
     fn ask<T: DeserializeOwned>(&self, verb: &[&str]) -> Result<T> {
+        let said = self.run(verb, &["--json"])?;
+        serde_json::from_slice(&said).with_context(|| {
+            format!(
+                "`smtplb {}`: {}",
+                verb.join(" "),
+                String::from_utf8_lossy(&said)
+            )
+        })
+    }
+
+    fn run(&self, verb: &[&str], flags: &[&str]) -> Result<Vec<u8>> {
         let output = Command::new(program()?)
             .args(verb)
-            .arg("--json")
+            .args(flags)
             .arg("--admin")
             .arg(socket(self.lab))
             .output()
@@ -186,13 +217,7 @@ impl<'lab> Daemon<'lab> {
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            format!(
-                "`smtplb {}`: {}",
-                verb.join(" "),
-                String::from_utf8_lossy(&output.stdout)
-            )
-        })
+        Ok(output.stdout)
     }
 
     /// Waits until every member with this name, in whatever pool, has this state.
