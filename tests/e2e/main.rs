@@ -9,5 +9,6 @@ mod refusal;
 mod sandbox;
 mod scene;
 mod survival;
+mod the_box;
 mod the_lab;
 mod volume;

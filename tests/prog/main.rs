@@ -4,5 +4,6 @@ mod budget;
 mod clsact;
 mod flows;
 mod packet;
+mod pins;
 mod rewrites;
 mod rig;

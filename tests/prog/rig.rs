@@ -1,6 +1,11 @@
 //! The programs loaded in a network namespace of their own: two links, known neighbours, no traffic.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use lb_userspace::{
     dataplane::{KernelPlane, Numbers, Remover},
@@ -133,6 +138,11 @@ impl Rig {
             other => panic!("unexpected return code {other:?}"),
         };
         (outcome, out)
+    }
+
+    /// Where the maps are pinned.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
     }
 
     /// How often this reason was counted.

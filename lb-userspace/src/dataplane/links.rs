@@ -182,7 +182,10 @@ fn attach_xdp(
     if adopt_xdp(program, &path).is_none() {
         let _ = fs::remove_file(&path);
         pins.unpin(&format!("link-{other}-{interface}"))?;
-        let id = program.attach(interface, mode)?;
+        let id = program.attach(interface, mode).context(
+            "XDP cannot be attached there; `attach = \"auto\"` takes TC where the driver has no XDP, and \
+             `attach = \"xdp-generic\"` works on any interface",
+        )?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(&path)?;
     }

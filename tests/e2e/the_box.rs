@@ -1,0 +1,93 @@
+//! What the box has of its own: neighbours it must ask for, and addresses that are none of the daemon's.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{
+    daemon::{
+        Daemon,
+        config::{Config, tag},
+    },
+    lab::{Family, Lab, Links, Plan},
+    member::{Mta, Site},
+};
+
+/// Passthrough on 465 of both families, with nothing that would keep neighbours warm.
+fn unwatched(lab: &Lab, attach: &str) -> Config {
+    let mut config = Config::new(lab, attach);
+    for family in Family::ALL {
+        let pool = format!("tls-{}", tag(family));
+        config.pool(lab, &pool, family, 465, None);
+        let name = format!("smtps-{}", tag(family));
+        config.passthrough(&name, family.virtual_address(), 465, &pool, "automap");
+    }
+    config
+}
+
+/// Every member and the client have to be asked for: no first packet may be lost to that for long.
+fn cold_neighbours(links: Links, attach: &str) -> Result<()> {
+    let plan = Plan {
+        links,
+        ..Plan::TWO_ARM
+    };
+    Lab::run(plan, |lab| {
+        let _site = Site::start(lab, Mta::Sink)?;
+        let _daemon = Daemon::start(lab, unwatched(lab, attach).text())?;
+        for family in Family::ALL {
+            let server = SocketAddr::new(family.virtual_address(), 465);
+            for _ in 0..3 {
+                let mut flush = Command::new("ip");
+                lab.balancer
+                    .run(flush.args(["neighbour", "flush", "all"]))?;
+                lab.clients[0].namespace.enter(|| {
+                    TcpStream::connect_timeout(&server, Duration::from_secs(4))
+                        .map(drop)
+                        .with_context(|| format!("{server} with cold neighbours by {attach}"))
+                })?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn cold_neighbours_are_asked_for_by_tc() -> Result<()> {
+    cold_neighbours(Links::Plain, "tc")
+}
+
+#[test]
+fn cold_neighbours_are_asked_for_by_xdp() -> Result<()> {
+    cold_neighbours(Links::ForXdp, "xdp")
+}
+
+#[test]
+fn cold_neighbours_are_asked_for_by_generic_xdp() -> Result<()> {
+    cold_neighbours(Links::ForXdp, "xdp-generic")
+}
+
+#[test]
+fn an_address_of_the_admin_stays() -> Result<()> {
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let _site = Site::start(lab, Mta::Sink)?;
+        let own = Family::V4.virtual_address().to_string();
+        let mut add = Command::new("ip");
+        lab.balancer
+            .run(add.args(["address", "add", &format!("{own}/24"), "dev", "cli0"]))?;
+        let mut daemon = Daemon::start(lab, unwatched(lab, "tc").text())?;
+        let list = || {
+            let mut ip = Command::new("ip");
+            lab.balancer.run(ip.args(["-oneline", "address"]))
+        };
+        let added = Family::V6.virtual_address().to_string();
+        ensure!(list()?.contains(&format!("{added}/128")), "{}", list()?);
+        daemon.stop()?;
+        let left = list()?;
+        ensure!(left.contains(&format!("{own}/24")), "{left}");
+        ensure!(!left.contains(&format!("{added}/")), "{left}");
+        Ok(())
+    })
+}
