@@ -5,10 +5,13 @@
 
 pub mod addr;
 pub mod atomic;
+pub mod bits;
 pub mod checksum;
 pub mod flow;
+pub mod index;
 pub mod layout;
 pub mod member;
+pub mod pair;
 pub mod reason;
 pub mod service;
 pub mod stats;

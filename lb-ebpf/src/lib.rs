@@ -18,20 +18,25 @@ mod expire;
 mod flow;
 pub mod forward;
 pub mod frame;
+mod index;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod marks;
 mod opaque;
 mod parse;
+mod ports;
 mod rewrite;
 mod select;
-mod snat;
+mod service;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
+use lb_common::{
+    flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction,
+};
 
 use crate::flow::Note;
 pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
@@ -64,11 +69,17 @@ pub fn balance<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    if let Some(hit) = flow::find(tables, &packet) {
-        return carry(frame, tables, &packet, hit, egress);
+    let found = flow::find(tables, config, &packet.key);
+    if found.hit != Hit::NONE {
+        let flow = tables.flow(found.hit.slot()).ok_or(DropReason::Internal)?;
+        if flow::reopens(flow, found.hit, packet.flags) {
+            return Ok(Verdict::Jump(Jump::Open));
+        }
+        return carry(frame, tables, &packet, found.hit, egress);
     }
-    if flow::service(tables, config, &packet).is_none() {
-        return Ok(Verdict::Pass);
+    match found.service {
+        Some(service) if service.forward == Service::PASSTHROUGH => {}
+        _ => return Ok(Verdict::Pass),
     }
     if !packet.flags.opens() {
         return Err(DropReason::NoFlow);
@@ -93,10 +104,19 @@ pub fn open<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = flow::service(tables, config, &packet) else {
-        return Ok(Verdict::Pass);
-    };
-    let slot = flow::open(tables, service, &packet, tables.now())?;
+    let found = flow::find(tables, config, &packet.key);
+    let mut slot = found.hit.slot();
+    if slot != 0 && tables.flow(slot).is_some_and(|flow| flow::reopens(flow, found.hit, packet.flags)) {
+        flow::forget(tables, slot);
+        slot = 0;
+    }
+    if slot == 0 {
+        let service = match found.service {
+            Some(service) if service.forward == Service::PASSTHROUGH => service,
+            _ => return Ok(Verdict::Pass),
+        };
+        slot = flow::open(tables, config, service, &packet)?;
+    }
     carry(
         frame,
         tables,
@@ -121,7 +141,10 @@ fn carry<F: Frame, T: Tables>(
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
-    tables.track(hit.slot(), &Note::of(packet, direction));
+    let note = Note::of(packet, direction);
+    if !flow::touch(flow, &note, now) {
+        tables.track(hit.slot(), &note);
+    }
     rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;
     frame.address(egress)?;
     Ok(Verdict::Send)

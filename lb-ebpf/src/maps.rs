@@ -3,30 +3,37 @@
 //! | map | writer | when full |
 //! | --- | --- | --- |
 //! | `CONFIG` | daemon | one record |
-//! | `SERVICES`, `POOLS`, `MEMBERS` | daemon | the generation is refused before anything changes |
+//! | `SERVICES`, `PAIR_INDEX`, `POOLS`, `SOURCES`, `MEMBERS`, `PORT_SETS` | daemon | the generation is refused before anything changes |
 //! | `TURNS`, `ALLOCATION` | programs | fixed |
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
-//! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
+//! | `PAIRS` | daemon: who; programs: which ports | the generation is refused before anything changes |
+//! | `CHUNKS`, `FREE`, `FLOWS`, `FLOW_INDEX` | programs | ended, expired and half-open flows make room, then new flows are refused |
 //! | `DROPS` | programs | fixed |
 //! | `LISTENERS` | daemon | fixed |
 //! | `SCRATCH` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
-//! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
+//! Capacities of `FLOWS`, `CHUNKS`, `FREE` and `FLOW_INDEX` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
+
+use core::sync::atomic::Ordering::Relaxed;
 
 use aya_ebpf::{
     helpers,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, SockMap},
+    maps::{Array, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit},
-    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    flow::{Flow, FlowKey},
+    index::{Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket},
+    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
     member::Member,
+    pair::{
+        Allocation, Chunk, MAX_PAIRS, MAX_PORT_SETS, MAX_SOURCES, PLACES, Pair, PortSet, Source,
+    },
     reason::{DropReason, MAX_REASONS},
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool},
     stats::TrafficCell,
     tcp::{Direction, Flags, Phase},
 };
@@ -34,22 +41,26 @@ use lb_common::{
 use crate::{
     expire,
     flow::{self, Note},
-    select, snat,
-    tables::{Allocation, Tables},
+    index, ports, select,
+    tables::Tables,
 };
 
-/// Only insert what is not there (linux/bpf.h).
-const BPF_NOEXIST: u64 = 1;
 /// The daemon maps the array into its memory (Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
-static SERVICES: HashMap<ServiceKey, Service> =
-    HashMap::with_max_entries(EPOCHS * MAX_VIRTUAL_SERVERS, 0);
+static SERVICES: Array<ServiceBucket> = Array::with_max_entries(EPOCHS * SERVICE_BUCKETS, 0);
 #[map]
-static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
+static PAIR_INDEX: Array<Bucket> =
+    Array::with_max_entries(EPOCHS * PAIR_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_VIEWS, 0);
+#[map]
+static SOURCES: Array<Source> = Array::with_max_entries(EPOCHS * MAX_SOURCES, 0);
+#[map]
+static PORT_SETS: Array<PortSet> = Array::with_max_entries(MAX_PORT_SETS, BPF_F_MMAPABLE);
 #[map]
 static TURNS: Array<AtomicU32> = Array::with_max_entries(MAX_POOLS, 0);
 #[map]
@@ -60,11 +71,15 @@ static MEMBER_CELLS: Array<TrafficCell> = Array::with_max_entries(MAX_MEMBERS, B
 static SERVICE_CELLS: Array<TrafficCell> =
     Array::with_max_entries(MAX_VIRTUAL_SERVERS, BPF_F_MMAPABLE);
 #[map]
-static KEYS: HashMap<FlowKey, Hit> = HashMap::with_max_entries(2048, 0);
+static PAIRS: Array<Pair> = Array::with_max_entries(MAX_PAIRS, BPF_F_MMAPABLE);
+#[map]
+static CHUNKS: Array<Chunk> = Array::with_max_entries(16, BPF_F_MMAPABLE);
+#[map]
+static FREE: Queue<u32> = Queue::with_max_entries(16, 0);
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
-static FREE: Queue<u32> = Queue::with_max_entries(1024, 0);
+static FLOW_INDEX: Array<Bucket> = Array::with_max_entries(128, 0);
 #[map]
 static ALLOCATION: Array<Allocation> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -118,9 +133,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        // SAFETY: the daemon never changes a service in place, it only adds and removes.
-        unsafe { SERVICES.get(key) }
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket> {
+        record(&SERVICES, index)
+    }
+
+    #[inline(always)]
+    fn pair_bucket(&self, index: u32) -> Option<&Bucket> {
+        record(&PAIR_INDEX, index)
+    }
+
+    #[inline(always)]
+    fn flow_bucket(&self, index: u32) -> Option<&Bucket> {
+        record(&FLOW_INDEX, index)
     }
 
     #[inline(always)]
@@ -149,19 +173,23 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn hit(&self, key: &FlowKey) -> Option<Hit> {
-        // SAFETY: the value is copied out; a key is never changed in place.
-        unsafe { KEYS.get(key) }.copied()
+    fn source(&self, index: u32) -> Option<&Source> {
+        record(&SOURCES, index)
     }
 
     #[inline(always)]
-    fn insert(&self, key: &FlowKey, hit: Hit) -> bool {
-        KEYS.insert(key, hit, BPF_NOEXIST).is_ok()
+    fn pair(&self, number: u32) -> Option<&Pair> {
+        record(&PAIRS, number)
     }
 
     #[inline(always)]
-    fn remove(&self, key: &FlowKey) {
-        let _ = KEYS.remove(key);
+    fn chunk(&self, number: u32) -> Option<&Chunk> {
+        record(&CHUNKS, number)
+    }
+
+    #[inline(always)]
+    fn usable(&self, set: u32, place: u32) -> u64 {
+        record(&PORT_SETS, set).map_or(0, |set| set.words[place as usize & (PLACES - 1)].load(Relaxed))
     }
 
     #[inline(always)]
@@ -187,13 +215,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn pop_free(&self) -> Option<u32> {
+    fn pop_chunk(&self) -> Option<u32> {
         FREE.pop().ok().flatten()
     }
 
     #[inline(always)]
-    fn push_free(&self, slot: u32) {
-        let _ = FREE.push(slot, 0);
+    fn push_chunk(&self, chunk: u32) {
+        let _ = FREE.push(chunk, 0);
     }
 
     #[inline(always)]
@@ -202,18 +230,38 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn take(&self, source: u32, pressed: u32) -> u64 {
+        take_port(source, pressed)
+    }
+
+    #[inline(always)]
+    fn take_port(&self, pair: u32, level: u32) -> u64 {
+        take_port_of(pair, level)
+    }
+
+    #[inline(always)]
+    fn surrender(&self, slot: u32) -> bool {
+        surrender_flow(slot) != 0
+    }
+
+    #[inline(always)]
+    fn sweep_chunk(&self, chunk: u32) -> bool {
+        sweep_chunk(chunk) != 0
+    }
+
+    #[inline(always)]
+    fn enter(&self, slot: u32, direction: Direction) -> u32 {
+        enter_flow(slot, direction as u32)
+    }
+
+    #[inline(always)]
+    fn leave(&self, slot: u32, direction: Direction) {
+        leave_flow(slot, direction as u32);
+    }
+
+    #[inline(always)]
     fn release(&self, slot: u32, phase: Phase) -> bool {
         release_flow(slot, phase as u32) != 0
-    }
-
-    #[inline(always)]
-    fn reclaim(&self, slot: u32) -> bool {
-        reclaim_flow(slot) != 0
-    }
-
-    #[inline(always)]
-    fn bind_port(&self, member: u32, slot: u32) -> u32 {
-        bind_port(member, slot)
     }
 
     #[inline(always)]
@@ -222,62 +270,49 @@ impl Tables for KernelTables {
         let way = direction as u32 | u32::from(flags.0) << 8;
         track_flow(slot, way, note.sequence, note.next, note.length);
     }
+}
 
-    #[inline(always)]
-    fn claim(&self, now: u64) -> u32 {
-        claim_flow(now)
+#[inline(always)]
+const fn direction(number: u32) -> Direction {
+    match number & 1 {
+        0 => Direction::Forward,
+        _ => Direction::Reverse,
     }
 }
 
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn select_member(pool: u32) -> u32 {
-    select::member(&KernelTables, pool)
+macro_rules! functions {
+    ($($name:ident($($argument:ident),*) -> $result:ty = $body:expr;)*) => { $(
+        /// A function of its own for the verifier (Linux 5.6).
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name($($argument: u32),*) -> $result {
+            $body
+        }
+    )* };
 }
 
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn reclaim_flow(slot: u32) -> u32 {
-    u32::from(expire::reclaim(&KernelTables, slot))
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn release_flow(slot: u32, phase: u32) -> u32 {
-    u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)))
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn bind_port(member: u32, slot: u32) -> u32 {
-    snat::port(&KernelTables, member, slot)
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn claim_flow(now: u64) -> u32 {
-    expire::claim(&KernelTables, now)
-}
-
-/// A function of its own for the verifier (Linux 5.6). `way` is the direction, and the flags in the second byte.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn track_flow(slot: u32, way: u32, sequence: u32, next: u32, length: u32) -> u32 {
-    let direction = match way & 1 {
-        0 => Direction::Forward,
-        _ => Direction::Reverse,
+functions! {
+    select_member(pool) -> u32 = select::member(&KernelTables, pool);
+    take_port(source, pressed) -> u64 = ports::take(&KernelTables, source, pressed);
+    take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);
+    surrender_flow(slot) -> u32 = u32::from(expire::surrender(&KernelTables, slot));
+    sweep_chunk(chunk) -> u32 = u32::from(expire::sweep_chunk(&KernelTables, chunk));
+    enter_flow(slot, side) -> u32 = index::enter(&KernelTables, slot, direction(side));
+    leave_flow(slot, side) -> u32 = {
+        index::leave(&KernelTables, slot, direction(side));
+        0
     };
-    let note = Note {
-        way: (direction, Flags((way >> 8) as u8)),
-        sequence,
-        next,
-        length,
+    release_flow(slot, phase) -> u32 =
+        u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)));
+    track_flow(slot, way, sequence, next, length) -> u32 = {
+        // `way` is the direction, and the flags in the second byte.
+        let note = Note {
+            way: (direction(way), Flags((way >> 8) as u8)),
+            sequence,
+            next,
+            length,
+        };
+        flow::track(&KernelTables, slot, &note);
+        0
     };
-    flow::track(&KernelTables, slot, &note);
-    0
 }

@@ -11,7 +11,7 @@ const UNAVAILABLE: u64 = 1 << 62;
 /// Connections that a score can tell apart.
 const BUSIEST: u64 = (1 << 30) - 1;
 
-/// The number of the chosen member of a pool; 0 when none is up.
+/// The number of the chosen member of a pool, and its place in the upper half; 0 when none is up.
 ///
 /// Every member gets a score, and the lowest wins: connections in the high half, then its distance from a starting place
 /// that moves on with each choice, so that ties spread evenly, then its number. Round-robin is the same with nobody busy.
@@ -57,7 +57,7 @@ fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
     // The next turn begins behind the chosen one, so that a dead member's turns go to all the others.
     let place = (start + (best >> 16) as u32) & (POOL_MEMBERS as u32 - 1);
     turn.store(place + 1, Relaxed);
-    Some(best as u32 & 0xffff)
+    Some(best as u32 & 0xffff | place << 16)
 }
 
 /// The lower of two numbers below 2^63.

@@ -9,12 +9,13 @@ use lb_common::{
     addr::Addr,
     layout::MAX_WORKERS,
     reason::DropReason,
-    service::{Service, ServiceKey},
+    service::Service,
 };
 
 use crate::{
     Tables,
     maps::{self, LISTENERS},
+    service,
 };
 
 const AF_INET6: u32 = 10;
@@ -53,15 +54,13 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
     let Some(config) = tables.config() else {
         return SK_PASS;
     };
-    let key = ServiceKey {
-        address,
-        port: (port as u16).to_be(),
-        epoch: config.epoch as u16,
-    };
-    let Some(service) = tables.service(&key) else {
+    let Some(service) = service::find(tables, config, &address, (port as u16).to_be()) else {
         return SK_PASS;
     };
-    if service.forward != Service::PROXY {
+    if service.forward == Service::GONE {
+        return SK_PASS;
+    }
+    if service.forward != Service::PROXY && service.forward != Service::PROXY_AFTER {
         return SK_DROP;
     }
     // SAFETY: helper call without arguments.

@@ -1,29 +1,19 @@
 //! What the pipeline reads and writes, without saying where it lies.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use lb_common::{
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit},
+    flow::{Flow, FlowKey},
+    index::{Bucket, ServiceBucket},
     member::Member,
-    service::{Config, Pool, Service, ServiceKey},
+    pair::{Allocation, CHUNK, Chunk, Pair, Source},
+    service::{Config, Pool},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
 
 use crate::flow::Note;
-
-/// Where new flow records come from. One record, shared by all CPUs.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Allocation {
-    /// The highest slot that was ever used.
-    pub unused: AtomicU32,
-    /// Where the search for an expired record goes on.
-    pub hand: AtomicU32,
-    /// Where the sweep goes on.
-    pub sweep: AtomicU32,
-    /// Whose turn it is among the SNAT ports.
-    pub port: AtomicU32,
-}
 
 /// The tables of the kernel plane: maps in the kernel, plain memory in tests.
 pub trait Tables {
@@ -31,8 +21,12 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// What holds for every packet; `None` before the first generation.
     fn config(&self) -> Option<&Config>;
-    /// The virtual server of an address and port.
-    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// A bucket of virtual servers.
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket>;
+    /// A bucket of pairs.
+    fn pair_bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A bucket of flows.
+    fn flow_bucket(&self, index: u32) -> Option<&Bucket>;
     /// A pool by index, epoch included.
     fn pool(&self, index: u32) -> Option<&Pool>;
     /// The turn counter of a pool.
@@ -43,23 +37,32 @@ pub trait Tables {
     fn member_cell(&self, number: u32) -> Option<&TrafficCell>;
     /// The counters of a virtual server.
     fn service_cell(&self, number: u32) -> Option<&TrafficCell>;
-    /// The flow of a packet.
-    fn hit(&self, key: &FlowKey) -> Option<Hit>;
-    /// Makes a key lead to a flow; false when it already leads elsewhere or the table is full.
-    fn insert(&self, key: &FlowKey, hit: Hit) -> bool;
-    /// Forgets a key.
-    fn remove(&self, key: &FlowKey);
+    /// Where flows to a member come from, by index, epoch included.
+    fn source(&self, index: u32) -> Option<&Source>;
+    /// A pair by number.
+    fn pair(&self, number: u32) -> Option<&Pair>;
+    /// A chunk by number.
+    fn chunk(&self, number: u32) -> Option<&Chunk>;
+    /// The usable ports of a set at a place.
+    fn usable(&self, set: u32, place: u32) -> u64;
     /// A flow record by slot.
     fn flow(&self, slot: u32) -> Option<&Flow>;
     /// Notes in a record that the caller has claimed what packets of a direction say when they leave: the reverse of
     /// what the other direction's packets say when they arrive.
     fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey);
-    /// The state of the allocation of flow records.
+    /// The state of the allocation of chunks.
     fn allocation(&self) -> Option<&Allocation>;
-    /// Takes a slot that was given back.
-    fn pop_free(&self) -> Option<u32>;
-    /// Gives a slot back.
-    fn push_free(&self, slot: u32);
+    /// Takes a chunk that was given back.
+    fn pop_chunk(&self) -> Option<u32>;
+    /// Gives a chunk back.
+    fn push_chunk(&self, chunk: u32);
+
+    /// The pair that a slot belongs to.
+    #[inline(always)]
+    fn pair_of(&self, slot: u32) -> Option<&Pair> {
+        let chunk = self.chunk(slot / CHUNK)?;
+        self.pair(chunk.pair.load(Relaxed))
+    }
 
     /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
     fn select(&self, pool: u32) -> u32
@@ -69,20 +72,52 @@ pub trait Tables {
         crate::select::member(self, pool)
     }
 
-    /// [`crate::snat::port`], behind such a call.
-    fn bind_port(&self, member: u32, slot: u32) -> u32
+    /// [`crate::ports::take`], behind such a call.
+    fn take(&self, source: u32, pressed: u32) -> u64
     where
         Self: Sized,
     {
-        crate::snat::port(self, member, slot)
+        crate::ports::take(self, source, pressed)
     }
 
-    /// [`crate::expire::reclaim`], behind such a call.
-    fn reclaim(&self, slot: u32) -> bool
+    /// [`crate::ports::take_of`], behind such a call.
+    fn take_port(&self, pair: u32, level: u32) -> u64
     where
         Self: Sized,
     {
-        crate::expire::reclaim(self, slot)
+        crate::ports::take_of(self, pair, level)
+    }
+
+    /// [`crate::expire::surrender`], behind such a call.
+    fn surrender(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::surrender(self, slot)
+    }
+
+    /// [`crate::expire::sweep_chunk`], behind such a call.
+    fn sweep_chunk(&self, chunk: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::sweep_chunk(self, chunk)
+    }
+
+    /// [`crate::index::enter`], behind such a call.
+    fn enter(&self, slot: u32, direction: Direction) -> u32
+    where
+        Self: Sized,
+    {
+        crate::index::enter(self, slot, direction)
+    }
+
+    /// [`crate::index::leave`], behind such a call.
+    fn leave(&self, slot: u32, direction: Direction)
+    where
+        Self: Sized,
+    {
+        crate::index::leave(self, slot, direction);
     }
 
     /// [`crate::flow::release`], behind such a call.
@@ -99,13 +134,5 @@ pub trait Tables {
         Self: Sized,
     {
         crate::flow::track(self, slot, note);
-    }
-
-    /// [`crate::expire::claim`], behind such a call.
-    fn claim(&self, now: u64) -> u32
-    where
-        Self: Sized,
-    {
-        crate::expire::claim(self, now)
     }
 }

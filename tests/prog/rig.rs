@@ -209,11 +209,15 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             server_interfaces: vec!["s0".to_owned()],
             attach: Attach::Auto,
             max_flows: 1024,
+            snat_ports: None,
+            snat_exclude: Vec::new(),
         },
         virtual_servers: Vec::new(),
         pools: Default::default(),
         monitors: Default::default(),
         certificates: Default::default(),
+        snat_pools: Default::default(),
+        timeouts: Default::default(),
     };
     for (name, address, snat, members) in servers {
         let address: SocketAddr = address.parse().expect("an address");
@@ -229,7 +233,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             name: name.clone(),
             address: address.ip(),
             port: address.port(),
-            forward: Forward::Passthrough { snat: *snat },
+            forward: Forward::Passthrough { snat: snat.clone() },
             pool: name.clone(),
         }));
         let pool = Pool {

@@ -6,12 +6,13 @@ mod clsact;
 mod jumps;
 mod links;
 mod loader;
+mod pairs;
+mod ports;
 mod sys;
 mod tables;
 
 use std::{
     collections::BTreeMap,
-    fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -26,15 +27,18 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use lb_common::{
+    index::HASH_KEYS,
     layout::{MAX_WORKERS, SWEEP},
     service::Config,
     stats::TrafficCell,
+    tcp,
 };
 
 pub use self::{
     addresses::Addresses,
     links::check_interfaces,
     loader::OBJECT,
+    pairs::PairUsage,
     tables::{FlowSnapshot, Numbers},
 };
 use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
@@ -43,9 +47,8 @@ use crate::{
     model::{Generation, Name},
 };
 
-/// Flow records where no virtual server needs them; fewer than can be configured, so that a table of this size is known
-/// to hold no flow.
-pub const FEW_FLOWS: u32 = 64;
+/// Flow records where no virtual server needs them.
+pub const FEW_FLOWS: u32 = 0;
 /// A full sweep takes this many calls of [`KernelPlane::sweep`].
 const SWEEP_CALLS: u64 = 8;
 
@@ -159,16 +162,27 @@ impl KernelPlane {
         up: impl Fn(u16) -> bool,
         workers: u32,
     ) -> Result<()> {
-        let (port_low, port_count) = snat_ports();
+        let timeouts = &generation.timeouts;
         let config = Config {
             epoch: 0,
-            port_low,
-            port_count,
             generation: 0,
-            flows: 0,
+            chunks: 0,
+            flow_mask: 0,
+            embryonic: 0,
+            by_key: 0,
+            limits: [
+                timeouts.syn,
+                timeouts.established,
+                timeouts.half_closed,
+                timeouts.closing,
+            ]
+            .map(|limit| tcp::ticks(limit.as_millis() as u64)),
             workers,
             owner: std::process::id(),
             instance: self.instance,
+            spare: 0,
+            seeds: [0; 2],
+            hash: [0; HASH_KEYS],
         };
         self.tables
             .apply(generation, numbers, up, config)
@@ -264,7 +278,8 @@ impl KernelPlane {
         address: SocketAddr,
         up: bool,
     ) -> Result<()> {
-        self.tables.write_member(number, pool, address, up)
+        self.tables.write_member(number, pool, address, up)?;
+        self.tables.refresh_automap(address)
     }
 
     /// Releases expired flows in the next eighth of the table. Packets wait for nothing meanwhile.
@@ -374,6 +389,21 @@ impl KernelPlane {
         self.tables.flows().collect()
     }
 
+    /// SNAT ports in use, by address and member.
+    pub fn ports(&self) -> Vec<PairUsage> {
+        self.tables.usage()
+    }
+
+    /// Chunks of flow records that belong to an address and member, and all of them.
+    pub fn chunks(&self) -> (u64, u64) {
+        self.tables.pairs.chunks()
+    }
+
+    /// Half-open flows.
+    pub fn embryonic(&self) -> u32 {
+        self.tables.embryonic()
+    }
+
     /// How many flows fit.
     pub fn flows_max(&self) -> u64 {
         self.tables.flows_max()
@@ -433,32 +463,4 @@ impl Remover {
         links::detach_filters(&generation.network);
         self.pins.clear().context("cannot remove the pins")
     }
-}
-
-/// Fewer SNAT ports than this are worth a warning.
-const FEW_PORTS: u16 = 8192;
-
-/// SNAT ports: the larger range beside the one that the box's own sockets use, so that they never meet.
-fn snat_ports() -> (u16, u16) {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = text
-        .split_whitespace()
-        .map_while(|word| word.parse::<u16>().ok());
-    let (low, high) = match (bounds.next(), bounds.next()) {
-        (Some(low), Some(high)) => (low, high),
-        _ => (32_768, 60_999),
-    };
-    let below = low.saturating_sub(1024);
-    let above = u16::MAX - high;
-    let (from, count) = match below >= above {
-        true => (1024, below.max(1)),
-        false => (high + 1, above),
-    };
-    if count < FEW_PORTS {
-        log::warn!(
-            "net.ipv4.ip_local_port_range = {low} {high} leaves {count} ports for SNAT, and so {count} passthrough \
-             connections to a member at a time; narrow that range, e.g. to 32768 60999"
-        );
-    }
-    (from, count)
 }

@@ -1,7 +1,8 @@
 //! A generation in the kernel's tables: built aside, then flipped; numbers of members and virtual servers are kept.
 
 use std::{
-    collections::HashMap as Index,
+    collections::{BTreeSet, HashMap as Index},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::atomic::Ordering::Relaxed,
 };
@@ -9,29 +10,36 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, MapInfo, PerCpuArray},
 };
 use lb_common::{
     addr::Addr,
     flow::{Flow, split_owners},
-    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS},
+    index::{SERVICE_BUCKETS, SERVICE_WAYS, ServiceBucket, ServiceEntry, service_bucket},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS},
     member::Member,
+    pair::{Allocation, CHUNK, SOURCE_PAIRS},
     reason::DropReason,
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool, Service},
     stats::TrafficCell,
     tcp::Phase,
 };
 
 use super::{
     loader,
-    sys::{self, Allocation, Record},
+    pairs::{PairUsage, Pairs},
+    ports::{LocalPorts, Ports},
+    sys::{self, Record},
 };
 use crate::model::{Forward, Generation, Method, Name, Snat};
+
+/// Slots of a lane: what a pair without an address lends.
+const LANE: u64 = 1 << 16;
 
 /// The tables, open.
 pub(super) struct Tables {
     config: Array<MapData, Record<Config>>,
-    services: HashMap<MapData, Record<ServiceKey>, Record<Service>>,
+    services: Array<MapData, Record<ServiceBucket>>,
     pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
     drops: PerCpuArray<MapData, u64>,
@@ -41,6 +49,13 @@ pub(super) struct Tables {
     pub service_cells: &'static [TrafficCell],
     flows: &'static [Flow],
     allocation: &'static [Allocation],
+    /// Where SNAT ports and flow records come from.
+    pub pairs: Pairs,
+    /// Buckets of the table of flows.
+    flow_buckets: u32,
+    /// Of members with `snat = "automap"`: their source, and the own address that it was written for.
+    automap: Index<SocketAddr, (u16, Option<IpAddr>)>,
+    local_ports: Option<LocalPorts>,
     /// Programs that are loaded later still name these.
     _mapped: Vec<MapData>,
 }
@@ -83,7 +98,19 @@ impl Tables {
     /// When one is missing or cannot be mapped.
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
         let mut keep = Vec::new();
+        let flows = mapped(ebpf, "FLOWS", &mut keep)?;
+        let index = loader::map(ebpf, "FLOW_INDEX")?;
+        let Map::Array(index) = index else {
+            bail!("FLOW_INDEX is no array");
+        };
+        let info: MapInfo = index.info()?;
+        keep.push(index);
         Ok(Self {
+            pairs: Pairs::open(ebpf, flows, &mut keep)?,
+            flow_buckets: info.max_entries(),
+            automap: Index::new(),
+            local_ports: None,
+            flows,
             config: loader::map(ebpf, "CONFIG")?.try_into()?,
             services: loader::map(ebpf, "SERVICES")?.try_into()?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
@@ -91,7 +118,6 @@ impl Tables {
             drops: loader::map(ebpf, "DROPS")?.try_into()?,
             member_cells: mapped(ebpf, "MEMBER_CELLS", &mut keep)?,
             service_cells: mapped(ebpf, "SERVICE_CELLS", &mut keep)?,
-            flows: mapped(ebpf, "FLOWS", &mut keep)?,
             allocation: mapped(ebpf, "ALLOCATION", &mut keep)?,
             _mapped: keep,
         })
@@ -125,11 +151,11 @@ impl Tables {
             }
         }
         let mut known_services = Index::new();
-        for (key, service) in self.services.iter().flatten() {
-            let (key, service) = (key.0, service.0);
-            if key.epoch == epoch {
-                known_services.insert(key.address.to_socket_addr(key.port), service.virtual_server);
-            }
+        for entry in self.service_entries(u32::from(epoch))? {
+            known_services.insert(
+                entry.address.to_socket_addr(entry.port),
+                entry.service.virtual_server,
+            );
         }
         // What the generation in use names keeps its number until the next but one.
         let in_use = self.members_in_use(u32::from(epoch));
@@ -182,7 +208,7 @@ impl Tables {
 
     fn members_in_use(&self, epoch: u32) -> Vec<u16> {
         let pools =
-            (1..MAX_POOLS).filter_map(|pool| self.pools.get(&(epoch * MAX_POOLS + pool), 0).ok());
+            (1..MAX_VIEWS).filter_map(|pool| self.pools.get(&(epoch * MAX_VIEWS + pool), 0).ok());
         pools
             .flat_map(|pool| pool.0.members)
             .filter(|number| *number != 0)
@@ -207,70 +233,272 @@ impl Tables {
         up: impl Fn(u16) -> bool,
         mut config: Config,
     ) -> Result<()> {
-        let epoch = self.config().map_or(0, |config| config.epoch ^ 1);
+        let old = self.config();
+        let in_use = old.map_or(1, |old| old.epoch);
+        let epoch = in_use ^ 1;
         if generation.pools.len() as u32 >= MAX_POOLS {
             bail!("more than {} pools", MAX_POOLS - 1);
         }
-        let stale: Vec<_> = self
-            .services
-            .keys()
-            .flatten()
-            .filter(|key| u32::from(key.0.epoch) == epoch)
-            .collect();
-        for key in stale {
-            self.services.remove(&key)?;
-        }
-        let mut pool_index = Index::new();
-        for (turn, pool) in (1u32..).zip(generation.pools.values()) {
-            let mut record = Pool {
-                method: match pool.method {
-                    Method::LeastConnections => Pool::LEAST_CONNECTIONS,
-                    Method::RoundRobin => Pool::ROUND_ROBIN,
-                },
-                count: pool.members.len().min(POOL_MEMBERS) as u32,
-                turn,
-                members: [0; POOL_MEMBERS],
-            };
-            for (place, member) in record.members.iter_mut().zip(&pool.members) {
+        let before = match old {
+            Some(_) => self.service_entries(in_use)?,
+            None => Vec::new(),
+        };
+        self.pairs.begin(in_use)?;
+        self.automap.clear();
+        let local_ports = LocalPorts::read(generation);
+        let views = self.write_pools(generation, numbers, epoch, &local_ports)?;
+        self.local_ports = Some(local_ports);
+        for pool in generation.pools.values() {
+            for member in &pool.members {
                 let number = numbers.members[&(pool.name.clone(), member.address)];
-                *place = number;
                 self.write_member(number, &pool.name, member.address, up(number))?;
             }
-            let index = epoch * MAX_POOLS + turn;
-            self.pools.set(index, Record(record), 0)?;
-            pool_index.insert(pool.name.clone(), index);
         }
-        for server in &generation.virtual_servers {
-            let key = ServiceKey {
-                address: server.address.into(),
-                port: server.port.to_be(),
-                epoch: epoch as u16,
-            };
-            let (forward, snat) = match &server.forward {
-                Forward::Passthrough { snat: Snat::None } => {
-                    (Service::PASSTHROUGH, Service::SNAT_NONE)
+        let mut entries: Vec<_> = generation
+            .virtual_servers
+            .iter()
+            .map(|server| {
+                let (forward, snat) = match &server.forward {
+                    Forward::Passthrough { snat } => (Service::PASSTHROUGH, Some(snat.clone())),
+                    Forward::Proxy { .. } => (Service::PROXY, None),
+                };
+                ServiceEntry {
+                    address: server.address.into(),
+                    port: server.port.to_be(),
+                    used: 1,
+                    service: Service {
+                        virtual_server: numbers.virtual_servers[&server.name],
+                        forward,
+                        snat: match &snat {
+                            None | Some(Snat::None) => Service::SNAT_NONE,
+                            Some(Snat::Automap) => Service::SNAT_AUTOMAP,
+                            Some(Snat::Pool(_)) => Service::SNAT_POOL,
+                        },
+                        pool: views[&(server.pool.clone(), snat)],
+                    },
+                    spare: 0,
                 }
-                Forward::Passthrough {
-                    snat: Snat::Automap,
-                } => (Service::PASSTHROUGH, Service::SNAT_AUTOMAP),
-                Forward::Proxy { .. } => (Service::PROXY, Service::SNAT_NONE),
-            };
-            let service = Service {
-                pool: pool_index[&server.pool],
-                virtual_server: numbers.virtual_servers[&server.name],
-                forward,
-                snat,
-            };
-            self.services.insert(Record(key), Record(service), 0)?;
+            })
+            .collect();
+        self.keep_gone(&before, &mut entries);
+        let by_key = self.members_by_key(generation)?;
+        config.seeds = old.map_or([0; 2], |old| old.seeds);
+        config.hash = old.map_or_else(|| std::array::from_fn(|_| random()), |old| old.hash);
+        // Both tables go by one seed.
+        let seed = self.pairs.build_index(epoch, &by_key, |seed| {
+            arrange_services(seed, epoch, &entries).is_some()
+        })?;
+        config.seeds[epoch as usize] = seed;
+        self.write_services(seed, epoch, &entries)?;
+        config.by_key = u32::from(!by_key.is_empty());
+        config.generation = old.map_or(1, |old| old.generation + 1);
+        config.chunks = (self.flows.len() as u32) / CHUNK;
+        config.flow_mask = self.flow_buckets - 1;
+        // Half of the records: the others stay free for connections that are really opened.
+        config.embryonic = (self.flows_max() as u32 / 2).max(1);
+        // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
+        // half.
+        config.epoch = in_use;
+        if old.is_some() {
+            self.config.set(0, Record(config), 0)?;
         }
         config.epoch = epoch;
-        config.generation = self.config().map_or(1, |old| old.generation + 1);
-        config.flows = self.flows.len() as u32;
         self.config.set(0, Record(config), 0)?;
         Ok(())
     }
 
-    /// Writes what a monitor found, and the box's own address on the way to the member.
+    /// Writes every pool, once for each kind of SNAT it is used with; their indices.
+    fn write_pools(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        epoch: u32,
+        local_ports: &LocalPorts,
+    ) -> Result<Index<(Name, Option<Snat>), u32>> {
+        let mut views = Index::new();
+        let mut index = 0;
+        let mut sources = Index::new();
+        for (turn, pool) in (1u32..).zip(generation.pools.values()) {
+            let mut uses: Vec<Option<Snat>> = vec![None];
+            for server in &generation.virtual_servers {
+                if let Forward::Passthrough { snat } = &server.forward
+                    && server.pool == pool.name
+                    && !uses.contains(&Some(snat.clone()))
+                {
+                    uses.push(Some(snat.clone()));
+                }
+            }
+            for snat in uses {
+                index += 1;
+                if index >= MAX_VIEWS {
+                    bail!("more than {} pools with a kind of SNAT each", MAX_VIEWS - 1);
+                }
+                let mut record = Pool {
+                    method: match pool.method {
+                        Method::LeastConnections => Pool::LEAST_CONNECTIONS,
+                        Method::RoundRobin => Pool::ROUND_ROBIN,
+                    },
+                    count: pool.members.len().min(POOL_MEMBERS) as u32,
+                    turn,
+                    members: [0; POOL_MEMBERS],
+                    sources: [0; POOL_MEMBERS],
+                };
+                for (place, member) in pool.members.iter().take(POOL_MEMBERS).enumerate() {
+                    record.members[place] = numbers.members[&(pool.name.clone(), member.address)];
+                    let Some(snat) = &snat else { continue };
+                    let key = (
+                        snat.clone(),
+                        (*snat != Snat::None).then_some(member.address),
+                    );
+                    record.sources[place] = match sources.get(&key) {
+                        Some(source) => *source,
+                        None => self.write_source(
+                            generation,
+                            epoch,
+                            snat,
+                            member.address,
+                            local_ports,
+                        )?,
+                    };
+                    sources.insert(key, record.sources[place]);
+                }
+                let at = epoch * MAX_VIEWS + index;
+                self.pools.set(at, Record(record), 0)?;
+                views.insert((pool.name.clone(), snat), at);
+            }
+        }
+        for rest in index + 1..MAX_VIEWS {
+            let at = epoch * MAX_VIEWS + rest;
+            if self.pools.get(&at, 0)?.0.count == 0 {
+                break;
+            }
+            let empty = Pool {
+                method: 0,
+                count: 0,
+                turn: 0,
+                members: [0; POOL_MEMBERS],
+                sources: [0; POOL_MEMBERS],
+            };
+            self.pools.set(at, Record(empty), 0)?;
+        }
+        Ok(views)
+    }
+
+    /// Where flows to a member come from.
+    fn write_source(
+        &mut self,
+        generation: &Generation,
+        epoch: u32,
+        snat: &Snat,
+        member: SocketAddr,
+        local_ports: &LocalPorts,
+    ) -> Result<u16> {
+        let to = (Addr::from(member.ip()), member.port().to_be());
+        match snat {
+            Snat::None => {
+                let all = Ports::all();
+                let lanes = self.flows_max().div_ceil(LANE).min(SOURCE_PAIRS as u64) as u16;
+                let pairs: Vec<_> = (1..=lanes)
+                    .map(|lane| ((Addr::UNSET, Addr::UNSET, lane), &all))
+                    .collect();
+                self.pairs.source(epoch, &pairs)
+            }
+            Snat::Automap => {
+                let own = own_address_towards(member);
+                let ports = own.map(|own| local_ports.automap(own));
+                let pairs: Vec<_> = own
+                    .iter()
+                    .zip(&ports)
+                    .map(|(own, ports)| ((Addr::from(*own), to.0, to.1), ports))
+                    .collect();
+                let source = self.pairs.source(epoch, &pairs)?;
+                self.automap.insert(member, (source, own));
+                Ok(source)
+            }
+            Snat::Pool(name) => {
+                let pool = &generation.snat_pools[name];
+                let ports = local_ports.pool(pool);
+                let pairs: Vec<_> = pool
+                    .addresses
+                    .iter()
+                    .filter(|address| address.is_ipv4() == member.is_ipv4())
+                    .map(|address| ((Addr::from(*address), to.0, to.1), &ports))
+                    .collect();
+                self.pairs.source(epoch, &pairs)
+            }
+        }
+    }
+
+    /// Virtual servers of the generation in use that are gone from the next: as long as they carry flows, packets of
+    /// these still have to be found.
+    fn keep_gone(&self, before: &[ServiceEntry], entries: &mut Vec<ServiceEntry>) {
+        for old in before {
+            if old.service.forward == Service::PROXY {
+                continue;
+            }
+            let cell = &self.service_cells[usize::from(old.service.virtual_server)];
+            let carries = cell.flows_active.load(Relaxed) != 0
+                || matches!(old.service.forward, Service::PASSTHROUGH);
+            let next = entries
+                .iter_mut()
+                .find(|next| next.address == old.address && next.port == old.port);
+            match next {
+                Some(next) if next.service.forward == Service::PROXY && carries => {
+                    next.service.forward = Service::PROXY_AFTER;
+                }
+                None if carries && old.service.forward != Service::PROXY_AFTER => {
+                    let mut gone = *old;
+                    gone.service.forward = Service::GONE;
+                    entries.push(gone);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Members whose replies come with the client's address.
+    fn members_by_key(&self, generation: &Generation) -> Result<BTreeSet<(Addr, u16)>> {
+        let mut members = BTreeSet::new();
+        for server in &generation.virtual_servers {
+            if let Forward::Passthrough { snat: Snat::None } = server.forward {
+                for member in &generation.pools[&server.pool].members {
+                    members.insert((member.address.ip().into(), member.address.port().to_be()));
+                }
+            }
+        }
+        // Of an earlier generation: any member may have been one.
+        if self.pairs.lanes_bound() {
+            for number in 1..MAX_MEMBERS {
+                let record = self.members.get(&number, 0)?.0;
+                if record.port != 0 {
+                    members.insert((record.address, record.port));
+                }
+            }
+        }
+        Ok(members)
+    }
+
+    fn service_entries(&self, epoch: u32) -> Result<Vec<ServiceEntry>> {
+        let mut entries = Vec::new();
+        for bucket in 0..SERVICE_BUCKETS {
+            let bucket = self.services.get(&(epoch * SERVICE_BUCKETS + bucket), 0)?.0;
+            entries.extend(bucket.entries.into_iter().filter(|entry| entry.used != 0));
+        }
+        Ok(entries)
+    }
+
+    fn write_services(&mut self, seed: u64, epoch: u32, entries: &[ServiceEntry]) -> Result<()> {
+        let table = arrange_services(seed, epoch, entries)
+            .context("no table holds so many virtual servers")?;
+        for (at, bucket) in (epoch * SERVICE_BUCKETS..).zip(table) {
+            if self.services.get(&at, 0)?.0 != bucket {
+                self.services.set(at, Record(bucket), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what a monitor found, and the box's own address on the way to the member where that changed.
     ///
     /// # Errors
     ///
@@ -284,13 +512,45 @@ impl Tables {
     ) -> Result<()> {
         let record = Member {
             address: address.ip().into(),
-            automap: own_address_towards(address).map_or(Addr::UNSET, Addr::from),
             port: address.port().to_be(),
             available: u16::from(up),
             pool_hash: pool_hash(pool),
         };
         self.members.set(u32::from(number), Record(record), 0)?;
         Ok(())
+    }
+
+    /// Looks again which own address the box has on the way to a member.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub(super) fn refresh_automap(&mut self, member: SocketAddr) -> Result<()> {
+        let (Some((source, known)), Some(config), Some(local_ports)) = (
+            self.automap.get(&member).copied(),
+            self.config(),
+            &self.local_ports,
+        ) else {
+            return Ok(());
+        };
+        let Some(own) = own_address_towards(member).filter(|own| Some(*own) != known) else {
+            return Ok(());
+        };
+        let identity = (own.into(), member.ip().into(), member.port().to_be());
+        let ports = local_ports.automap(own);
+        // Replies have to be found before the first connection leaves.
+        self.pairs.make(identity, &ports)?;
+        self.pairs.enter(config.seed(), config.epoch, identity)?;
+        self.pairs
+            .write_source(u32::from(source), &[(identity, &ports)])?;
+        self.automap.insert(member, (source, Some(own)));
+        log::info!("connections to {member} now come from {own}");
+        Ok(())
+    }
+
+    /// How much of every pair is in use.
+    pub(super) fn usage(&self) -> Vec<PairUsage> {
+        self.pairs.usage()
     }
 
     /// How often a packet or connection was not carried, by reason.
@@ -309,7 +569,7 @@ impl Tables {
 
     /// Every flow, half-open and closing ones included.
     pub(super) fn flows(&self) -> impl Iterator<Item = FlowSnapshot> + '_ {
-        let used = self.allocation[0].unused.load(Relaxed) as usize + 1;
+        let used = (self.allocation[0].unused.load(Relaxed) + 1) as usize * CHUNK as usize;
         self.flows[..used.min(self.flows.len())]
             .iter()
             .filter_map(snapshot)
@@ -317,8 +577,47 @@ impl Tables {
 
     /// How many flow records there are.
     pub(super) fn flows_max(&self) -> u64 {
-        self.flows.len() as u64 - 1
+        self.flows.len() as u64 - u64::from(CHUNK)
     }
+
+    /// Half-open flows now.
+    pub(super) fn embryonic(&self) -> u32 {
+        self.allocation[0].embryonic.load(Relaxed)
+    }
+}
+
+/// The table of virtual servers; nothing where a bucket overflows.
+fn arrange_services(
+    seed: u64,
+    epoch: u32,
+    entries: &[ServiceEntry],
+) -> Option<Vec<ServiceBucket>> {
+    let vacant = ServiceEntry {
+        address: Addr::UNSET,
+        port: 0,
+        used: 0,
+        service: Service {
+            pool: 0,
+            virtual_server: 0,
+            forward: 0,
+            snat: 0,
+        },
+        spare: 0,
+    };
+    let empty = ServiceBucket {
+        entries: [vacant; SERVICE_WAYS],
+    };
+    let mut table = vec![empty; SERVICE_BUCKETS as usize];
+    for entry in entries {
+        let bucket = service_bucket(seed, epoch, &entry.address, entry.port) % SERVICE_BUCKETS;
+        let bucket = &mut table[bucket as usize];
+        *bucket.entries.iter_mut().find(|other| other.used == 0)? = *entry;
+    }
+    Some(table)
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
@@ -344,7 +643,12 @@ fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
     })
 }
 
-fn mapped<T: sys::Shared>(
+/// Maps an array into memory.
+///
+/// # Errors
+///
+/// When it is missing or cannot be mapped.
+pub(super) fn mapped<T: sys::Shared>(
     ebpf: &mut Ebpf,
     name: &str,
     keep: &mut Vec<MapData>,

@@ -2,6 +2,7 @@
 
 mod network;
 mod pool;
+mod snat;
 mod virtual_server;
 
 use std::{
@@ -29,6 +30,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(91);
 struct Known<'r, 'd> {
     /// Every pool by its name.
     pools: BTreeMap<&'d str, &'r raw::Pool<'d>>,
+    snat_pools: BTreeMap<&'d str, &'r raw::SnatPool<'d>>,
     monitors: BTreeSet<&'d str>,
     certificates: BTreeSet<&'d str>,
     /// The first virtual server on each address and port.
@@ -62,6 +64,12 @@ pub(super) fn generation(
         let certificate = certificate(raw, directory)?;
         Some((certificate.name.clone(), Arc::new(certificate)))
     }));
+    let mut addresses = BTreeMap::new();
+    let snat_pools = all(raw.snat_pools.iter().map(|pool| {
+        let pool = snat::pool(pool, &raw, &mut addresses, faults)?;
+        Some((pool.name.clone(), Arc::new(pool)))
+    }));
+    let timeouts = snat::timeouts(&raw.timeouts);
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
@@ -72,6 +80,8 @@ pub(super) fn generation(
         pools: pools?.into_iter().collect(),
         monitors: monitors?.into_iter().collect(),
         certificates: certificates?.into_iter().collect(),
+        snat_pools: snat_pools?.into_iter().collect(),
+        timeouts: timeouts?,
     })
 }
 
@@ -80,6 +90,11 @@ impl<'r, 'd> Known<'r, 'd> {
         let mut known = Self {
             pools: raw
                 .pools
+                .iter()
+                .map(|pool| (pool.name.value, pool))
+                .collect(),
+            snat_pools: raw
+                .snat_pools
                 .iter()
                 .map(|pool| (pool.name.value, pool))
                 .collect(),
@@ -179,6 +194,16 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
     for monitor in &raw.monitors {
         if !monitors.contains(&monitor.name.value) {
             unused(&monitor.name, &monitor.object, "pool", faults);
+        }
+    }
+    let used: BTreeSet<_> = raw
+        .virtual_servers
+        .iter()
+        .filter_map(|server| server.snat.get())
+        .collect();
+    for pool in &raw.snat_pools {
+        if !used.contains(&pool.name.value) {
+            unused(&pool.name, &pool.object, "virtual server", faults);
         }
     }
     let certificates: BTreeSet<_> = raw

@@ -2,12 +2,14 @@
 
 mod address;
 mod pool;
+mod snat;
 mod virtual_server;
 
 use std::time::Duration;
 
 use lb_common::layout::DEFAULT_FLOWS;
 pub(super) use pool::{Member, Pool};
+pub(super) use snat::{SnatPool, Timeouts};
 use toml::de::{DeTable, DeValue};
 pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
 
@@ -15,7 +17,7 @@ use super::{
     diagnostic::{Faults, quoted},
     reader::{At, Field, Section},
 };
-use crate::model::{Attach, Mode};
+use crate::model::{Attach, Mode, PortRange};
 
 /// Consequence of a key that an object cannot do without.
 const INCOMPLETE: &str = "Without it there is nothing to do.";
@@ -28,6 +30,8 @@ pub(super) struct Raw<'d> {
     pub(super) certificates: Vec<Certificate<'d>>,
     pub(super) pools: Vec<Pool<'d>>,
     pub(super) monitors: Vec<Monitor<'d>>,
+    pub(super) snat_pools: Vec<SnatPool<'d>>,
+    pub(super) timeouts: Timeouts,
 }
 
 /// `[network]`.
@@ -38,6 +42,8 @@ pub(super) struct Network<'d> {
     pub(super) server_interfaces: Field<Vec<At<&'d str>>>,
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
+    pub(super) snat_ports: Field<PortRange>,
+    pub(super) snat_exclude: Field<Vec<PortRange>>,
 }
 
 /// `[certificate.NAME]`.
@@ -100,12 +106,13 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .into_iter()
         .map(|(name, section)| monitor(name, section, faults))
         .collect();
+    let snat_pools = top
+        .named("snat", "SNAT pool", faults)
+        .into_iter()
+        .map(|(name, section)| snat::read(name, section, faults))
+        .collect();
+    let timeouts = snat::timeouts(&mut top, faults);
     for (key, kind, instead) in [
-        (
-            "snat",
-            "SNAT pool",
-            "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
-        ),
         (
             "policy",
             "policy",
@@ -122,6 +129,8 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         certificates,
         pools,
         monitors,
+        snat_pools,
+        timeouts,
     }
 }
 
@@ -154,6 +163,8 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             server_interfaces: interfaces(),
             attach: Field::Absent,
             max_flows: Field::Absent,
+            snat_ports: Field::Absent,
+            snat_exclude: Field::Absent,
         };
     };
     let network = Network {
@@ -185,6 +196,8 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             &format!("max_flows = {DEFAULT_FLOWS}"),
             faults,
         ),
+        snat_ports: snat::range("snat_ports", &mut section, faults),
+        snat_exclude: snat::ranges("snat_exclude", &mut section, faults),
     };
     section.later(
         "vlans",
