@@ -11,7 +11,7 @@ pub const fn lowest(bits: u64) -> u32 {
 
 /// How many bits are set (Hacker's Delight, 5-1). Spelt out: the compiler's own count does not select on the BPF target.
 #[inline(always)]
-const fn ones(bits: u64) -> u32 {
+pub const fn ones(bits: u64) -> u32 {
     let bits = bits - ((bits >> 1) & 0x5555_5555_5555_5555);
     let bits = (bits & 0x3333_3333_3333_3333) + ((bits >> 2) & 0x3333_3333_3333_3333);
     let bits = (bits + (bits >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;

@@ -87,7 +87,11 @@ const fn mix(seed: u64, address: &Addr, more: u64) -> u64 {
 /// The bucket of a virtual server.
 #[inline(always)]
 pub const fn service_bucket(seed: u64, epoch: u32, address: &Addr, port: u16) -> u32 {
-    let hash = mix(seed, address, (port as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let hash = mix(
+        seed,
+        address,
+        (port as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+    );
     (epoch & 1) * SERVICE_BUCKETS + ((hash >> 40) as u32 & (SERVICE_BUCKETS - 1))
 }
 
@@ -145,7 +149,9 @@ mod tests {
 
     #[test]
     fn one_bit_of_a_key_moves_it() {
-        let keys = core::array::from_fn(|place| 0x9e37_79b9_7f4a_7c15u64.rotate_left(place as u32 * 7) | 1);
+        let keys = core::array::from_fn(|place| {
+            0x9e37_79b9_7f4a_7c15u64.rotate_left(place as u32 * 7) | 1
+        });
         let base = FlowKey {
             src: Addr([1, 2, 3, 4]),
             dst: Addr([5, 6, 7, 8]),

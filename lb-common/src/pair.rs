@@ -68,7 +68,10 @@ pub struct Pair {
     pub chunks: [AtomicU32; PLACES],
 }
 
-const _: () = assert!(size_of::<Pair>() == 4672, "Pair: layout changed, bump ABI_VERSION");
+const _: () = assert!(
+    size_of::<Pair>() == 4672,
+    "Pair: layout changed, bump ABI_VERSION"
+);
 
 /// A chunk: who it belongs to, and what its ports do. A port that is neither free nor resting carries a flow.
 #[repr(C, align(32))]
@@ -85,7 +88,10 @@ pub struct Chunk {
     spare: u64,
 }
 
-const _: () = assert!(size_of::<Chunk>() == 32, "Chunk: layout changed, bump ABI_VERSION");
+const _: () = assert!(
+    size_of::<Chunk>() == 32,
+    "Chunk: layout changed, bump ABI_VERSION"
+);
 
 /// Which ports may be used, one bit each.
 #[repr(C)]
@@ -117,9 +123,9 @@ map_record!(
     Source {
         /// How many entries of `pairs` count.
         count: u32,
-        /// Numbers of pairs.
-        pairs: [u16; SOURCE_PAIRS],
-    } size 68 align 4
+        /// Numbers of pairs, again from the first where they end: as many from any place on are all of them.
+        pairs: [u16; 2 * SOURCE_PAIRS],
+    } size 132 align 4
 );
 
 /// The slot of a port's record in a chunk.

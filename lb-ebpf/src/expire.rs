@@ -32,7 +32,11 @@ pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
     if place == NONE {
         return 0;
     }
-    let start = if place == hand / CHUNK { hand % CHUNK } else { 0 };
+    let start = if place == hand / CHUNK {
+        hand % CHUNK
+    } else {
+        0
+    };
     pair.hand.store(place * CHUNK + start + probes, Relaxed);
     let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
     let Some(chunk) = tables.chunk(bound) else {
@@ -65,7 +69,7 @@ pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
     if !(embryonic || expired(config, record, phase, now)) || !tables.release(slot, phase) {
         return false;
     }
-    ports::unrest(tables, slot);
+    tables.unrest(slot);
     true
 }
 
@@ -95,7 +99,7 @@ pub fn sweep<T: Tables>(tables: &T) {
 /// Releases the expired flows of a chunk, and takes it off its pair when it has none left: then true.
 #[inline(always)]
 pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
-    let (Some(config), Some(chunk)) = (tables.config(), tables.chunk(number)) else {
+    let Some(chunk) = tables.chunk(number) else {
         return false;
     };
     let Some(pair) = tables.pair(chunk.pair.load(Relaxed)) else {
@@ -104,7 +108,6 @@ pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
     if chunk.pair.load(Relaxed) == 0 {
         return false;
     }
-    let now = tables.now();
     let mut busy = !chunk.free.load(Relaxed);
     let mut live = 0;
     for _ in 0..CHUNK {
@@ -113,7 +116,7 @@ pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
         }
         let at = lowest(opaque(busy)) & (CHUNK - 1);
         busy &= busy.wrapping_sub(1);
-        live += u32::from(!end(tables, config, slot(number, at as u16), now));
+        live += u32::from(!tables.end(slot(number, at as u16)));
     }
     let all = tables.usable(pair.ports.load(Relaxed), chunk.place.load(Relaxed));
     live == 0 && ports::unbind(tables, number, chunk, all)
@@ -121,10 +124,11 @@ pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
 
 /// Releases a flow when it has expired, and a port when it has rested; true when nothing is left there.
 #[inline(always)]
-fn end<T: Tables>(tables: &T, config: &Config, slot: u32, now: u64) -> bool {
-    let Some(record) = tables.flow(slot) else {
+pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
+    let (Some(config), Some(record)) = (tables.config(), tables.flow(slot)) else {
         return true;
     };
+    let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
     if phase == Phase::Free {
         return rested(tables, config, record, slot, now);
@@ -159,9 +163,9 @@ fn rested<T: Tables>(tables: &T, config: &Config, record: &Flow, slot: u32, now:
 /// Gives a claimed record back.
 #[inline(always)]
 fn restore<T: Tables>(tables: &T, record: &Flow, slot: u32) {
-    ports::unrest(tables, slot);
+    tables.unrest(slot);
     record.phase.store(Phase::Free as u32, Relaxed);
-    ports::give(tables, slot);
+    tables.put_port(slot, Mark::Free);
 }
 
 #[inline(always)]

@@ -9,12 +9,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     flow::{Flow, FlowKey, Hit, owners, split_owners},
     layout::POOL_MEMBERS,
+    pair::Mark,
     reason::DropReason,
     service::{Config, Service},
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, index, ports, service};
+use crate::{Packet, Tables, atomic, index, opaque::opaque, ports, service};
 
 /// Where a packet belongs.
 #[derive(Clone, Copy)]
@@ -68,7 +69,9 @@ pub(crate) fn open<T: Tables>(
     if chosen == 0 {
         return Err(DropReason::NoMember);
     }
-    let (number, place) = (chosen & 0xffff, chosen as usize >> 16 & (POOL_MEMBERS - 1));
+    // The optimiser has seen that the place is one; the verifier has not.
+    let place = opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1);
+    let number = chosen & 0xffff;
     let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
     let allocation = tables.allocation().ok_or(DropReason::Internal)?;
     let pressed = allocation.embryonic.load(Relaxed) >= config.embryonic;
@@ -81,53 +84,48 @@ pub(crate) fn open<T: Tables>(
         ports::NO_PORT => return Err(DropReason::PortsExhausted),
         _ => {}
     }
-    let filled = fill(tables, service, packet, number, got);
-    if filled.is_err() {
-        if let Some(flow) = tables.flow(slot) {
-            flow.phase.store(Phase::Free as u32, Relaxed);
-        }
-        ports::give(tables, slot);
-        // The same SYN on another CPU may have been first.
-        let first = index::find(tables, config, &packet.key, Direction::Forward);
-        if first != 0 {
-            return Ok(first);
-        }
-    }
-    filled.map(|()| slot)
-}
-
-/// Completes a claimed record and enters it into the index. `got` is its slot and port as [`ports::take`] says them.
-///
-/// A function of its own: its keys need stack that the rest of the path would lack.
-#[inline(never)]
-fn fill<T: Tables>(
-    tables: &T,
-    service: &Service,
-    packet: &Packet,
-    number: u32,
-    got: u64,
-) -> Result<(), DropReason> {
-    let (slot, port) = (got as u32, ((got >> 32) as u16).to_be());
-    let config = tables.config().ok_or(DropReason::Internal)?;
-    let member = tables.member(number).ok_or(DropReason::Internal)?;
-    let pair = tables.pair_of(slot).ok_or(DropReason::Internal)?;
-    let by_key = service.snat == Service::SNAT_NONE;
-    let mut reply = FlowKey {
-        src: member.address,
-        dst: pair.source,
-        sport: member.port,
-        dport: port,
-    };
-    if by_key {
-        reply.dst = packet.key.src;
-        reply.dport = packet.key.sport;
-    }
-    tables.write_leave(slot, Direction::Forward, &reply);
     tables.write_leave(slot, Direction::Reverse, &packet.key);
     let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
+    flow.next[0].store(packet.next(), Relaxed);
+    let owners = owners(number as u16, service.virtual_server);
+    match tables.fill(got, owners, u32::from(service.snat)) {
+        filled::DONE => Ok(slot),
+        // The same SYN on another CPU was first, or the member could not tell the client's connections apart.
+        filled::TWICE => Err(DropReason::PortsExhausted),
+        _ => Err(DropReason::FlowTableFull),
+    }
+}
+
+/// What filling a record came to.
+mod filled {
+    /// It carries the connection.
+    pub(super) const DONE: u32 = 0;
+    /// The index has no room.
+    pub(super) const FULL: u32 = 1;
+    /// The same connection is there already, from the client's or the member's point of view.
+    pub(super) const TWICE: u32 = 2;
+}
+
+/// Completes a claimed record, of which the client's side is there, and enters it into the index; else gives it back and
+/// says why. `got` is its slot and port as [`ports::take`] says them.
+#[inline(always)]
+pub(crate) fn fill<T: Tables>(tables: &T, got: u64, owners: u32, snat: u32) -> u32 {
+    let (slot, port) = (got as u32, ((got >> 32) as u16).to_be());
+    let (number, virtual_server) = split_owners(owners);
+    let (Some(config), Some(member), Some(pair)) = (
+        tables.config(),
+        tables.member(u32::from(number)),
+        tables.pair_of(slot),
+    ) else {
+        return filled::FULL;
+    };
+    let by_key = snat == u32::from(Service::SNAT_NONE);
+    tables.write_source(slot, (!by_key).then_some((&pair.source, port)), member);
+    let Some(flow) = tables.flow(slot) else {
+        return filled::FULL;
+    };
     let now = tick(tables.now());
-    flow.owners
-        .store(owners(number as u16, service.virtual_server), Relaxed);
+    flow.owners.store(owners, Relaxed);
     flow.generation.store(config.generation, Relaxed);
     flow.created.store(now, Relaxed);
     flow.last_seen.store(now, Relaxed);
@@ -137,33 +135,36 @@ fn fill<T: Tables>(
         flow.ways[direction].resolved.store(0, Relaxed);
         flow.shift[direction].store(0, Relaxed);
     }
-    flow.next[0].store(packet.next(), Relaxed);
     flow.vlan.store(0, Relaxed);
-    if by_key {
-        // Two virtual servers with a member in common: the member could not tell the client's connections apart.
-        match tables.enter(slot, Direction::Reverse) {
-            index::entered::DONE => {}
-            index::entered::FULL => return Err(DropReason::FlowTableFull),
-            _ => return Err(DropReason::PortsExhausted),
-        }
+    let mut came_to = filled::DONE;
+    if !tables.enter(slot, Direction::Forward) || by_key && !tables.enter(slot, Direction::Reverse)
+    {
+        came_to = filled::FULL;
+    } else if tables.rival(slot, Direction::Forward)
+        || by_key && tables.rival(slot, Direction::Reverse)
+    {
+        came_to = filled::TWICE;
     }
-    if tables.enter(slot, Direction::Forward) != index::entered::DONE {
+    if came_to != filled::DONE {
+        tables.leave(slot, Direction::Forward);
         if by_key {
             tables.leave(slot, Direction::Reverse);
         }
-        return Err(DropReason::FlowTableFull);
+        flow.phase.store(Phase::Free as u32, Relaxed);
+        tables.put_port(slot, Mark::Free);
+        return came_to;
     }
-    if let Some(cell) = tables.member_cell(number) {
+    if let Some(cell) = tables.member_cell(u32::from(number)) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
     }
-    if let Some(cell) = tables.service_cell(u32::from(service.virtual_server)) {
+    if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
     }
     embryonic(tables, 1);
     flow.phase.store(Phase::Syn as u32, Relaxed);
-    Ok(())
+    filled::DONE
 }
 
 /// A flow becomes half-open, or ceases to be: adds 1, or the number that takes 1 off.
@@ -280,11 +281,11 @@ fn moved<T: Tables>(tables: &T, slot: u32, flow: &Flow, from: Phase, to: Phase) 
     }
     if !from.ended() && to.ended() {
         count_active(tables, flow, u64::MAX);
-        ports::rest(tables, slot);
+        tables.put_port(slot, Mark::Resting);
     }
     if from.ended() && !to.ended() {
         count_active(tables, flow, 1);
-        ports::unrest(tables, slot);
+        tables.unrest(slot);
     }
 }
 

@@ -5,16 +5,21 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    bits::lowest,
     flow::{Flow, FlowKey, Route},
     index::{Bucket, Hash, WAYS},
     service::Config,
     tcp::{Direction, Phase},
 };
 
-use crate::{Tables, atomic};
+use crate::{Tables, atomic, opaque::opaque};
 
 /// A bucket that is filled beyond this shares new entries with the other one.
 const HALF: u32 = 10;
+/// Entries of a bucket that may have the same tag: so many are looked at.
+const TWINS: u32 = 4;
+/// How often a vacancy is tried while other CPUs are faster.
+const TRIES: u32 = 4;
 
 /// The slot of the flow that packets with this key belong to; 0 for none.
 #[inline(always)]
@@ -29,12 +34,13 @@ pub(crate) fn find<T: Tables>(
         let Some(bucket) = tables.flow_bucket(hash.bucket(choice, config.flow_mask)) else {
             return 0;
         };
-        for place in 0..WAYS {
-            let entry = bucket.entries[place].load(Relaxed);
-            if entry >> 24 != hash.tag() {
-                continue;
+        let mut twins = tagged(bucket, hash.tag());
+        for _ in 0..TWINS {
+            if twins == 0 {
+                break;
             }
-            let slot = entry & 0x00ff_ffff;
+            let slot = entry(bucket, twins) & 0x00ff_ffff;
+            twins &= twins - 1;
             if let Some(flow) = tables.flow(slot)
                 && live(flow)
                 && matches(&flow.route, direction, key)
@@ -56,72 +62,116 @@ fn live(flow: &Flow) -> bool {
 #[inline(always)]
 pub(crate) fn matches(route: &Route, direction: Direction, key: &FlowKey) -> bool {
     let other = &route.leave[(direction as usize & 1) ^ 1];
-    other.dst.0[3] == key.src.0[3]
-        && other.dport == key.sport
-        && other.sport == key.dport
-        && other.src.0[3] == key.dst.0[3]
-        && other.src.0[2] == key.dst.0[2]
-        && other.src.0[1] == key.dst.0[1]
-        && other.src.0[0] == key.dst.0[0]
-        && other.dst.0[2] == key.src.0[2]
-        && other.dst.0[1] == key.src.0[1]
-        && other.dst.0[0] == key.src.0[0]
+    // One chain of differences: the verifier would follow every branch of a comparison.
+    let ports = u32::from(other.dport ^ key.sport) | u32::from(other.sport ^ key.dport);
+    let mut different = ports;
+    for word in 0..4 {
+        different |= other.dst.0[word] ^ key.src.0[word];
+        different |= other.src.0[word] ^ key.dst.0[word];
+    }
+    opaque(u64::from(different)) == 0
 }
 
-/// What an attempt to enter a flow came to.
-pub(crate) mod entered {
-    /// It is in the table.
-    pub(crate) const DONE: u32 = 0;
-    /// Both buckets are full.
-    pub(crate) const FULL: u32 = 1;
-    /// The same connection is there already.
-    pub(crate) const TWICE: u32 = 2;
-}
-
-/// Enters a claimed, filled record under one of its keys.
+/// Enters a claimed, filled record under one of its keys; false when there is no room.
 ///
-/// Of two CPUs that do it for the same connection at most one succeeds: each looks for the other after it has entered its
+/// Of two CPUs that do it for the same connection at most one goes on: each looks for a [`rival`] after it has entered its
 /// own, so the later one sees the earlier. If both see each other both give up, and the client sends its SYN again.
 #[inline(always)]
-pub(crate) fn enter<T: Tables>(tables: &T, slot: u32, direction: Direction) -> u32 {
+pub(crate) fn enter<T: Tables>(tables: &T, slot: u32, direction: Direction) -> bool {
     let (Some(config), Some(flow)) = (tables.config(), tables.flow(slot)) else {
-        return entered::FULL;
+        return false;
     };
-    let key = flow.route.key(direction);
-    let hash = Hash::of(&config.hash, &key);
+    let hash = Hash::of(&config.hash, &flow.route.key(direction));
     let entry = hash.tag() << 24 | slot;
     let (first, second) = (
         hash.bucket(0, config.flow_mask),
         hash.bucket(1, config.flow_mask),
     );
-    let (Some(one), Some(other)) = (tables.flow_bucket(first), tables.flow_bucket(second)) else {
-        return entered::FULL;
+    let room = tables.room(first);
+    let (better, other) = match room < WAYS as u32 - HALF && tables.room(second) > room {
+        true => (second, first),
+        false => (first, second),
     };
-    let used = fill(one);
-    let into = match used > HALF && fill(other) < used {
-        true => other,
-        false => one,
+    tables.put(better, entry) || tables.put(other, entry)
+}
+
+/// How many entries a bucket has room for.
+#[inline(always)]
+pub(crate) fn room<T: Tables>(tables: &T, bucket: u32) -> u32 {
+    tables
+        .flow_bucket(bucket)
+        .map_or(0, |bucket| count(equal(bucket, 0, 0)))
+}
+
+/// Puts an entry into a bucket; false when it is full, or has too many of the same tag.
+#[inline(always)]
+pub(crate) fn put<T: Tables>(tables: &T, bucket: u32, entry: u32) -> bool {
+    let Some(bucket) = tables.flow_bucket(bucket) else {
+        return false;
     };
-    if !put(into, entry) {
-        return entered::FULL;
+    if count(tagged(bucket, entry >> 24)) >= TWINS {
+        return false;
     }
+    let mut vacant = equal(bucket, 0, 0);
+    for _ in 0..TRIES {
+        if vacant == 0 {
+            return false;
+        }
+        let place = lowest(opaque(vacant)) as usize & (WAYS - 1);
+        if atomic::swap_if(&bucket.entries[place], 0, entry) {
+            return true;
+        }
+        vacant &= vacant - 1;
+    }
+    false
+}
+
+/// Is another record of the same connection entered?
+#[inline(always)]
+pub(crate) fn rival<T: Tables>(tables: &T, slot: u32, direction: Direction) -> bool {
+    let (Some(config), Some(flow)) = (tables.config(), tables.flow(slot)) else {
+        return false;
+    };
+    let hash = Hash::of(&config.hash, &flow.route.key(direction));
     for choice in 0..2 {
-        let bucket = if choice == 0 { one } else { other };
-        for place in 0..WAYS {
-            let found = bucket.entries[place].load(Relaxed);
-            if found >> 24 != hash.tag() || found == entry {
-                continue;
+        let Some(bucket) = tables.flow_bucket(hash.bucket(choice, config.flow_mask)) else {
+            return false;
+        };
+        let mut twins = tagged(bucket, hash.tag());
+        for _ in 0..TWINS {
+            if twins == 0 {
+                break;
             }
-            if let Some(rival) = tables.flow(found & 0x00ff_ffff)
-                && rival.phase.load(Relaxed) != Phase::Free as u32
-                && matches(&rival.route, direction, &key)
-            {
-                clear(into, entry);
-                return entered::TWICE;
+            let other = entry(bucket, twins) & 0x00ff_ffff;
+            twins &= twins - 1;
+            if other != slot && tables.same(slot, other) {
+                return true;
             }
         }
     }
-    entered::DONE
+    false
+}
+
+/// Do two records, neither of them free, carry connections between the same ends? Of flows with one client and virtual
+/// server that is the same question as with one client and member.
+#[inline(always)]
+pub(crate) fn same<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
+    let (Some(one), Some(other)) = (tables.flow(one), tables.flow(other)) else {
+        return false;
+    };
+    other.phase.load(Relaxed) != Phase::Free as u32
+        && (equal_keys(&one.route.leave[1], &other.route.leave[1])
+            || equal_keys(&one.route.leave[0], &other.route.leave[0]))
+}
+
+#[inline(always)]
+fn equal_keys(one: &FlowKey, other: &FlowKey) -> bool {
+    let mut different = u32::from(one.sport ^ other.sport) | u32::from(one.dport ^ other.dport);
+    for word in 0..4 {
+        different |= one.src.0[word] ^ other.src.0[word];
+        different |= one.dst.0[word] ^ other.dst.0[word];
+    }
+    opaque(u64::from(different)) == 0
 }
 
 /// Takes a flow's entry out.
@@ -133,41 +183,48 @@ pub(crate) fn leave<T: Tables>(tables: &T, slot: u32, direction: Direction) {
     let hash = Hash::of(&config.hash, &flow.route.key(direction));
     let entry = hash.tag() << 24 | slot;
     for choice in 0..2 {
-        if let Some(bucket) = tables.flow_bucket(hash.bucket(choice, config.flow_mask))
-            && clear(bucket, entry)
-        {
-            return;
-        }
+        tables.clear(hash.bucket(choice, config.flow_mask), entry);
     }
 }
 
+/// Takes an entry out of a bucket, if it is there.
 #[inline(always)]
-fn fill(bucket: &Bucket) -> u32 {
-    let mut used = 0;
-    for place in 0..WAYS {
-        used += u32::from(bucket.entries[place].load(Relaxed) != 0);
+pub(crate) fn clear<T: Tables>(tables: &T, bucket: u32, entry: u32) {
+    let Some(bucket) = tables.flow_bucket(bucket) else {
+        return;
+    };
+    let found = equal(bucket, 0, entry);
+    if found != 0 {
+        let place = lowest(opaque(found)) as usize & (WAYS - 1);
+        atomic::swap_if(&bucket.entries[place], entry, 0);
     }
-    used
+}
+
+/// The first entry of a bucket that a mask names.
+#[inline(always)]
+fn entry(bucket: &Bucket, mask: u64) -> u32 {
+    bucket.entries[lowest(opaque(mask)) as usize & (WAYS - 1)].load(Relaxed)
+}
+
+/// Which entries have a tag: a bit each.
+#[inline(always)]
+fn tagged(bucket: &Bucket, tag: u32) -> u64 {
+    equal(bucket, 24, tag)
+}
+
+/// Which entries, shifted, equal a value: a bit each. Without a branch, and all alike: the verifier would follow every
+/// combination.
+#[inline(always)]
+fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
+    let mut mask = 0;
+    for place in 0..WAYS {
+        let different = (bucket.entries[place].load(Relaxed) >> shift) ^ value;
+        mask |= (opaque(u64::from(different).wrapping_sub(1)) >> 63) << place;
+    }
+    mask
 }
 
 #[inline(always)]
-fn put(bucket: &Bucket, entry: u32) -> bool {
-    for place in 0..WAYS {
-        let cell = &bucket.entries[place];
-        if cell.load(Relaxed) == 0 && atomic::swap_if(cell, 0, entry) {
-            return true;
-        }
-    }
-    false
-}
-
-#[inline(always)]
-fn clear(bucket: &Bucket, entry: u32) -> bool {
-    for place in 0..WAYS {
-        let cell = &bucket.entries[place];
-        if cell.load(Relaxed) == entry {
-            return atomic::swap_if(cell, entry, 0);
-        }
-    }
-    false
+fn count(mask: u64) -> u32 {
+    lb_common::bits::ones(opaque(mask))
 }

@@ -34,9 +34,7 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{
-    flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction,
-};
+use lb_common::{flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction};
 
 use crate::flow::Note;
 pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
@@ -106,7 +104,11 @@ pub fn open<F: Frame, T: Tables>(
     };
     let found = flow::find(tables, config, &packet.key);
     let mut slot = found.hit.slot();
-    if slot != 0 && tables.flow(slot).is_some_and(|flow| flow::reopens(flow, found.hit, packet.flags)) {
+    if slot != 0
+        && tables
+            .flow(slot)
+            .is_some_and(|flow| flow::reopens(flow, found.hit, packet.flags))
+    {
         flow::forget(tables, slot);
         slot = 0;
     }

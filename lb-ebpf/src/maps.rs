@@ -24,13 +24,17 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
+    addr::Addr,
     atomic::AtomicU32,
     flow::{Flow, FlowKey},
     index::{Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket},
-    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    layout::{
+        EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, MAX_WORKERS,
+    },
     member::Member,
     pair::{
-        Allocation, Chunk, MAX_PAIRS, MAX_PORT_SETS, MAX_SOURCES, PLACES, Pair, PortSet, Source,
+        Allocation, Chunk, MAX_PAIRS, MAX_PORT_SETS, MAX_SOURCES, Mark, PLACES, Pair, PortSet,
+        Source,
     },
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool},
@@ -53,8 +57,7 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static SERVICES: Array<ServiceBucket> = Array::with_max_entries(EPOCHS * SERVICE_BUCKETS, 0);
 #[map]
-static PAIR_INDEX: Array<Bucket> =
-    Array::with_max_entries(EPOCHS * PAIR_BUCKETS, BPF_F_MMAPABLE);
+static PAIR_INDEX: Array<Bucket> = Array::with_max_entries(EPOCHS * PAIR_BUCKETS, BPF_F_MMAPABLE);
 #[map]
 static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_VIEWS, 0);
 #[map]
@@ -189,7 +192,9 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn usable(&self, set: u32, place: u32) -> u64 {
-        record(&PORT_SETS, set).map_or(0, |set| set.words[place as usize & (PLACES - 1)].load(Relaxed))
+        record(&PORT_SETS, set).map_or(0, |set| {
+            set.words[place as usize & (PLACES - 1)].load(Relaxed)
+        })
     }
 
     #[inline(always)]
@@ -206,6 +211,20 @@ impl Tables for KernelTables {
             leave.dst = arrive.src;
             leave.sport = arrive.dport;
             leave.dport = arrive.sport;
+        }
+    }
+
+    #[inline(always)]
+    fn write_source(&self, slot: u32, source: Option<(&Addr, u16)>, member: &Member) {
+        if let Some(flow) = FLOWS.get_ptr_mut(slot) {
+            // SAFETY: the caller has claimed the record, nobody else relies on its route.
+            let [to, client] = unsafe { &mut (*flow).route.leave };
+            to.dst = member.address;
+            to.dport = member.port;
+            match source {
+                Some((address, port)) => (to.src, to.sport) = (*address, port),
+                None => (to.src, to.sport) = (client.dst, client.dport),
+            }
         }
     }
 
@@ -230,6 +249,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn busy(&self, member: u32) -> u64 {
+        busy_member(member)
+    }
+
+    #[inline(always)]
     fn take(&self, source: u32, pressed: u32) -> u64 {
         take_port(source, pressed)
     }
@@ -250,13 +274,73 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn enter(&self, slot: u32, direction: Direction) -> u32 {
-        enter_flow(slot, direction as u32)
+    fn enter(&self, slot: u32, direction: Direction) -> bool {
+        enter_flow(slot, direction as u32) != 0
     }
 
     #[inline(always)]
     fn leave(&self, slot: u32, direction: Direction) {
         leave_flow(slot, direction as u32);
+    }
+
+    #[inline(always)]
+    fn fill(&self, got: u64, owners: u32, snat: u32) -> u32 {
+        fill_flow(got as u32, (got >> 32) as u32, owners, snat)
+    }
+
+    #[inline(always)]
+    fn put_port(&self, slot: u32, kind: Mark) {
+        put_port(slot, kind as u32);
+    }
+
+    #[inline(always)]
+    fn unrest(&self, slot: u32) {
+        unrest_port(slot);
+    }
+
+    #[inline(always)]
+    fn settle(&self, pair: u32, kind: Mark, place: u32, chunk: u32) {
+        settle_place(pair, kind as u32, place, chunk);
+    }
+
+    #[inline(always)]
+    fn pick(&self, pair: u32, kind: Mark) -> u64 {
+        pick_port(pair, kind as u32)
+    }
+
+    #[inline(always)]
+    fn bind(&self, pair: u32) -> u64 {
+        bind_chunk(pair)
+    }
+
+    #[inline(always)]
+    fn end(&self, slot: u32) -> bool {
+        end_flow(slot) != 0
+    }
+
+    #[inline(always)]
+    fn put(&self, bucket: u32, entry: u32) -> bool {
+        put_entry(bucket, entry) != 0
+    }
+
+    #[inline(always)]
+    fn clear(&self, bucket: u32, entry: u32) {
+        clear_entry(bucket, entry);
+    }
+
+    #[inline(always)]
+    fn rival(&self, slot: u32, direction: Direction) -> bool {
+        find_rival(slot, direction as u32) != 0
+    }
+
+    #[inline(always)]
+    fn same(&self, one: u32, other: u32) -> bool {
+        same_ends(one, other) != 0
+    }
+
+    #[inline(always)]
+    fn room(&self, bucket: u32) -> u32 {
+        bucket_room(bucket)
     }
 
     #[inline(always)]
@@ -280,6 +364,15 @@ const fn direction(number: u32) -> Direction {
     }
 }
 
+/// What a port becomes.
+#[inline(always)]
+const fn kind(number: u32) -> Mark {
+    match number {
+        2 => Mark::Resting,
+        _ => Mark::Free,
+    }
+}
+
 macro_rules! functions {
     ($($name:ident($($argument:ident),*) -> $result:ty = $body:expr;)*) => { $(
         /// A function of its own for the verifier (Linux 5.6).
@@ -293,15 +386,43 @@ macro_rules! functions {
 
 functions! {
     select_member(pool) -> u32 = select::member(&KernelTables, pool);
+    busy_member(member) -> u64 = select::busy(&KernelTables, member);
     take_port(source, pressed) -> u64 = ports::take(&KernelTables, source, pressed);
     take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);
     surrender_flow(slot) -> u32 = u32::from(expire::surrender(&KernelTables, slot));
     sweep_chunk(chunk) -> u32 = u32::from(expire::sweep_chunk(&KernelTables, chunk));
-    enter_flow(slot, side) -> u32 = index::enter(&KernelTables, slot, direction(side));
+    enter_flow(slot, side) -> u32 =
+        u32::from(index::enter(&KernelTables, slot, direction(side)));
     leave_flow(slot, side) -> u32 = {
         index::leave(&KernelTables, slot, direction(side));
         0
     };
+    fill_flow(slot, port, owners, snat) -> u32 =
+        flow::fill(&KernelTables, u64::from(slot) | u64::from(port) << 32, owners, snat);
+    put_port(slot, mark) -> u32 = {
+        ports::put(&KernelTables, slot, kind(mark));
+        0
+    };
+    unrest_port(slot) -> u32 = {
+        ports::unrest(&KernelTables, slot);
+        0
+    };
+    settle_place(pair, mark, place, chunk) -> u32 = {
+        ports::settle(&KernelTables, pair, kind(mark), place, chunk);
+        0
+    };
+    pick_port(pair, mark) -> u64 = ports::pick(&KernelTables, pair, kind(mark));
+    bind_chunk(pair) -> u64 = ports::bind(&KernelTables, pair);
+    end_flow(slot) -> u32 = u32::from(expire::end(&KernelTables, slot));
+    put_entry(bucket, entry) -> u32 = u32::from(index::put(&KernelTables, bucket, entry));
+    clear_entry(bucket, entry) -> u32 = {
+        index::clear(&KernelTables, bucket, entry);
+        0
+    };
+    find_rival(slot, side) -> u32 =
+        u32::from(index::rival(&KernelTables, slot, direction(side)));
+    same_ends(one, other) -> u32 = u32::from(index::same(&KernelTables, one, other));
+    bucket_room(bucket) -> u32 = index::room(&KernelTables, bucket);
     release_flow(slot, phase) -> u32 =
         u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)));
     track_flow(slot, way, sequence, next, length) -> u32 = {

@@ -7,7 +7,6 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
-    atomic::AtomicU64,
     bits::lowest,
     pair::{Mark, PLACES, Pair, WORDS},
 };
@@ -38,15 +37,6 @@ pub(crate) fn unmark(pair: &Pair, mark: Mark, place: u32) -> bool {
         }
     }
     old & bit != 0
-}
-
-/// A place whose word is zero loses its mark, unless the word fills meanwhile.
-#[inline(always)]
-pub(crate) fn settle(pair: &Pair, kind: Mark, place: u32, leaf: &AtomicU64) {
-    unmark(pair, kind, place);
-    if leaf.load(Relaxed) != 0 {
-        mark(pair, kind, place);
-    }
 }
 
 /// The first place with the mark at or after one, round the whole range.

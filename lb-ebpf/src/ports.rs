@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     bits::lowest,
-    pair::{CHUNK, Chunk, Mark, PLACES, Pair, SOURCE_PAIRS, slot},
+    pair::{CHUNK, Chunk, Mark, PLACES, SOURCE_PAIRS, slot},
     tcp::Phase,
 };
 
@@ -60,12 +60,14 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
     }
     let start = match count {
         1 => 0,
-        _ => atomic::draw(&allocation.turn).checked_rem(count).unwrap_or(0),
+        // Scattered: in plain turns a member might always meet the same address when members are taken in turn too.
+        _ => (atomic::draw(&allocation.turn).wrapping_mul(0x9e37_79b9) >> 16)
+            .checked_rem(count)
+            .unwrap_or(0),
     };
     let pair = |step: u32| {
-        let place = start + step;
-        let place = if place >= count { place - count } else { place };
-        u32::from(source.pairs[place as usize & (SOURCE_PAIRS - 1)])
+        let place = opaque(u64::from(start + step)) as usize;
+        u32::from(source.pairs[place & (2 * SOURCE_PAIRS - 1)])
     };
     if pressed == 0 {
         for step in 0..2 * SOURCE_PAIRS as u32 {
@@ -96,7 +98,10 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
     }
     for _ in 0..CHUNKS {
         let used = allocation.unused.load(Relaxed);
-        let next = atomic::draw(&allocation.hand).checked_rem(used).unwrap_or(0) + 1;
+        let next = atomic::draw(&allocation.hand)
+            .checked_rem(used)
+            .unwrap_or(0)
+            + 1;
         if tables.sweep_chunk(next) {
             let got = tables.take_port(first, level::RESTED);
             if got != 0 {
@@ -113,117 +118,133 @@ pub(crate) fn take_of<T: Tables>(tables: &T, number: u32, level: u32) -> u64 {
     let Some(pair) = tables.pair(number) else {
         return 0;
     };
-    match level {
-        level::RESTED => match pick(tables, pair, number, Mark::Free) {
-            0 => bind(tables, pair, number),
-            got => got,
-        },
-        level::RESTING => pick(tables, pair, number, Mark::Resting),
-        _ => expire::yielding(tables, pair, PROBES),
+    let kind = match level {
+        level::RESTED => Mark::Free,
+        level::RESTING => Mark::Resting,
+        _ => return expire::yielding(tables, pair, PROBES),
+    };
+    for _ in 0..TRIES {
+        let got = tables.pick(number, kind);
+        if got == 0 {
+            break;
+        }
+        if got != AGAIN {
+            return got;
+        }
     }
+    if level != level::RESTED {
+        return 0;
+    }
+    for _ in 0..TRIES {
+        let got = tables.bind(number);
+        if got != AGAIN {
+            return got;
+        }
+    }
+    0
 }
 
-/// Takes the next port that a pair's bitmaps name.
+/// Another CPU was faster, or a mark was stale.
+const AGAIN: u64 = 1;
+
+/// Takes the next port that a pair's bitmaps name; 0 when there is none, or [`AGAIN`].
 #[inline(always)]
-fn pick<T: Tables>(tables: &T, pair: &Pair, number: u32, kind: Mark) -> u64 {
+pub(crate) fn pick<T: Tables>(tables: &T, number: u32, kind: Mark) -> u64 {
+    let Some(pair) = tables.pair(number) else {
+        return 0;
+    };
     let resting = kind as u32 == Mark::Resting as u32;
-    for _ in 0..TRIES {
-        let cursor = pair.cursor.load(Relaxed);
-        let place = marks::find(pair, kind, cursor / CHUNK);
-        if place == NONE {
-            return 0;
-        }
-        let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
-        let Some(chunk) = tables.chunk(bound) else {
-            return 0;
-        };
-        let leaf = if resting { &chunk.resting } else { &chunk.free };
-        let all = leaf.load(Relaxed);
-        if all == 0 || bound == 0 {
-            marks::settle(pair, kind, place, leaf);
-            continue;
-        }
-        let here = place == cursor / CHUNK;
-        let ahead = all & (u64::MAX << if here { cursor % CHUNK } else { 0 });
-        if ahead == 0 {
-            pair.cursor.store((place + 1) * CHUNK, Relaxed);
-            continue;
-        }
-        let at = lowest(opaque(ahead)) & (CHUNK - 1);
-        let old = atomic::keep(leaf, !(1 << at));
-        if old & 1 << at == 0 {
-            continue;
-        }
-        if old == 1 << at {
-            marks::settle(pair, kind, place, leaf);
-        }
-        let port = place * CHUNK + at;
-        let slot = slot(bound, at as u16);
-        // Between reading who the chunk belongs to and taking its bit it may have been bound elsewhere.
-        if chunk.pair.load(Relaxed) != number || chunk.place.load(Relaxed) != place {
-            if resting {
-                rest(tables, slot);
-            } else {
-                give(tables, slot);
-            }
-            continue;
-        }
-        pair.cursor.store(port + 1, Relaxed);
-        let Some(record) = tables.flow(slot) else {
-            return 0;
-        };
-        if !resting {
-            record.phase.store(Phase::Claimed as u32, Relaxed);
-            return pack(slot, port);
-        }
-        // A flow that talks on keeps its record, and now its port too.
-        if expire::retake(tables, record, slot) {
-            return pack(slot, port);
-        }
+    let cursor = pair.cursor.load(Relaxed);
+    let place = marks::find(pair, kind, cursor / CHUNK);
+    if place == NONE {
+        return 0;
     }
-    0
+    let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
+    let Some(chunk) = tables.chunk(bound) else {
+        return 0;
+    };
+    let leaf = if resting { &chunk.resting } else { &chunk.free };
+    let all = leaf.load(Relaxed);
+    if all == 0 || bound == 0 {
+        tables.settle(number, kind, place, bound);
+        return AGAIN;
+    }
+    let here = place == cursor / CHUNK;
+    let ahead = all & (u64::MAX << if here { cursor % CHUNK } else { 0 });
+    if ahead == 0 {
+        pair.cursor.store((place + 1) * CHUNK, Relaxed);
+        return AGAIN;
+    }
+    let at = lowest(opaque(ahead)) & (CHUNK - 1);
+    let old = atomic::keep(leaf, !(1 << at));
+    if old & 1 << at == 0 {
+        return AGAIN;
+    }
+    if old == 1 << at {
+        tables.settle(number, kind, place, bound);
+    }
+    let port = place * CHUNK + at;
+    let slot = slot(bound, at as u16);
+    // Between reading who the chunk belongs to and taking its bit it may have been bound elsewhere.
+    if chunk.pair.load(Relaxed) != number || chunk.place.load(Relaxed) != place {
+        tables.put_port(slot, kind);
+        return AGAIN;
+    }
+    pair.cursor.store(port + 1, Relaxed);
+    let Some(record) = tables.flow(slot) else {
+        return 0;
+    };
+    if !resting {
+        record.phase.store(Phase::Claimed as u32, Relaxed);
+        return pack(slot, port);
+    }
+    // A flow that talks on keeps its record, and now its port too.
+    if expire::retake(tables, record, slot) {
+        return pack(slot, port);
+    }
+    AGAIN
 }
 
-/// Binds a chunk to a place of a pair, and takes its first port.
+/// Binds a chunk to a place of a pair, and takes its first port; 0 when there is none, or [`AGAIN`].
 #[inline(always)]
-fn bind<T: Tables>(tables: &T, pair: &Pair, number: u32) -> u64 {
-    for _ in 0..TRIES {
-        let place = marks::find(pair, Mark::Unbound, 0);
-        if place == NONE {
-            return 0;
-        }
-        let usable = tables.usable(pair.ports.load(Relaxed), place);
-        if usable == 0 {
-            marks::unmark(pair, Mark::Unbound, place);
-            continue;
-        }
-        if !marks::unmark(pair, Mark::Unbound, place) {
-            continue;
-        }
-        let bound = fresh(tables);
-        let (Some(chunk), true) = (tables.chunk(bound), bound != 0) else {
-            marks::mark(pair, Mark::Unbound, place);
-            return 0;
-        };
-        let at = lowest(opaque(usable)) & (CHUNK - 1);
-        let slot = slot(bound, at as u16);
-        if let Some(record) = tables.flow(slot) {
-            record.phase.store(Phase::Claimed as u32, Relaxed);
-        }
-        chunk.place.store(place, Relaxed);
-        chunk.resting.store(0, Relaxed);
-        chunk.pair.store(number, Relaxed);
-        pair.chunks[place as usize & (PLACES - 1)].store(bound, Relaxed);
-        marks::mark(pair, Mark::Bound, place);
-        // Nobody else adds to it before a port of it was taken.
-        let rest = usable & !(1 << at);
-        chunk.free.store(rest, Relaxed);
-        if rest != 0 {
-            marks::mark(pair, Mark::Free, place);
-        }
-        return pack(slot, place * CHUNK + at);
+pub(crate) fn bind<T: Tables>(tables: &T, number: u32) -> u64 {
+    let Some(pair) = tables.pair(number) else {
+        return 0;
+    };
+    let place = marks::find(pair, Mark::Unbound, 0);
+    if place == NONE {
+        return 0;
     }
-    0
+    let usable = tables.usable(pair.ports.load(Relaxed), place);
+    if usable == 0 {
+        marks::unmark(pair, Mark::Unbound, place);
+        return AGAIN;
+    }
+    if !marks::unmark(pair, Mark::Unbound, place) {
+        return AGAIN;
+    }
+    let bound = fresh(tables);
+    let (Some(chunk), true) = (tables.chunk(bound), bound != 0) else {
+        marks::mark(pair, Mark::Unbound, place);
+        return 0;
+    };
+    let at = lowest(opaque(usable)) & (CHUNK - 1);
+    let slot = slot(bound, at as u16);
+    if let Some(record) = tables.flow(slot) {
+        record.phase.store(Phase::Claimed as u32, Relaxed);
+    }
+    chunk.place.store(place, Relaxed);
+    chunk.resting.store(0, Relaxed);
+    chunk.pair.store(number, Relaxed);
+    pair.chunks[place as usize & (PLACES - 1)].store(bound, Relaxed);
+    marks::mark(pair, Mark::Bound, place);
+    // Nobody else adds to it before a port of it was taken.
+    let rest = usable & !(1 << at);
+    chunk.free.store(rest, Relaxed);
+    if rest != 0 {
+        marks::mark(pair, Mark::Free, place);
+    }
+    return pack(slot, place * CHUNK + at);
 }
 
 /// A chunk that is bound to nobody; 0 when there is none.
@@ -263,20 +284,27 @@ pub(crate) fn unbind<T: Tables>(tables: &T, number: u32, chunk: &Chunk, all: u64
     true
 }
 
-/// A port has rested: anybody may have it. The caller owns its record, which is free.
+/// A place whose word is zero loses its mark, unless the word fills meanwhile.
 #[inline(always)]
-pub(crate) fn give<T: Tables>(tables: &T, slot: u32) {
-    put(tables, slot, Mark::Free);
+pub(crate) fn settle<T: Tables>(tables: &T, number: u32, kind: Mark, place: u32, bound: u32) {
+    let (Some(pair), Some(chunk)) = (tables.pair(number), tables.chunk(bound)) else {
+        return;
+    };
+    marks::unmark(pair, kind, place);
+    let leaf = if kind as u32 == Mark::Resting as u32 {
+        &chunk.resting
+    } else {
+        &chunk.free
+    };
+    if bound != 0 && leaf.load(Relaxed) != 0 {
+        marks::mark(pair, kind, place);
+    }
 }
 
-/// The flow of a port has ended.
+/// Sets the bit of a port. `Free`: it has rested, anybody may have it, and the caller owns its record, which is free.
+/// `Resting`: its flow has ended.
 #[inline(always)]
-pub(crate) fn rest<T: Tables>(tables: &T, slot: u32) {
-    put(tables, slot, Mark::Resting);
-}
-
-#[inline(always)]
-fn put<T: Tables>(tables: &T, slot: u32, kind: Mark) {
+pub(crate) fn put<T: Tables>(tables: &T, slot: u32, kind: Mark) {
     let Some(chunk) = tables.chunk(slot / CHUNK) else {
         return;
     };
@@ -289,9 +317,10 @@ fn put<T: Tables>(tables: &T, slot: u32, kind: Mark) {
     if tables.usable(pair.ports.load(Relaxed), place) & bit == 0 {
         return;
     }
-    let leaf = match kind {
-        Mark::Resting => &chunk.resting,
-        _ => &chunk.free,
+    let leaf = if kind as u32 == Mark::Resting as u32 {
+        &chunk.resting
+    } else {
+        &chunk.free
     };
     if atomic::set(leaf, bit) == 0 {
         marks::mark(pair, kind, place);
@@ -305,10 +334,8 @@ pub(crate) fn unrest<T: Tables>(tables: &T, slot: u32) {
         return;
     };
     let bit = 1 << (slot % CHUNK);
-    if atomic::keep(&chunk.resting, !bit) == bit
-        && let Some(pair) = tables.pair(chunk.pair.load(Relaxed))
-    {
-        let place = chunk.place.load(Relaxed);
-        marks::settle(pair, Mark::Resting, place, &chunk.resting);
+    if atomic::keep(&chunk.resting, !bit) == bit {
+        let (number, place) = (chunk.pair.load(Relaxed), chunk.place.load(Relaxed));
+        tables.settle(number, Mark::Resting, place, slot / CHUNK);
     }
 }

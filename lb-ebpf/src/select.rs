@@ -40,15 +40,11 @@ fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
         if number == 0 {
             break;
         }
-        let (Some(member), Some(cell)) = (tables.member(number), tables.member_cell(number)) else {
-            continue;
-        };
-        let busy = (cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed)) & counts;
+        let busy = tables.busy(number);
         let distance = (place as u32).wrapping_sub(start) & (POOL_MEMBERS as u32 - 1);
-        let down = u64::from(member.available ^ 1) << UNAVAILABLE.trailing_zeros();
         best = lower(
             best,
-            down | busy << 32 | u64::from(distance) << 16 | u64::from(number),
+            busy & (counts << 32 | UNAVAILABLE) | u64::from(distance) << 16 | u64::from(number),
         );
     }
     if best >= UNAVAILABLE {
@@ -58,6 +54,19 @@ fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
     let place = (start + (best >> 16) as u32) & (POOL_MEMBERS as u32 - 1);
     turn.store(place + 1, Relaxed);
     Some(best as u32 & 0xffff | place << 16)
+}
+
+/// The connections of a member, in the high half of its score; [`UNAVAILABLE`] when it is down.
+#[inline(always)]
+pub(crate) fn busy<T: Tables>(tables: &T, number: u32) -> u64 {
+    let (Some(member), Some(cell)) = (tables.member(number), tables.member_cell(number)) else {
+        return UNAVAILABLE;
+    };
+    if member.available == 0 {
+        return UNAVAILABLE;
+    }
+    let busy = cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed);
+    (busy & BUSIEST) << 32
 }
 
 /// The lower of two numbers below 2^63.

@@ -5,12 +5,7 @@ use aya_ebpf::{
     helpers,
     programs::SkLookupContext,
 };
-use lb_common::{
-    addr::Addr,
-    layout::MAX_WORKERS,
-    reason::DropReason,
-    service::Service,
-};
+use lb_common::{addr::Addr, layout::MAX_WORKERS, reason::DropReason, service::Service};
 
 use crate::{
     Tables,

@@ -3,11 +3,12 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    addr::Addr,
     atomic::AtomicU32,
     flow::{Flow, FlowKey},
     index::{Bucket, ServiceBucket},
     member::Member,
-    pair::{Allocation, CHUNK, Chunk, Pair, Source},
+    pair::{Allocation, CHUNK, Chunk, Mark, Pair, Source},
     service::{Config, Pool},
     stats::TrafficCell,
     tcp::{Direction, Phase},
@@ -50,6 +51,9 @@ pub trait Tables {
     /// Notes in a record that the caller has claimed what packets of a direction say when they leave: the reverse of
     /// what the other direction's packets say when they arrive.
     fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey);
+    /// Notes in such a record what packets to the member say: from a SNAT address and port, else from the client, as the
+    /// other direction's has it.
+    fn write_source(&self, slot: u32, source: Option<(&Addr, u16)>, member: &Member);
     /// The state of the allocation of chunks.
     fn allocation(&self) -> Option<&Allocation>;
     /// Takes a chunk that was given back.
@@ -70,6 +74,14 @@ pub trait Tables {
         Self: Sized,
     {
         crate::select::member(self, pool)
+    }
+
+    /// [`crate::select::busy`], behind such a call.
+    fn busy(&self, member: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::select::busy(self, member)
     }
 
     /// [`crate::ports::take`], behind such a call.
@@ -105,7 +117,7 @@ pub trait Tables {
     }
 
     /// [`crate::index::enter`], behind such a call.
-    fn enter(&self, slot: u32, direction: Direction) -> u32
+    fn enter(&self, slot: u32, direction: Direction) -> bool
     where
         Self: Sized,
     {
@@ -118,6 +130,102 @@ pub trait Tables {
         Self: Sized,
     {
         crate::index::leave(self, slot, direction);
+    }
+
+    /// [`crate::index::put`], behind such a call.
+    fn put(&self, bucket: u32, entry: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::put(self, bucket, entry)
+    }
+
+    /// [`crate::index::clear`], behind such a call.
+    fn clear(&self, bucket: u32, entry: u32)
+    where
+        Self: Sized,
+    {
+        crate::index::clear(self, bucket, entry);
+    }
+
+    /// [`crate::index::rival`], behind such a call.
+    fn rival(&self, slot: u32, direction: Direction) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::rival(self, slot, direction)
+    }
+
+    /// [`crate::index::same`], behind such a call.
+    fn same(&self, one: u32, other: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::same(self, one, other)
+    }
+
+    /// [`crate::index::room`], behind such a call.
+    fn room(&self, bucket: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::index::room(self, bucket)
+    }
+
+    /// [`crate::flow::fill`], behind such a call.
+    fn fill(&self, got: u64, owners: u32, snat: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::flow::fill(self, got, owners, snat)
+    }
+
+    /// [`crate::ports::put`], behind such a call.
+    fn put_port(&self, slot: u32, kind: Mark)
+    where
+        Self: Sized,
+    {
+        crate::ports::put(self, slot, kind);
+    }
+
+    /// [`crate::ports::unrest`], behind such a call.
+    fn unrest(&self, slot: u32)
+    where
+        Self: Sized,
+    {
+        crate::ports::unrest(self, slot);
+    }
+
+    /// [`crate::ports::settle`], behind such a call.
+    fn settle(&self, pair: u32, kind: Mark, place: u32, chunk: u32)
+    where
+        Self: Sized,
+    {
+        crate::ports::settle(self, pair, kind, place, chunk);
+    }
+
+    /// [`crate::ports::pick`], behind such a call.
+    fn pick(&self, pair: u32, kind: Mark) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::pick(self, pair, kind)
+    }
+
+    /// [`crate::ports::bind`], behind such a call.
+    fn bind(&self, pair: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::bind(self, pair)
+    }
+
+    /// [`crate::expire::end`], behind such a call.
+    fn end(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::end(self, slot)
     }
 
     /// [`crate::flow::release`], behind such a call.

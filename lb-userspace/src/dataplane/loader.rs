@@ -41,7 +41,14 @@ pub(super) const PINNED: [&str; 19] = [
 ];
 
 /// Maps whose capacity follows the number of flows; they belong together.
-const BY_FLOWS: [&str; 6] = ["PAIRS", "CHUNKS", "FREE", "FLOWS", "FLOW_INDEX", "ALLOCATION"];
+const BY_FLOWS: [&str; 6] = [
+    "PAIRS",
+    "CHUNKS",
+    "FREE",
+    "FLOWS",
+    "FLOW_INDEX",
+    "ALLOCATION",
+];
 
 /// Capacities for so many flows: whole chunks, and one more that stays unused.
 struct Capacities {
@@ -58,8 +65,8 @@ impl Capacities {
             flows: chunks * CHUNK,
             chunks,
             pairs: chunks.clamp(64, MAX_PAIRS),
-            // Half full when the flow table is full.
-            buckets: (flows / (WAYS as u32 / 2)).max(16).next_power_of_two(),
+            // A quarter full when the flow table is; twice that with `snat = "none"`, where a flow has two entries.
+            buckets: (flows / (WAYS as u32 / 4)).max(16).next_power_of_two(),
         }
     }
 }
@@ -181,6 +188,9 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
         return anyhow!(error).context(format!("cannot load the program {name}"));
     };
     let log = verifier_log.to_string();
+    if let Ok(path) = std::env::var("CORE_LOG") {
+        let _ = std::fs::write(path, &log);
+    }
     let last: Vec<_> = log
         .lines()
         .rev()

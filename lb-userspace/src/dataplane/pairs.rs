@@ -148,7 +148,10 @@ impl Pairs {
     pub(super) fn source(&mut self, epoch: u32, pairs: &[(Identity, &Ports)]) -> Result<u16> {
         let index = self.next_source;
         if index >= MAX_SOURCES {
-            bail!("more than {} members with a kind of SNAT each", MAX_SOURCES - 1);
+            bail!(
+                "more than {} members with a kind of SNAT each",
+                MAX_SOURCES - 1
+            );
         }
         self.next_source += 1;
         let index = (epoch & 1) * MAX_SOURCES + index;
@@ -164,10 +167,15 @@ impl Pairs {
     pub(super) fn write_source(&mut self, index: u32, pairs: &[(Identity, &Ports)]) -> Result<()> {
         let mut source = Source {
             count: pairs.len().min(SOURCE_PAIRS) as u32,
-            pairs: [0; SOURCE_PAIRS],
+            pairs: [0; 2 * SOURCE_PAIRS],
         };
-        for (to, (identity, ports)) in source.pairs.iter_mut().zip(pairs) {
-            *to = self.pair(*identity, ports)?;
+        let numbers: Vec<u16> = pairs
+            .iter()
+            .take(SOURCE_PAIRS)
+            .map(|(identity, ports)| self.pair(*identity, ports))
+            .collect::<Result<_>>()?;
+        for (to, number) in source.pairs.iter_mut().zip(numbers.iter().cycle()) {
+            *to = *number;
         }
         self.sources.set(index, Record(source), 0)?;
         Ok(())
@@ -299,7 +307,10 @@ impl Pairs {
             }
             return Ok(seed);
         }
-        bail!("no table holds {} pairs of SNAT address and member", entries.len())
+        bail!(
+            "no table holds {} pairs of SNAT address and member",
+            entries.len()
+        )
     }
 
     /// Enters a pair into the table in use.

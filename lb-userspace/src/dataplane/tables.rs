@@ -352,13 +352,9 @@ impl Tables {
                     );
                     record.sources[place] = match sources.get(&key) {
                         Some(source) => *source,
-                        None => self.write_source(
-                            generation,
-                            epoch,
-                            snat,
-                            member.address,
-                            local_ports,
-                        )?,
+                        None => {
+                            self.write_source(generation, epoch, snat, member.address, local_ports)?
+                        }
                     };
                     sources.insert(key, record.sources[place]);
                 }
@@ -587,11 +583,7 @@ impl Tables {
 }
 
 /// The table of virtual servers; nothing where a bucket overflows.
-fn arrange_services(
-    seed: u64,
-    epoch: u32,
-    entries: &[ServiceEntry],
-) -> Option<Vec<ServiceBucket>> {
+fn arrange_services(seed: u64, epoch: u32, entries: &[ServiceEntry]) -> Option<Vec<ServiceBucket>> {
     let vacant = ServiceEntry {
         address: Addr::UNSET,
         port: 0,

@@ -112,13 +112,11 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .map(|(name, section)| snat::read(name, section, faults))
         .collect();
     let timeouts = snat::timeouts(&mut top, faults);
-    for (key, kind, instead) in [
-        (
-            "policy",
-            "policy",
-            "Remove it, and filter with the packet filter of the system.",
-        ),
-    ] {
+    for (key, kind, instead) in [(
+        "policy",
+        "policy",
+        "Remove it, and filter with the packet filter of the system.",
+    )] {
         top.later_tables(key, kind, instead, faults);
     }
     top.finish(faults);

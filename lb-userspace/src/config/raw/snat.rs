@@ -140,7 +140,13 @@ pub(super) fn ranges(
             _ => None,
         };
         let Some(range) = range else {
-            no_range(item.span().start, &section.object, key, &shown(item), faults);
+            no_range(
+                item.span().start,
+                &section.object,
+                key,
+                &shown(item),
+                faults,
+            );
             return Field::Wrong;
         };
         ranges.push(range);
