@@ -57,10 +57,10 @@ impl Hash {
         Self(sum)
     }
 
-    /// What a flow's entry says in its upper 8 bits.
+    /// What a flow's entry says in its upper 8 bits. Never 0, which empty entries say.
     #[inline(always)]
     pub const fn tag(self) -> u32 {
-        (self.0 >> 56) as u32
+        (self.0 >> 56) as u32 | 1
     }
 
     /// One of the two buckets a flow may be in; `mask` is their number less one.
