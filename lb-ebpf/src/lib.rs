@@ -73,7 +73,7 @@ pub fn balance<F: Frame, T: Tables>(
         if flow::reopens(flow, found.hit, packet.flags) {
             return Ok(Verdict::Jump(Jump::Open));
         }
-        return carry(frame, tables, &packet, found.hit, egress);
+        return carry::<F, T, false>(frame, tables, &packet, found.hit, egress);
     }
     match found.service {
         Some(service) if service.forward == Service::PASSTHROUGH => {}
@@ -102,35 +102,24 @@ pub fn open<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let found = flow::find(tables, config, &packet.key);
-    let mut slot = found.hit.slot();
-    if slot != 0
-        && tables
-            .flow(slot)
-            .is_some_and(|flow| flow::reopens(flow, found.hit, packet.flags))
-    {
-        flow::forget(tables, slot);
-        slot = 0;
+    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport)
+        .filter(|service| service.forward == Service::PASSTHROUGH)
+    else {
+        return Ok(Verdict::Pass);
+    };
+    // Who else sent it here has found an ended flow, or none.
+    let ended = index::find(tables, config, &packet.key, Direction::Forward);
+    if ended != 0 {
+        tables.forget(ended);
     }
-    if slot == 0 {
-        let service = match found.service {
-            Some(service) if service.forward == Service::PASSTHROUGH => service,
-            _ => return Ok(Verdict::Pass),
-        };
-        slot = flow::open(tables, config, service, &packet)?;
-    }
-    carry(
-        frame,
-        tables,
-        &packet,
-        Hit::new(slot, Direction::Forward),
-        egress,
-    )
+    let slot = flow::open(tables, config, service, &packet)?;
+    let hit = Hit::new(slot, Direction::Forward);
+    carry::<F, T, true>(frame, tables, &packet, hit, egress)
 }
 
 /// Rewrites a packet of a flow and finds its way out.
 #[inline(always)]
-fn carry<F: Frame, T: Tables>(
+fn carry<F: Frame, T: Tables, const FIRST: bool>(
     frame: &mut F,
     tables: &T,
     packet: &Packet,
@@ -144,7 +133,7 @@ fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Pass);
     }
     let note = Note::of(packet, direction);
-    if !flow::touch(flow, &note, now) {
+    if FIRST || !flow::touch(flow, &note, now) {
         tables.track(hit.slot(), &note);
     }
     rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;

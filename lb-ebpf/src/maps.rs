@@ -284,6 +284,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn forget(&self, slot: u32) {
+        forget_flow(slot);
+    }
+
+    #[inline(always)]
     fn fill(&self, got: u64, owners: u32, snat: u32) -> u32 {
         fill_flow(got as u32, (got >> 32) as u32, owners, snat)
     }
@@ -399,6 +404,10 @@ functions! {
     };
     fill_flow(slot, port, owners, snat) -> u32 =
         flow::fill(&KernelTables, u64::from(slot) | u64::from(port) << 32, owners, snat);
+    forget_flow(slot) -> u32 = {
+        flow::forget(&KernelTables, slot);
+        0
+    };
     put_port(slot, mark) -> u32 = {
         ports::put(&KernelTables, slot, kind(mark));
         0

@@ -172,6 +172,14 @@ pub trait Tables {
         crate::index::room(self, bucket)
     }
 
+    /// [`crate::flow::forget`], behind such a call.
+    fn forget(&self, slot: u32)
+    where
+        Self: Sized,
+    {
+        crate::flow::forget(self, slot);
+    }
+
     /// [`crate::flow::fill`], behind such a call.
     fn fill(&self, got: u64, owners: u32, snat: u32) -> u32
     where
