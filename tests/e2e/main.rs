@@ -1,5 +1,6 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod differential;
 mod hostile;
 mod install;
 mod member_down;
