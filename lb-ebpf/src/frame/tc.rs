@@ -3,14 +3,18 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers,
     programs::TcContext,
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, ChecksumEdit, Frame, Wire, fib, read, write};
-use crate::{Egress, Packet};
+use super::{Bounds, CHUNK, ChecksumEdit, Frame, UNREADABLE, Wire, fib, read, write};
+use crate::{
+    Egress, Packet,
+    maps::SCRATCH,
+    parse::{Link, link_tag, untag},
+};
 
 /// A packet in a socket buffer.
 pub struct TcFrame<'a> {
@@ -37,6 +41,101 @@ impl Frame for TcFrame<'_> {
     fn tagged(&self) -> bool {
         // SAFETY: a field of the context that every program may read.
         unsafe { (*self.context.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> u16 {
+        if !self.tagged() {
+            return 0;
+        }
+        // SAFETY: fields of the context that every program may read.
+        let (kind, control) = unsafe {
+            let skb = self.context.skb.skb;
+            ((*skb).vlan_proto, (*skb).vlan_tci)
+        };
+        link_tag(kind as u16, control as u16)
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: a field of the context that every program may read.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn link_mtu(&self, interface: u32) -> u32 {
+        fib::link_mtu(self.context.as_ptr(), interface)
+    }
+
+    #[inline(always)]
+    fn retag(&mut self, link: &Link, vlan: u32) -> Result<(), DropReason> {
+        let skb = self.context.skb.skb;
+        let have = link.inside + u32::from(link.outside);
+        let mut wrong = 0;
+        for number in 0..3 {
+            if number < have {
+                // SAFETY: the program's own context; every look at the packet is checked anew.
+                wrong |= unsafe { helpers::generated::bpf_skb_vlan_pop(skb) };
+            }
+        }
+        // The outer tag goes on last.
+        for tag in [(vlan >> 16) as u16, vlan as u16] {
+            if tag != 0 {
+                let (kind, control) = untag(tag);
+                // SAFETY: as above.
+                wrong |= unsafe { helpers::generated::bpf_skb_vlan_push(skb, kind, control) };
+            }
+        }
+        if wrong != 0 {
+            return Err(DropReason::Internal);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quote(&mut self, link: &Link, length: u32, keep: u32, room: u32) -> Result<(), DropReason> {
+        let _ = length;
+        let skb = self.context.skb.skb;
+        let wanted = link.l3 as u32 + keep;
+        // SAFETY: a field of the context that every program may read.
+        if unsafe { (*skb).len } > wanted {
+            // SAFETY: the program's own context; every look at the packet is checked anew.
+            if unsafe { helpers::generated::bpf_skb_change_tail(skb, wanted, 0) } != 0 {
+                return Err(DropReason::Internal);
+            }
+        }
+        // SAFETY: as above.
+        let grown = unsafe {
+            helpers::generated::bpf_skb_adjust_room(skb, room as i32, BPF_ADJ_ROOM_MAC, 0)
+        };
+        if grown != 0 {
+            return Err(DropReason::Internal);
+        }
+        self.reach((wanted + room) as usize)
+    }
+
+    #[inline(always)]
+    fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
+        let scratch = SCRATCH.get_ptr_mut(0).ok_or(DropReason::Internal)?;
+        let skb = self.context.skb.skb;
+        let mut sum = 0;
+        for place in 0..3 {
+            let done = place * CHUNK;
+            if done >= length {
+                break;
+            }
+            let length = (length - done).min(CHUNK);
+            sum += super::chunk(scratch, length, |into, length| {
+                // SAFETY: the scratch record has room for a chunk.
+                unsafe {
+                    helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length)
+                }
+            });
+        }
+        if sum >= UNREADABLE {
+            return Err(DropReason::Truncated);
+        }
+        Ok(sum)
     }
 
     #[inline(always)]
