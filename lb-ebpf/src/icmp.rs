@@ -37,16 +37,12 @@ const REDIRECT: u8 = 5;
 
 /// An error and where its parts lie.
 #[derive(Clone, Copy, Debug, Default)]
-struct Quote {
+pub struct Quote {
     link: Link,
     /// The outer packet: `l4` is the ICMP header, ports are 0.
     outer: Packet,
-    /// The quoted packet as it says it.
-    inner: FlowKey,
-    /// Offset of its IP header.
-    l3: usize,
-    /// Offset of its TCP header.
-    l4: usize,
+    /// Where the quoted packet's headers lie; its key is that of packets which go the other way.
+    about: Packet,
     /// Of ICMP.
     kind: u8,
 }
@@ -62,15 +58,11 @@ pub fn icmp<F: Frame, T: Tables>(
     tables: &T,
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
-    let mut quote = Quote::default();
-    if !parse(frame, &mut quote)? {
+    let mut room = Quote::default();
+    let Some(quote) = frame.error(&mut room)? else {
         return Ok(Verdict::Pass);
-    }
-    let about = Packet {
-        key: quote.inner.reversed(),
-        ..Packet::default()
     };
-    let Some(hit) = flow::find(tables, &about) else {
+    let Some(hit) = flow::find(tables, &quote.about) else {
         return Ok(Verdict::Pass);
     };
     if quote.kind == REDIRECT && !quote.outer.v6 {
@@ -82,74 +74,97 @@ pub fn icmp<F: Frame, T: Tables>(
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
-    let side = direction as usize & 1;
-    let inner = flow.route.leave[side].reversed();
-    let mut outer = flow.route.leave[side];
-    if direction == Direction::Forward && outer.src == flow.route.client().0 {
-        // Without SNAT the member knows the way to whoever reports the error.
-        outer.src = quote.outer.key.src;
+    let to = &flow.route.leave[direction as usize & 1];
+    let mut change = Delta::NONE;
+    inside(frame, quote, to, &mut change)?;
+    // Without SNAT the member knows the way to whoever reports the error.
+    let keep = direction == Direction::Forward && to.src == flow.route.leave[1].dst;
+    outside(frame, &quote.outer, to, keep, change)?;
+    leave(frame, &quote.link, flow, direction, egress)
+}
+
+/// Makes the quoted packet say what its sender sent, and tells what that adds to the sum of the ICMP message.
+///
+/// A function of its own, as the next: each needs stack that the other then has too.
+#[inline(never)]
+fn inside<F: Frame>(
+    frame: &mut F,
+    quote: &Quote,
+    to: &FlowKey,
+    change: &mut Delta,
+) -> Result<(), DropReason> {
+    let about = &quote.about;
+    let from = &about.key;
+    // Both keys are of packets that go the other way: the destination there is the source here.
+    let mut addresses = Delta::NONE;
+    for word in 0..4 {
+        addresses = addresses
+            .word(from.dst.0[word], to.dst.0[word])
+            .word(from.src.0[word], to.src.0[word]);
     }
-    let change = rewrite_inner(frame, &quote, &inner)?;
-    let addresses = rewrite::header(frame, &quote.outer, &outer)?;
-    let change = if quote.outer.v6 {
+    *change = addresses;
+    if about.v6 {
+        let at = about.l3 + offset_of!(Ipv6Hdr, src_addr);
+        for word in 0..4 {
+            frame.store(at + 4 * word, halves(to.dst.0[word]))?;
+            frame.store(at + 16 + 4 * word, halves(to.src.0[word]))?;
+        }
+    } else {
+        let ([a, b], [c, d]) = (halves(to.dst.0[3]), halves(to.src.0[3]));
+        frame.store(about.l3 + offset_of!(Ipv4Hdr, src_addr), [a, b, c, d])?;
+        let at = about.l3 + offset_of!(Ipv4Hdr, check);
+        let old: u16 = frame.load(at)?;
+        let new = addresses.apply(old);
+        frame.store(at, new)?;
+        *change = change.half(old, new);
+    }
+    let ports = Delta::NONE
+        .half(from.dport, to.dport)
+        .half(from.sport, to.sport);
+    *change = change.and(ports);
+    frame.store(about.l4, [to.dport, to.sport])?;
+    let end = quote.outer.l3 + quote.outer.length as usize;
+    if about.l4 + QUOTED_TCP <= end && frame.reach(about.l4 + QUOTED_TCP).is_ok() {
+        let at = about.l4 + TCP_CHECK;
+        let old: u16 = frame.load(at)?;
+        let new = addresses.and(ports).apply(old);
+        frame.store(at, new)?;
+        *change = change.half(old, new);
+    }
+    Ok(())
+}
+
+/// Makes the error itself say where it goes, `keep` its source, and completes its checksum.
+#[inline(never)]
+fn outside<F: Frame>(
+    frame: &mut F,
+    outer: &Packet,
+    to: &FlowKey,
+    keep: bool,
+    change: Delta,
+) -> Result<(), DropReason> {
+    let addresses = if keep {
+        let to = FlowKey {
+            src: outer.key.src,
+            ..*to
+        };
+        rewrite::header(frame, outer, &to)?
+    } else {
+        rewrite::header(frame, outer, to)?
+    };
+    let at = outer.l4 + CHECK;
+    let check: u16 = frame.load(at)?;
+    let change = if outer.v6 {
         change.and(addresses)
     } else {
         change
     };
-    let at = quote.outer.l4 + CHECK;
-    let check: u16 = frame.load(at)?;
-    frame.store(at, change.apply(check))?;
-    leave(frame, &quote.link, flow, direction, egress)
-}
-
-/// Makes the quoted packet say `to`, and returns what that adds to the sum of the ICMP message.
-#[inline(always)]
-fn rewrite_inner<F: Frame>(
-    frame: &mut F,
-    quote: &Quote,
-    to: &FlowKey,
-) -> Result<Delta, DropReason> {
-    let from = &quote.inner;
-    let mut addresses = Delta::NONE;
-    for word in 0..4 {
-        addresses = addresses
-            .word(from.src.0[word], to.src.0[word])
-            .word(from.dst.0[word], to.dst.0[word]);
-    }
-    let mut change = addresses;
-    if quote.outer.v6 {
-        for (at, word) in to.src.0.into_iter().chain(to.dst.0).enumerate() {
-            let place = quote.l3 + offset_of!(Ipv6Hdr, src_addr) + 4 * at;
-            frame.store(place, halves(word))?;
-        }
-    } else {
-        let ([a, b], [c, d]) = (halves(to.src.0[3]), halves(to.dst.0[3]));
-        frame.store(quote.l3 + offset_of!(Ipv4Hdr, src_addr), [a, b, c, d])?;
-        let at = quote.l3 + offset_of!(Ipv4Hdr, check);
-        let old: u16 = frame.load(at)?;
-        let new = addresses.apply(old);
-        frame.store(at, new)?;
-        change = change.half(old, new);
-    }
-    let ports = Delta::NONE
-        .half(from.sport, to.sport)
-        .half(from.dport, to.dport);
-    change = change.and(ports);
-    frame.store(quote.l4, [to.sport, to.dport])?;
-    let end = quote.outer.l3 + quote.outer.length as usize;
-    if quote.l4 + QUOTED_TCP <= end && frame.reach(quote.l4 + QUOTED_TCP).is_ok() {
-        let at = quote.l4 + TCP_CHECK;
-        let old: u16 = frame.load(at)?;
-        let new = addresses.and(ports).apply(old);
-        frame.store(at, new)?;
-        change = change.half(old, new);
-    }
-    Ok(change)
+    frame.store(at, change.apply(check))
 }
 
 /// Parses an ICMP error that quotes a TCP packet; false for everything else.
 #[inline(always)]
-fn parse<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropReason> {
+pub(crate) fn parse<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropReason> {
     if !parse::link(frame, &mut quote.link) {
         return Ok(false);
     }
@@ -197,29 +212,31 @@ fn parse<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropReason>
     if quote.kind > 31 || errors >> u32::from(quote.kind) & 1 == 0u32 {
         return Ok(false);
     }
-    quote.l3 = quote.outer.l4 + HEADER;
+    quote.about.v6 = quote.outer.v6;
+    quote.about.l3 = quote.outer.l4 + HEADER;
     if !transport(frame, quote)? {
         return Ok(false);
     }
-    quote.inner = addresses(frame, quote.l3, quote.outer.v6)?;
-    let [sport, dport] = frame.load(quote.l4)?;
-    (quote.inner.sport, quote.inner.dport) = (sport, dport);
-    let mapped = quote.inner.src.is_v4() || quote.inner.dst.is_v4();
-    Ok(!(quote.outer.v6 && mapped))
+    let inner = addresses(frame, quote.about.l3, quote.about.v6)?;
+    let key = &mut quote.about.key;
+    (key.src, key.dst) = (inner.dst, inner.src);
+    [key.dport, key.sport] = frame.load(quote.about.l4)?;
+    let mapped = key.src.is_v4() || key.dst.is_v4();
+    Ok(!(quote.about.v6 && mapped))
 }
 
 /// Finds the TCP header of the quoted packet; false when it is none, or no first part of one.
 #[inline(always)]
 fn transport<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropReason> {
-    let l3 = quote.l3;
-    if quote.outer.v6 {
+    let l3 = quote.about.l3;
+    if quote.about.v6 {
         let mut walk = Walk {
             at: l3 + Ipv6Hdr::LEN,
             next: frame.load(l3 + offset_of!(Ipv6Hdr, next_hdr))?,
             ..Walk::default()
         };
         parse::walk_extensions(frame, &mut walk)?;
-        quote.l4 = walk.at;
+        quote.about.l4 = walk.at;
         if walk.next != IpProto::Tcp as u8 || walk.field & 0xfff8 != 0 {
             return Ok(false);
         }
@@ -227,12 +244,12 @@ fn transport<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropRea
         let [first, _] = frame.load::<[u8; 2]>(l3)?;
         let [_, protocol] = frame.load::<[u8; 2]>(l3 + offset_of!(Ipv4Hdr, ttl))?;
         let field: u16 = frame.load(l3 + offset_of!(Ipv4Hdr, frags))?;
-        quote.l4 = l3 + usize::from(first & 0x0f) * 4;
+        quote.about.l4 = l3 + usize::from(first & 0x0f) * 4;
         if first >> 4 != 4 || protocol != IpProto::Tcp as u8 || field & OFFSET != 0 {
             return Ok(false);
         }
     }
     let end = quote.outer.l3 + quote.outer.length as usize;
-    Ok(quote.l4 + QUOTED <= end && frame.reach(quote.l4 + QUOTED).is_ok())
+    Ok(quote.about.l4 + QUOTED <= end && frame.reach(quote.about.l4 + QUOTED).is_ok())
 }
 

@@ -86,7 +86,7 @@ pub fn balance<F: Frame, T: Tables>(
     Ok(Verdict::Jump(Jump::Open))
 }
 
-/// Opens a flow for the first packet of a connection, and carries it.
+/// Opens a flow for the first packet of a connection; [`odd`] carries it, whatever it looks like.
 ///
 /// # Errors
 ///
@@ -95,26 +95,19 @@ pub fn balance<F: Frame, T: Tables>(
 pub fn open<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
-    let mut deep = Deep::default();
-    if !parse::deep(frame, &mut deep)? {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
-    }
+    };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
     let Some(service) = flow::service(tables, config, &deep.packet) else {
         return Ok(Verdict::Pass);
     };
-    let slot = flow::open(tables, service, &deep.packet, tables.now())?;
-    odd::carry(
-        frame,
-        tables,
-        &deep,
-        Hit::new(slot, Direction::Forward),
-        egress,
-    )
+    flow::open(tables, service, &deep.packet, tables.now())?;
+    Ok(Verdict::Jump(Jump::Odd))
 }
 
 /// Rewrites a packet of a flow and finds its way out.

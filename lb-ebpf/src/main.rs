@@ -40,9 +40,8 @@ fn balance_tc(context: TcContext) -> i32 {
 /// Goes on with the first packet of a connection.
 #[classifier]
 fn open_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let verdict = open(&mut TcFrame::new(&context), &KernelTables, &mut egress);
-    tc_verdict(&context, verdict, &egress)
+    let verdict = open(&mut TcFrame::new(&context), &KernelTables);
+    tc_verdict(&context, verdict, &Egress::default())
 }
 
 /// Ingress of an interface, in its driver.
@@ -57,10 +56,9 @@ fn balance_xdp(context: XdpContext) -> u32 {
 /// Goes on with the first packet of a connection.
 #[xdp(frags)]
 fn open_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
     let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = open(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+    let verdict = open(&mut frame, &KernelTables);
+    xdp_verdict(&context, verdict, &Egress::default(), &XDP_JUMPS)
 }
 
 /// Ingress of an interface, behind a driver without XDP. Without `frags`, which breaks TC behind it (Linux 6.18).
@@ -75,10 +73,9 @@ fn balance_xdp_generic(context: XdpContext) -> u32 {
 /// Goes on with the first packet of a connection.
 #[xdp]
 fn open_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
     let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = open(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+    let verdict = open(&mut frame, &KernelTables);
+    xdp_verdict(&context, verdict, &Egress::default(), &XDP_GENERIC_JUMPS)
 }
 
 /// Goes on with tags, fragments and extension headers.

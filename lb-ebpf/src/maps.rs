@@ -11,7 +11,7 @@
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
-//! | `SCRATCH`, `NOTICE` | programs | one record per CPU |
+//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
@@ -40,6 +40,8 @@ use crate::{
     answer::{ANSWERS, Notice},
     expire,
     flow::{self, Note},
+    icmp::Quote,
+    parse::Deep,
     select, snat,
     tables::{Allocation, Tables},
 };
@@ -96,6 +98,12 @@ static VLANS: Array<u64> = Array::with_max_entries(VLAN_WORDS + 1, 0);
 /// What a program found about a packet that is to be answered, for the program that answers.
 #[map]
 static NOTICE: PerCpuArray<Notice> = PerCpuArray::with_max_entries(1, 0);
+/// Where a packet that needs more looking at is parsed to.
+#[map]
+pub static DEEP: PerCpuArray<Deep> = PerCpuArray::with_max_entries(1, 0);
+/// The same of ICMP errors.
+#[map]
+pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);

@@ -29,17 +29,17 @@ pub fn odd<F: Frame, T: Tables>(
     tables: &T,
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
-    let mut deep = Deep::default();
-    if !parse::deep(frame, &mut deep)? {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
-    }
+    };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
     let hit = match deep.part {
         Part::Later => tables
             .fragment(&deep.fragment())
-            .filter(|hit| belongs(tables, *hit, &deep)),
+            .filter(|hit| belongs(tables, *hit, deep)),
         Part::Whole | Part::First => flow::find(tables, &deep.packet),
     };
     let Some(hit) = hit else {
@@ -55,7 +55,7 @@ pub fn odd<F: Frame, T: Tables>(
     if hit.direction() == Direction::Forward {
         check_vlan(tables, deep.link.vlan)?;
     }
-    carry(frame, tables, &deep, hit, egress)
+    carry(frame, tables, deep, hit, egress)
 }
 
 /// Rewrites such a packet of a flow and finds its way out.

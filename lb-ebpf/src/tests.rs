@@ -114,15 +114,17 @@ impl MemoryTables {
     ) -> Result<Verdict, DropReason> {
         let mut frame = MemoryFrame::new(frame, way);
         let mut egress = Egress::default();
-        match balance(&mut frame, self, &mut egress)? {
-            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
-            Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress),
-            Verdict::Jump(Jump::Odd) => match crate::odd(&mut frame, self, &mut egress)? {
-                Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
-                verdict => Ok(verdict),
-            },
-            verdict => Ok(verdict),
+        let mut verdict = balance(&mut frame, self, &mut egress)?;
+        // Nobody jumps more often: to what looks closer, to what opens, and back.
+        for _ in 0..3 {
+            verdict = match verdict {
+                Verdict::Jump(Jump::Open) => crate::open(&mut frame, self)?,
+                Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress)?,
+                Verdict::Jump(Jump::Odd) => crate::odd(&mut frame, self, &mut egress)?,
+                verdict => return Ok(verdict),
+            };
         }
+        Ok(verdict)
     }
 
     fn active(&self) -> u64 {

@@ -27,7 +27,11 @@ pub use xdp::XdpFrame;
 #[cfg(target_arch = "bpf")]
 use crate::opaque::opaque;
 pub use crate::rewrite::ChecksumEdit;
-use crate::{Egress, Packet, parse::Link};
+use crate::{
+    Egress, Packet,
+    icmp::{self, Quote},
+    parse::{self, Deep, Link},
+};
 
 /// A type that any bytes are a value of.
 ///
@@ -88,6 +92,33 @@ pub trait Frame {
     ///
     /// [`DropReason::Truncated`] when there are fewer.
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason>;
+
+    /// Parses what needs more looking at: [`parse::deep`], in a program behind a call that the verifier checks once. There
+    /// the result lies in a record of this CPU, else in `room`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`parse::deep`].
+    #[inline(always)]
+    fn deep<'a>(&mut self, room: &'a mut Deep) -> Result<Option<&'a Deep>, DropReason>
+    where
+        Self: Sized,
+    {
+        Ok(parse::deep(self, room)?.then_some(&*room))
+    }
+
+    /// Parses an ICMP error about a TCP packet: [`icmp::parse`], in the same way.
+    ///
+    /// # Errors
+    ///
+    /// As of [`icmp::parse`].
+    #[inline(always)]
+    fn error<'a>(&mut self, room: &'a mut Quote) -> Result<Option<&'a Quote>, DropReason>
+    where
+        Self: Sized,
+    {
+        Ok(icmp::parse(self, room)?.then_some(&*room))
+    }
 
     /// Makes the first `length` bytes accessible.
     ///
@@ -240,6 +271,28 @@ fn chunk(
 #[cfg(target_arch = "bpf")]
 type Bounds = (usize, usize);
 
+/// A packet pointer of a program's context, at an offset of it.
+///
+/// An instruction of our own: the optimiser knows that the field has 32 bits and may say so once more with a move of 32
+/// bits, after which the verifier takes the pointer for a number.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "an instruction")]
+fn pointer<C, const AT: usize>(context: *const C) -> usize {
+    let value: usize;
+    // SAFETY: the caller names a field of the context that every program may read.
+    unsafe {
+        core::arch::asm!(
+            "{value} = *(u32 *)({context} + {at})",
+            value = lateout(reg) value,
+            context = in(reg) context,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    };
+    value
+}
+
 /// Reads a value of the packet.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
@@ -261,6 +314,39 @@ fn write<T: Wire>(bounds: Bounds, at: usize, value: T) -> Result<(), DropReason>
     Ok(())
 }
 
+/// The highest offset that is looked at; parsers end far below. The verifier wants to see a bound.
+#[cfg(target_arch = "bpf")]
+const DEEPEST: usize = 0x3ff;
+
+/// The most that is made accessible: an answer.
+#[cfg(target_arch = "bpf")]
+const FARTHEST: usize = 0x7ff;
+
+/// What a parser behind a call says, as one number.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn coded(found: Result<bool, DropReason>) -> u32 {
+    match found {
+        Ok(found) => u32::from(found),
+        Err(_) => TRUNCATED,
+    }
+}
+
+/// The only fault that a parser finds.
+#[cfg(target_arch = "bpf")]
+const TRUNCATED: u32 = 2;
+
+/// What it said.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn decoded(code: u32) -> Result<bool, DropReason> {
+    match code {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DropReason::Truncated),
+    }
+}
+
 /// The address of `size` bytes at an offset of the packet, checked against its end.
 ///
 /// The optimiser would compute the checked and the used address in two ways, and the verifier would not see that they
@@ -268,7 +354,7 @@ fn write<T: Wire>(bounds: Bounds, at: usize, value: T) -> Result<(), DropReason>
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn checked((start, end): Bounds, at: usize, size: usize) -> Result<usize, DropReason> {
-    let address = opaque((start + at) as u64) as usize;
+    let address = opaque((start + (at & DEEPEST)) as u64) as usize;
     if address + size > end {
         return Err(DropReason::Truncated);
     }

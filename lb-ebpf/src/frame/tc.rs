@@ -1,19 +1,22 @@
 //! A frame at the TC hook: keeps GSO, and the kernel finishes or follows checksums itself.
 #![expect(unsafe_code, reason = "packet access and helper calls")]
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers,
     programs::TcContext,
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, CHUNK, ChecksumEdit, Frame, UNREADABLE, Wire, fib, read, write};
+use super::{Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib, pointer, read, write};
 use crate::{
     Egress, Packet,
-    maps::SCRATCH,
-    parse::{Link, link_tag, untag},
+    icmp::{self, Quote},
+    maps::{DEEP, QUOTE, SCRATCH},
+    parse::{self, Deep, Link, link_tag, untag},
 };
 
 /// A packet in a socket buffer.
@@ -30,7 +33,11 @@ impl<'a> TcFrame<'a> {
 
     #[inline(always)]
     fn bounds(&self) -> Bounds {
-        (self.context.data(), self.context.data_end())
+        let context = self.context.skb.skb.cast_const();
+        (
+            pointer::<_, { offset_of!(__sk_buff, data) }>(context),
+            pointer::<_, { offset_of!(__sk_buff, data_end) }>(context),
+        )
     }
 }
 
@@ -139,8 +146,25 @@ impl Frame for TcFrame<'_> {
     }
 
     #[inline(always)]
+    fn deep<'a>(&mut self, _: &'a mut Deep) -> Result<Option<&'a Deep>, DropReason> {
+        let found = decoded(deep_tc(self.context.skb.skb))?;
+        let record = DEEP.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: the record is this CPU's own, and written by the call only.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
+    fn error<'a>(&mut self, _: &'a mut Quote) -> Result<Option<&'a Quote>, DropReason> {
+        let found = decoded(error_tc(self.context.skb.skb))?;
+        let record = QUOTE.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: as above.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
-        if self.context.data() + length <= self.context.data_end() {
+        let (start, end) = self.bounds();
+        if start + (length & FARTHEST) <= end {
             return Ok(());
         }
         self.context
@@ -224,4 +248,32 @@ pub fn send(egress: &Egress) -> i32 {
     unsafe {
         helpers::generated::bpf_redirect_neigh(egress.interface, core::ptr::null_mut(), 0, 0) as i32
     }
+}
+
+/// [`parse::deep`], a function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn deep_tc(context: *mut __sk_buff) -> u32 {
+    let Some(record) = DEEP.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Deep::default();
+    let context = TcContext::new(context);
+    coded(parse::deep(&mut TcFrame::new(&context), record))
+}
+
+/// [`icmp::parse`], in the same way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_tc(context: *mut __sk_buff) -> u32 {
+    let Some(record) = QUOTE.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Quote::default();
+    let context = TcContext::new(context);
+    coded(icmp::parse(&mut TcFrame::new(&context), record))
 }

@@ -1,6 +1,8 @@
 //! A frame at the XDP hook, in the driver or behind it.
 #![expect(unsafe_code, reason = "packet access and helper calls")]
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{xdp_action::XDP_TX, xdp_md},
@@ -10,12 +12,13 @@ use aya_ebpf::{
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, Frame, UNREADABLE, Wire, address_halves, fib, read, write,
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, TRUNCATED, UNREADABLE, Wire, address_halves, coded, decoded, fib, pointer, read, write,
 };
 use crate::{
     Egress, Packet,
-    maps::SCRATCH,
-    parse::{Link, untag},
+    icmp::{self, Quote},
+    maps::{DEEP, QUOTE, SCRATCH},
+    parse::{self, Deep, Link, untag},
 };
 
 /// Chunks summed at most: a jumbo frame.
@@ -38,7 +41,11 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
 
     #[inline(always)]
     fn bounds(&self) -> Bounds {
-        (self.context.data(), self.context.data_end())
+        let context = self.context.ctx.cast_const();
+        (
+            pointer::<_, { offset_of!(xdp_md, data) }>(context),
+            pointer::<_, { offset_of!(xdp_md, data_end) }>(context),
+        )
     }
 
     /// Moves the start of the packet: forward to make it shorter, backward to make room.
@@ -141,7 +148,8 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
 
     #[inline(always)]
     fn quote(&mut self, link: &Link, length: u32, keep: u32, room: u32) -> Result<(), DropReason> {
-        let size = (self.context.data_end() - self.context.data()) as u32;
+        let (start, end) = self.bounds();
+        let size = (end - start) as u32;
         let wanted = link.l3 as u32 + keep;
         // A packet in several pieces is as long as its header says; another may be padded.
         let have = (link.l3 as u32 + length).max(size);
@@ -177,8 +185,25 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     }
 
     #[inline(always)]
+    fn deep<'a>(&mut self, _: &'a mut Deep) -> Result<Option<&'a Deep>, DropReason> {
+        let found = decoded(deep_xdp(self.context.ctx))?;
+        let record = DEEP.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: the record is this CPU's own, and written by the call only.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
+    fn error<'a>(&mut self, _: &'a mut Quote) -> Result<Option<&'a Quote>, DropReason> {
+        let found = decoded(error_xdp(self.context.ctx))?;
+        let record = QUOTE.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: as above.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
-        if self.context.data() + length > self.context.data_end() {
+        let (start, end) = self.bounds();
+        if start + (length & FARTHEST) > end {
             return Err(DropReason::Truncated);
         }
         Ok(())
@@ -238,4 +263,32 @@ pub fn send(context: &XdpContext, egress: &Egress) -> u32 {
     }
     // SAFETY: helper call without pointers.
     unsafe { helpers::generated::bpf_redirect(egress.interface, 0) as u32 }
+}
+
+/// [`parse::deep`], a function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn deep_xdp(context: *mut xdp_md) -> u32 {
+    let Some(record) = DEEP.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Deep::default();
+    let context = XdpContext::new(context);
+    coded(parse::deep(&mut XdpFrame::<false>::new(&context), record))
+}
+
+/// [`icmp::parse`], in the same way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_xdp(context: *mut xdp_md) -> u32 {
+    let Some(record) = QUOTE.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Quote::default();
+    let context = XdpContext::new(context);
+    coded(icmp::parse(&mut XdpFrame::<false>::new(&context), record))
 }
