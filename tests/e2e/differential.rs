@@ -1,7 +1,7 @@
 //! The same packets through smtplb and through nftables NAT.
 
 use anyhow::{Result, ensure};
-use tests::twin::{Boxes, Spice, run};
+use tests::twin::{Boxes, Spice, UNANSWERED, run};
 
 /// Everything at once.
 const ALL: Spice = Spice {
@@ -33,6 +33,11 @@ fn compare(attach: &str) -> Result<()> {
     let mut drops = boxes.plane.drops();
     drops.retain(|_, count| *count > 0);
     println!("not carried: {drops:?}");
+    let unanswered = report.explained.get(UNANSWERED).copied().unwrap_or(0);
+    ensure!(
+        drops.get("no-answer").copied().unwrap_or(0) == unanswered,
+        "{unanswered} errors not sent, and not all for the limit"
+    );
     ensure!(report.different.is_empty(), "differences with seed {seed}");
     for kind in ["segment", "fragments", "error-translated", "error-made"] {
         let seen = report.alike.get(kind).copied().unwrap_or(0);

@@ -114,7 +114,8 @@ impl Dice<'_> {
         segment
     }
 
-    /// Hop-by-hop and destination options of padding, each of some length (RFC 8200 §4.2).
+    /// Hop-by-hop and destination options, each one option of some length that everybody has to skip (RFC 8200 §4.2).
+    /// Of padding, Linux routers take no more than seven bytes.
     fn extensions(&mut self) -> Vec<(u8, Vec<u8>)> {
         let kinds: &[u8] = [&[60][..], &[0], &[0, 60], &[60, 60]][self.random.below(4)];
         kinds
@@ -122,7 +123,8 @@ impl Dice<'_> {
             .map(|kind| {
                 let more = self.random.below(3);
                 let room = 6 + 8 * more;
-                let mut bytes = vec![more as u8, 1, room as u8 - 2];
+                // Skipped when unknown, for experiments (RFC 4727 §3).
+                let mut bytes = vec![more as u8, 0x1e, room as u8 - 2];
                 bytes.resize(room + 1, 0);
                 (*kind, bytes)
             })
