@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use lb_common::{checksum::sum_bytes, flow::FlowKey, reason::DropReason};
 
-use super::{ChecksumEdit, Frame, Wire, address_halves};
+use super::{ChecksumEdit, Frame, Partial, Wire, address_halves};
 use crate::{
     Egress, Packet,
     parse::{Link, untag},
@@ -62,6 +62,10 @@ impl Frame for MemoryFrame<'_> {
         let room = core::iter::repeat_n(0, room as usize);
         self.bytes.splice(link.l3..link.l3, room);
         Ok(())
+    }
+
+    fn may_be_partial(&self) -> Partial {
+        Partial::Never
     }
 
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {

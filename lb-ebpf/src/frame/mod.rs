@@ -55,6 +55,17 @@ wire!(
     u8, [u8; 2], u16, [u16; 2], [u16; 4], [u16; 6], [u16; 7], [u16; 16], EthHdr, Ipv4Hdr, Ipv6Hdr
 );
 
+/// What a hook knows of a checksum that a device may still have to finish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Partial {
+    /// No device will.
+    Never,
+    /// One will if the field holds the sum of the pseudo-header, and the segment does not add up as it is.
+    Perhaps,
+    /// One will.
+    Surely,
+}
+
 /// A packet from its Ethernet header on. Offsets count from there.
 pub trait Frame {
     /// Can the hook ask for a neighbour's MAC address? A packet at one that cannot is left to the TC hook behind it.
@@ -92,6 +103,9 @@ pub trait Frame {
     ///
     /// [`DropReason::Truncated`] when there are fewer.
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason>;
+
+    /// Will a device still finish the TCP checksum?
+    fn may_be_partial(&self) -> Partial;
 
     /// Parses what needs more looking at: [`parse::deep`], in a program behind a call that the verifier checks once. There
     /// the result lies in a record of this CPU, else in `room`.

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib, pointer, read, write};
+use super::{Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib, pointer, read, write};
 use crate::{
     Egress, Packet,
     icmp::{self, Quote},
@@ -123,26 +123,19 @@ impl Frame for TcFrame<'_> {
 
     #[inline(always)]
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
-        let scratch = SCRATCH.get_ptr_mut(0).ok_or(DropReason::Internal)?;
-        let skb = self.context.skb.skb;
-        let mut sum = 0;
-        for place in 0..3 {
-            let done = place * CHUNK;
-            if done >= length {
-                break;
-            }
-            let length = (length - done).min(CHUNK);
-            sum += super::chunk(scratch, length, |into, length| {
-                // SAFETY: the scratch record has room for a chunk.
-                unsafe {
-                    helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length)
-                }
-            });
+        match sum_skb(self.context.skb.skb, at, length) {
+            UNREADABLE.. => Err(DropReason::Truncated),
+            sum => Ok(sum),
         }
-        if sum >= UNREADABLE {
-            return Err(DropReason::Truncated);
+    }
+
+    #[inline(always)]
+    fn may_be_partial(&self) -> Partial {
+        // SAFETY: a field of the context that every program may read (Linux 5.7).
+        match unsafe { (*self.context.skb.skb).gso_size } {
+            0 => Partial::Perhaps,
+            _ => Partial::Surely,
         }
-        Ok(sum)
     }
 
     #[inline(always)]
@@ -248,6 +241,31 @@ pub fn send(egress: &Egress) -> i32 {
     unsafe {
         helpers::generated::bpf_redirect_neigh(egress.interface, core::ptr::null_mut(), 0, 0) as i32
     }
+}
+
+/// The sum of the bytes of a packet from an offset on, or [`UNREADABLE`] and more; at most three chunks are summed.
+///
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sum_skb(skb: *mut __sk_buff, at: u32, length: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return UNREADABLE;
+    };
+    let mut sum = 0;
+    for place in 0..3 {
+        let done = place * CHUNK;
+        if done >= length {
+            break;
+        }
+        sum += super::chunk(scratch, (length - done).min(CHUNK), |into, length| {
+            // SAFETY: the scratch record has room for a chunk.
+            unsafe {
+                helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length)
+            }
+        });
+    }
+    sum
 }
 
 /// [`parse::deep`], a function of its own for the verifier (Linux 5.6).

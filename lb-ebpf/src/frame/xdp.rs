@@ -12,7 +12,7 @@ use aya_ebpf::{
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, TRUNCATED, UNREADABLE, Wire, address_halves, coded, decoded, fib, pointer, read, write,
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves, coded, decoded, fib, pointer, read, write,
 };
 use crate::{
     Egress, Packet,
@@ -181,6 +181,14 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
         match sum_packet(self.context.ctx, at, length) {
             UNREADABLE.. => Err(DropReason::Truncated),
             sum => Ok(sum),
+        }
+    }
+
+    #[inline(always)]
+    fn may_be_partial(&self) -> Partial {
+        match GENERIC {
+            true => Partial::Perhaps,
+            false => Partial::Never,
         }
     }
 

@@ -25,8 +25,8 @@ pub use self::{
 };
 use crate::mail::random::Random;
 
-/// Connections side by side.
-const WIDTH: usize = 256;
+/// Connections side by side; what they send at once fits the queue of a CPU (`net.core.netdev_max_backlog`, 1000).
+const WIDTH: usize = 128;
 /// Readable examples of each kind of difference.
 const EXAMPLES: u64 = 2;
 /// How long a box may take for what it was sent.
