@@ -7,6 +7,7 @@ use core::mem::offset_of;
 
 use lb_common::{
     checksum::fold,
+    layout::Jump,
     reason::DropReason,
 };
 use network_types::{
@@ -32,6 +33,8 @@ pub struct Notice {
     pub tick: u32,
     /// Answers in that tick.
     pub count: u32,
+    /// Tags to put on the answer.
+    pub vlan: u32,
 }
 
 /// Answers of one CPU in a tick (1.07 s); the kernel's own limit is 1000 a second (`net.ipv4.icmp_msgs_per_sec`).
@@ -68,6 +71,12 @@ pub fn answer<F: Frame, T: Tables>(
     if !parse::link(frame, &mut link) {
         return Err(DropReason::Internal);
     }
+    if link.inside != 0 || link.outside {
+        // The kernel makes room behind a plain Ethernet header only. So once more, without tags.
+        frame.retag(&link, 0)?;
+        tables.keep_tags(link.vlan);
+        return Ok(Verdict::Jump(Jump::Answer));
+    }
     let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
     egress.interface = frame.ingress();
     egress.known = true;
@@ -83,6 +92,9 @@ pub fn answer<F: Frame, T: Tables>(
         v6(frame, &link, kind, notice.mtu)?;
     }
     frame.address(egress)?;
+    if notice.vlan != 0 {
+        frame.retag(&link, notice.vlan)?;
+    }
     Ok(Verdict::Send)
 }
 

@@ -136,6 +136,10 @@ fn answer_tc(context: TcContext) -> i32 {
     let mut egress = Egress::default();
     let mut frame = TcFrame::new(&context);
     match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &TC_JUMPS, jump);
+            TC_ACT_SHOT
+        }
         Ok(_) => tc::send(&egress),
         Err(_) => TC_ACT_SHOT,
     }
@@ -147,6 +151,10 @@ fn answer_xdp(context: XdpContext) -> u32 {
     let mut egress = Egress::default();
     let mut frame = XdpFrame::<false>::new(&context);
     match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &XDP_JUMPS, jump);
+            XDP_DROP
+        }
         Ok(_) => xdp::send(&context, &egress),
         Err(_) => XDP_DROP,
     }
@@ -158,6 +166,10 @@ fn answer_xdp_generic(context: XdpContext) -> u32 {
     let mut egress = Egress::default();
     let mut frame = XdpFrame::<true>::new(&context);
     match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &XDP_GENERIC_JUMPS, jump);
+            XDP_DROP
+        }
         Ok(_) => xdp::send(&context, &egress),
         Err(_) => XDP_DROP,
     }

@@ -130,6 +130,7 @@ pub fn notice(reason: DropReason, mtu: u32) -> bool {
         (notice.tick, notice.count) = (now, 0);
     }
     notice.count += 1;
+    notice.vlan = 0;
     (notice.reason, notice.mtu) = (reason as u32, mtu);
     notice.count <= ANSWERS
 }
@@ -240,6 +241,14 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let _ = FRAGMENTS.insert(key, hit, 0);
+    }
+
+    #[inline(always)]
+    fn keep_tags(&self, vlan: u32) {
+        if let Some(notice) = NOTICE.get_ptr_mut(0) {
+            // SAFETY: the record is this CPU's own.
+            unsafe { (*notice).vlan = vlan };
+        }
     }
 
     #[inline(always)]

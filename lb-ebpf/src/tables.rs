@@ -65,6 +65,8 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
     /// Remembers whose later fragments will follow.
     fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Keeps the tags of a packet for its answer.
+    fn keep_tags(&self, vlan: u32);
     /// May clients use this VLAN?
     fn vlan_allowed(&self, vlan: u32) -> bool;
 

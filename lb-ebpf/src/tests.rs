@@ -49,6 +49,7 @@ struct MemoryTables {
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
+    tags: Cell<u32>,
 }
 
 impl MemoryTables {
@@ -100,6 +101,7 @@ impl MemoryTables {
             },
             free: RefCell::default(),
             fragments: RefCell::default(),
+            tags: Cell::new(0),
         }
     }
 
@@ -223,6 +225,9 @@ impl Tables for MemoryTables {
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let key = (key.src, key.dst, key.id);
         self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn keep_tags(&self, vlan: u32) {
+        self.tags.set(vlan);
     }
     fn vlan_allowed(&self, vlan: u32) -> bool {
         vlan != FOREIGN_VLAN

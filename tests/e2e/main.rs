@@ -12,4 +12,5 @@ mod scene;
 mod survival;
 mod the_box;
 mod the_lab;
+mod vlan;
 mod volume;

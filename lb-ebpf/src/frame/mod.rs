@@ -90,7 +90,8 @@ pub trait Frame {
     /// [`DropReason::Internal`] when the kernel has no room.
     fn retag(&mut self, link: &Link, vlan: u32) -> Result<(), DropReason>;
 
-    /// Cuts the IP packet to `keep` bytes and opens `room` bytes before it, the link layer staying in front.
+    /// Cuts the IP packet of a frame without tags to `keep` bytes and opens `room` bytes before it, the link layer staying in
+    /// front.
     ///
     /// # Errors
     ///

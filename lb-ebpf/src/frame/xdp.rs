@@ -166,13 +166,8 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
             }
         }
         self.move_head(-(room as i32))?;
-        // The link layer: addresses, at most two tags, and the type.
         let front: [u16; 7] = self.load(room as usize)?;
         self.store(0, front)?;
-        for tag in 0..link.inside.min(2) as usize {
-            let words: [u16; 2] = self.load(room as usize + 14 + 4 * tag)?;
-            self.store(14 + 4 * tag, words)?;
-        }
         Ok(())
     }
 
