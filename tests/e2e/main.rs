@@ -4,6 +4,7 @@ mod differential;
 mod hostile;
 mod install;
 mod member_down;
+mod mtu;
 mod passthrough;
 mod proxy;
 mod refusal;
