@@ -5,7 +5,7 @@
 //! what it sent. So the outer addresses become those of any packet of the flow in the error's direction, and the inner
 //! ones what arrived here.
 
-use core::mem::offset_of;
+use core::{mem::offset_of, sync::atomic::Ordering::Relaxed};
 
 use lb_common::{checksum::Delta, flow::FlowKey, reason::DropReason, tcp::Direction};
 use network_types::{
@@ -16,7 +16,7 @@ use network_types::{
 use crate::{
     Egress, Frame, Packet, Tables, Verdict, flow, forward,
     frame::{addresses, halves},
-    odd::leave,
+    odd::{LOOPBACK, leave},
     parse::{self, Link, QUOTED_TCP, Walk},
     rewrite,
 };
@@ -72,6 +72,9 @@ pub fn icmp<F: Frame, T: Tables>(
     let (direction, now) = (hit.direction(), tables.now());
     forward::way(frame, &quote.outer, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
+        return Ok(Verdict::Pass);
+    }
+    if !F::ASKS && flow.vlan.load(Relaxed) == LOOPBACK {
         return Ok(Verdict::Pass);
     }
     let to = &flow.route.leave[direction as usize & 1];
