@@ -2,6 +2,7 @@
 
 mod differential;
 mod hostile;
+mod icmp;
 mod install;
 mod member_down;
 mod mtu;
