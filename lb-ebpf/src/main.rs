@@ -19,10 +19,13 @@ use aya_ebpf::{
 use aya_log_ebpf::info;
 use lb_common::{layout::Jump, reason::DropReason};
 use lb_ebpf::{
-    Egress, Verdict, answer::answer, balance,
+    Egress, Verdict,
+    answer::answer,
+    balance,
     frame::{TcFrame, XdpFrame, tc, xdp},
+    icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
-    icmp, odd, open, steer, sweep,
+    odd, open, steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.
@@ -240,7 +243,7 @@ fn xdp_verdict(
 #[inline(always)]
 fn jumped<C: EbpfContext>(context: &C, jumps: &ProgramArray, jump: Jump) -> DropReason {
     // SAFETY: every program of the table is of this hook; the kernel has checked that.
-    let _ = unsafe { jumps.tail_call(context, jump as u32) };
+    unsafe { jumps.tail_call(context, jump as u32) };
     DropReason::Internal
 }
 

@@ -75,8 +75,10 @@ fn narrow(lab: &Lab) -> Result<()> {
     let [near, far] = [&lab.clients[1], &lab.clients[0]];
     near.namespace.sysctl("net/ipv4/ip_forward", "1")?;
     near.namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    near.namespace.sysctl("net/ipv4/conf/all/send_redirects", "0")?;
-    near.namespace.sysctl("net/ipv4/conf/eth0/send_redirects", "0")?;
+    near.namespace
+        .sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+    near.namespace
+        .sysctl("net/ipv4/conf/eth0/send_redirects", "0")?;
     near.namespace.ip(&[
         format!("route add 10.74.0.0/24 via {} mtu lock 1380", far.v4),
         format!("route add fd74::/64 via {} mtu 1380", far.v6),
