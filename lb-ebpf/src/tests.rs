@@ -1,5 +1,7 @@
 //! The pipeline over plain memory: the same code as in the kernel, with no kernel.
 
+mod odd;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
