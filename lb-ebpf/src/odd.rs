@@ -127,7 +127,7 @@ pub(crate) fn leave<F: Frame>(
 /// Remembers where packets come from of a client that no routing table leads to: a tagged one, or one on the box itself.
 /// Replies go back the same way.
 #[inline(always)]
-fn note_way_back<F: Frame>(
+pub(crate) fn note_way_back<F: Frame>(
     frame: &F,
     flow: &Flow,
     link: &Link,

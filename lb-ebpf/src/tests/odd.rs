@@ -144,6 +144,25 @@ fn an_error_is_translated_and_one_about_others_is_not() {
 }
 
 #[test]
+fn a_quoted_number_is_the_one_its_sender_chose() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    open(&tables, 1000).unwrap();
+    let hit = tables.keys.borrow().values().next().unwrap().slot();
+    let flow = tables.flow(hit).unwrap();
+    // As behind an inserted header: forward numbers are shifted by 28.
+    flow.shift[0].store(28, std::sync::atomic::Ordering::Relaxed);
+    let mut plain = error(1000);
+    plain[66..74].copy_from_slice(&[0, 0, 1, 0, 0, 0, 2, 0]);
+    let check = fold(sum_bytes(&plain[34..]));
+    plain[36..38].copy_from_slice(&(!check).to_ne_bytes());
+    let mut out = plain.clone();
+    assert_eq!(tables.send(&mut out), Ok(Verdict::Send));
+    // The quoted packet is a reply: its number is not shifted, but its acknowledgement was.
+    assert_eq!(out[66..74], [0, 0, 1, 0, 0, 0, 2, 28]);
+    assert_eq!(fold(sum_bytes(&out[34..])), 0xffff, "ICMP");
+}
+
+#[test]
 fn answers_are_complete() {
     for (frame, reason, kind) in [
         (packet(1, ACK), DropReason::TtlExceeded, [11, 0]),
