@@ -43,7 +43,11 @@ pub fn odd<F: Frame, T: Tables>(
         Part::Whole | Part::First => flow::find(tables, &deep.packet),
     };
     let Some(hit) = hit else {
-        if deep.part == Part::Later || flow::service(tables, config, &deep.packet).is_none() {
+        if deep.part == Part::Later {
+            tables.note_early(&deep.fragment());
+            return Ok(Verdict::Pass);
+        }
+        if flow::service(tables, config, &deep.packet).is_none() {
             return Ok(Verdict::Pass);
         }
         check_vlan(tables, deep.link.vlan)?;

@@ -65,6 +65,7 @@ fn later_fragments_follow_the_first() {
     let untouched = early.clone();
     assert_eq!(tables.send(&mut early), Ok(Verdict::Pass));
     assert_eq!(early, untouched, "one before the first is left alone");
+    assert!(tables.early.get().is_some(), "but remembered");
     assert_eq!(tables.send(&mut fragment(1000, 0, true)), Ok(Verdict::Send));
     let mut late = fragment(1000, 4, false);
     assert_eq!(tables.send(&mut late), Ok(Verdict::Send));
