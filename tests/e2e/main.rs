@@ -4,6 +4,7 @@ mod differential;
 mod hostile;
 mod icmp;
 mod install;
+mod jumbo;
 mod member_down;
 mod mtu;
 mod passthrough;

@@ -45,7 +45,8 @@ pub struct Boxes {
     pub nft: TwinBox,
     pub plane: KernelPlane,
     _passes: Vec<Pass>,
-    _outside: Namespace,
+    /// Where the raw ports are.
+    pub outside: Namespace,
     generation: Generation,
     remover: Remover,
     folder: PathBuf,
@@ -87,7 +88,7 @@ impl Boxes {
             remover: plane.remover(),
             plane,
             _passes: passes,
-            _outside: outside,
+            outside,
             generation,
             folder,
         })
