@@ -131,7 +131,9 @@ fn v6<F: Frame>(frame: &mut F, deep: &mut Deep) -> Result<bool, DropReason> {
         next: ip.next_hdr,
         ..Walk::default()
     };
-    walk_extensions(frame, &mut walk)?;
+    if walk_extensions(frame, &mut walk).is_err() {
+        return Ok(false);
+    }
     packet.l4 = walk.at;
     deep.id = walk.id;
     deep.part = part(walk.field & OFFSET6 != 0, walk.field & 1 != 0);
