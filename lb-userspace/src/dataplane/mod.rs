@@ -55,6 +55,8 @@ pub struct KernelPlane {
     tables: Tables,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
+    /// Pins of the links that the generation in use needs.
+    links: Vec<String>,
     adopted: bool,
     /// Tells this daemon from every other.
     instance: u32,
@@ -91,6 +93,7 @@ impl KernelPlane {
             tables,
             listeners,
             attachments: Vec::new(),
+            links: Vec::new(),
             adopted,
             instance: RandomState::new().build_hasher().finish() as u32,
         })
@@ -177,7 +180,35 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        self.attachments = links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+        (self.attachments, self.links) =
+            links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+        Ok(())
+    }
+
+    /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn detach_others(&self, old: &Generation, new: &Generation) -> Result<()> {
+        links::detach_filters(&old.network, Some(&new.network));
+        links::detach_others(&self.pins, &self.links)
+    }
+
+    /// Makes the tables for passthrough flows where there were none yet. What else is there is taken over: programs,
+    /// counters, the generation in use.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses something; then everything is as before.
+    pub fn grow(&mut self, flows: u32, kernel_log: bool) -> Result<()> {
+        if self.flows_max() + 1 > u64::from(FEW_FLOWS) {
+            return Ok(());
+        }
+        let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;
+        next.instance = self.instance;
+        next.adopted = self.adopted;
+        *self = next;
         Ok(())
     }
 
@@ -210,14 +241,10 @@ impl KernelPlane {
     ///
     /// When a pin cannot be removed.
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
-        for name in self.pins.names() {
-            if name.starts_with("link-") && name != links::STEERING {
-                self.pins.unpin(&name)?;
-            }
-        }
+        links::detach_filters(&generation.network, None);
         self.attachments.clear();
-        Ok(())
+        self.links.clear();
+        links::detach_others(&self.pins, &self.links)
     }
 
     /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
@@ -408,7 +435,7 @@ impl Remover {
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
+        links::detach_filters(&generation.network, None);
         self.pins.clear().context("cannot remove the pins")
     }
 }
