@@ -1,5 +1,7 @@
 //! One passthrough connection: the keys that find it from both sides, and its record.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use crate::{
     addr::Addr,
     atomic::{AtomicU32, AtomicU64},
@@ -87,7 +89,24 @@ impl Route {
     }
 }
 
-/// A flow record: two cache lines, one per flow, found by slot number.
+/// The way out of one direction, as the routing table last gave it.
+///
+/// Used within the tick it was looked up in, then asked for again: so no daemon has to watch routes and neighbours, and
+/// a busy flow still asks only once a tick.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Way {
+    /// Interface index.
+    pub interface: AtomicU32,
+    /// Destination and source MAC address, in the order of an Ethernet header.
+    pub macs: [AtomicU32; 3],
+    /// Largest IP packet that fits, bytes.
+    pub mtu: AtomicU32,
+    /// Tick of the look-up; 0 for none.
+    pub resolved: AtomicU32,
+}
+
+/// A flow record: three cache lines, one per flow, found by slot number.
 ///
 /// Counters are added to without a locked instruction: one direction of a flow stays on one CPU (the NIC's
 /// receive hash), and a packet that strays costs a count, never a flow.
@@ -102,7 +121,7 @@ pub struct Flow {
     pub last_seen: AtomicU32,
     /// Tick of the first packet.
     pub created: AtomicU32,
-    /// Number of the generation that made it.
+    /// Number of the generation that made it; the highest bit tells who sent the last reset.
     pub generation: AtomicU32,
     /// Packets forward and reverse.
     pub packets: [AtomicU32; 2],
@@ -110,16 +129,46 @@ pub struct Flow {
     pub bytes: [AtomicU64; 2],
     /// Member number in the low half, virtual server number in the high half.
     pub owners: AtomicU32,
-    /// Room for what a flow will have to remember.
-    pub reserved: AtomicU32,
-    /// The same, towards the end of the line.
-    pub reserved2: AtomicU64,
+    /// The VLAN tags of the client's side, inner in the high half; 0 for none.
+    pub vlan: AtomicU32,
+    /// The client's first data byte (sequence number), where a header is inserted before it.
+    pub first: AtomicU32,
+    /// When the inserted header was last sent, and whether the member has it.
+    pub header: AtomicU32,
+    /// The ways out, by direction.
+    pub ways: [Way; 2],
+    /// Added to sequence numbers of this direction, and taken off acknowledgements of the other.
+    pub shift: [AtomicU32; 2],
+    /// The sequence number that follows the last byte seen of this direction, as its sender counts.
+    pub next: [AtomicU32; 2],
 }
 
 const _: () = assert!(
-    size_of::<Flow>() == 128,
+    size_of::<Flow>() == 192,
     "Flow: layout changed, bump ABI_VERSION"
 );
+
+/// In [`Flow::generation`]: the member sent the last reset that counted, not the client.
+const RESET_BY_MEMBER: u32 = 1 << 31;
+
+impl Flow {
+    /// Notes who sent a reset.
+    #[inline(always)]
+    pub fn note_reset(&self, direction: Direction) {
+        let generation = self.generation.load(Relaxed) & !RESET_BY_MEMBER;
+        let by = (direction as u32) << 31;
+        self.generation.store(generation | by, Relaxed);
+    }
+
+    /// Who sent the last reset; forward is the client.
+    #[inline(always)]
+    pub fn reset_by(&self) -> Direction {
+        match self.generation.load(Relaxed) & RESET_BY_MEMBER {
+            0 => Direction::Forward,
+            _ => Direction::Reverse,
+        }
+    }
+}
 
 /// Packs member and virtual server for [`Flow::owners`].
 #[inline(always)]

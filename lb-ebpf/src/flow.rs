@@ -7,13 +7,14 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    event::Cause,
     flow::{Flow, Hit, owners, split_owners},
     reason::DropReason,
     service::{Config, Service, ServiceKey},
-    tcp::{Direction, Phase, tick},
+    tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, snat};
+use crate::{Packet, Tables, atomic, report, snat};
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
@@ -26,7 +27,7 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     match Phase::from_u32(flow.phase.load(Relaxed)) {
         Phase::Free | Phase::Claimed => None,
         phase if phase.ended() && packet.flags.opens() && hit.direction() == Direction::Forward => {
-            if tables.release(hit.slot(), phase) {
+            if tables.release(hit.slot(), phase, Cause::Reused) {
                 flow.phase.store(Phase::Free as u32, Relaxed);
                 tables.push_free(hit.slot());
             }
@@ -36,29 +37,30 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     }
 }
 
-/// Opens a flow for the first packet of a connection to a passthrough virtual server: its slot, or 0 when the packet is
-/// for another.
+/// The passthrough virtual server that a packet is for.
 #[inline(always)]
-pub(crate) fn open<T: Tables>(
-    tables: &T,
+pub(crate) fn service<'a, T: Tables>(
+    tables: &'a T,
     config: &Config,
     packet: &Packet,
-    now: u64,
-) -> Result<u32, DropReason> {
+) -> Option<&'a Service> {
     let key = ServiceKey {
         address: packet.key.dst,
         port: packet.key.dport,
         epoch: config.epoch as u16,
     };
-    let Some(service) = tables.service(&key) else {
-        return Ok(0);
-    };
-    if service.forward != Service::PASSTHROUGH {
-        return Ok(0);
-    }
-    if !packet.flags.opens() {
-        return Err(DropReason::NoFlow);
-    }
+    let service = tables.service(&key)?;
+    (service.forward == Service::PASSTHROUGH).then_some(service)
+}
+
+/// Opens a flow for the first packet of a connection: its slot.
+#[inline(always)]
+pub(crate) fn open<T: Tables>(
+    tables: &T,
+    service: &Service,
+    packet: &Packet,
+    now: u64,
+) -> Result<u32, DropReason> {
     let number = tables.select(service.pool);
     if number == 0 {
         return Err(DropReason::NoMember);
@@ -108,7 +110,11 @@ fn fill<T: Tables>(
     for direction in 0..2 {
         flow.packets[direction].store(0, Relaxed);
         flow.bytes[direction].store(0, Relaxed);
+        flow.ways[direction].resolved.store(0, Relaxed);
+        flow.shift[direction].store(0, Relaxed);
     }
+    flow.next[0].store(packet.next(), Relaxed);
+    flow.vlan.store(0, Relaxed);
     if let Some(cell) = tables.member_cell(number) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
@@ -121,40 +127,88 @@ fn fill<T: Tables>(
     Ok(())
 }
 
+/// What a packet tells about its flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Note {
+    /// Which way it travels, and its flags.
+    pub way: (Direction, Flags),
+    /// Its sequence number.
+    pub sequence: u32,
+    /// The sequence number that follows it.
+    pub next: u32,
+    /// IP header and payload, bytes.
+    pub length: u32,
+}
+
+impl Note {
+    #[inline(always)]
+    pub(crate) fn of(packet: &Packet, direction: Direction) -> Self {
+        Self {
+            way: (direction, packet.flags),
+            sequence: packet.sequence,
+            next: packet.next(),
+            length: packet.length,
+        }
+    }
+}
+
 /// Notes a packet: time, counters, phase.
 #[inline(always)]
-pub(crate) fn track<T: Tables>(
-    tables: &T,
-    flow: &Flow,
-    packet: &Packet,
-    direction: Direction,
-    now: u64,
-) {
-    flow.last_seen.store(tick(now), Relaxed);
+pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
+    let Some(flow) = tables.flow(slot) else {
+        return;
+    };
+    let (direction, flags) = note.way;
     let side = direction as usize & 1;
+    flow.last_seen.store(tick(tables.now()), Relaxed);
     flow.packets[side].store(flow.packets[side].load(Relaxed).wrapping_add(1), Relaxed);
     flow.bytes[side].store(
         flow.bytes[side]
             .load(Relaxed)
-            .wrapping_add(u64::from(packet.length)),
+            .wrapping_add(u64::from(note.length)),
         Relaxed,
     );
-    let number = flow.phase.load(Relaxed);
-    let phase = Phase::from_u32(number);
-    let next = phase.after(direction, packet.flags);
-    if next == phase || !atomic::swap_if(&flow.phase, number, next as u32) {
-        return;
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let seen = flow.next[side].load(Relaxed);
+    if flags.any(Flags::RST) {
+        // Half-open, a reset answers the other side's SYN and its number says nothing.
+        if phase != Phase::Syn && !resets(note.sequence, seen) {
+            return;
+        }
+        flow.note_reset(direction);
+    } else if phase == Phase::Syn || follows(note.next, seen) {
+        flow.next[side].store(note.next, Relaxed);
     }
-    match (phase.ended(), next.ended()) {
-        (false, true) => count_active(tables, flow, u64::MAX),
-        (true, false) => count_active(tables, flow, 1),
-        _ => {}
+    if phase.after(direction, flags) != phase {
+        turn(tables, flow, direction, flags);
+    }
+}
+
+/// How often a phase is tried to be changed while other CPUs change it: each of them moves on at most this often.
+const TURNS: u32 = 4;
+
+/// Moves a flow to its next phase. Another CPU may do the same for the other direction: then from where that one left it.
+#[inline(always)]
+fn turn<T: Tables>(tables: &T, flow: &Flow, direction: Direction, flags: Flags) {
+    for _ in 0..TURNS {
+        let number = flow.phase.load(Relaxed);
+        let phase = Phase::from_u32(number);
+        let next = phase.after(direction, flags);
+        if !atomic::swap_if(&flow.phase, number, next as u32) {
+            continue;
+        }
+        match (phase.ended(), next.ended()) {
+            (false, true) => count_active(tables, flow, u64::MAX),
+            (true, false) => count_active(tables, flow, 1),
+            _ => {}
+        }
+        return;
     }
 }
 
 /// Takes a flow apart; true when the caller now owns the claimed record, false when another CPU was first.
 #[inline(always)]
-pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
+pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase, cause: Cause) -> bool {
     let Some(flow) = tables.flow(slot) else {
         return false;
     };
@@ -173,6 +227,27 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
     if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         count_traffic(cell, flow);
     }
+    report::end(tables, slot, phase, cause);
+    true
+}
+
+/// Ends a flow on behalf of the daemon: true when it was still this member's, from that moment, and is now free.
+#[inline(always)]
+pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: Cause) -> bool {
+    let Some(flow) = tables.flow(slot) else {
+        return false;
+    };
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let (owner, _) = split_owners(flow.owners.load(Relaxed));
+    let known = u32::from(owner) == member && flow.created.load(Relaxed) == created;
+    if !known || matches!(phase, Phase::Free | Phase::Claimed) {
+        return false;
+    }
+    if !tables.release(slot, phase, cause) {
+        return false;
+    }
+    flow.phase.store(Phase::Free as u32, Relaxed);
+    tables.push_free(slot);
     true
 }
 

@@ -2,12 +2,15 @@
 
 use lb_common::{
     atomic::AtomicU32,
+    event::Cause,
     flow::{Flow, FlowKey, Hit},
     member::Member,
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
+
+use crate::flow::Note;
 
 /// Where new flow records come from. One record, shared by all CPUs.
 #[repr(C)]
@@ -58,6 +61,8 @@ pub trait Tables {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+    /// Tells the daemon that a flow has ended, if it listens.
+    fn report(&self, slot: u32, phase: Phase, cause: Cause);
 
     /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
     fn select(&self, pool: u32) -> u32
@@ -84,11 +89,19 @@ pub trait Tables {
     }
 
     /// [`crate::flow::release`], behind such a call.
-    fn release(&self, slot: u32, phase: Phase) -> bool
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool
     where
         Self: Sized,
     {
-        crate::flow::release(self, slot, phase)
+        crate::flow::release(self, slot, phase, cause)
+    }
+
+    /// [`crate::flow::track`], behind such a call.
+    fn track(&self, slot: u32, note: &Note)
+    where
+        Self: Sized,
+    {
+        crate::flow::track(self, slot, note);
     }
 
     /// [`crate::expire::claim`], behind such a call.

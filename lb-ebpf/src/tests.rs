@@ -3,12 +3,15 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit, Route},
+    event::Cause,
+    flow::{Flow, FlowKey, Hit, Route, split_owners},
+    layout::Jump,
     member::Member,
     reason::DropReason,
     service::{Config, Pool, Service, ServiceKey},
@@ -28,8 +31,8 @@ const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
 const VIA: Egress = Egress {
     interface: 7,
     known: true,
-    source: [1, 2, 3],
-    destination: [4, 5, 6],
+    macs: [1, 2, 3],
+    mtu: 1500,
 };
 
 /// Tables in memory, with a clock that stands still until it is set.
@@ -45,6 +48,7 @@ struct MemoryTables {
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
+    reports: RefCell<Vec<(u32, Phase, Cause)>>,
 }
 
 impl MemoryTables {
@@ -95,11 +99,25 @@ impl MemoryTables {
                 port: AtomicU32::new(0),
             },
             free: RefCell::default(),
+            reports: RefCell::default(),
         }
     }
 
     fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
-        balance(&mut MemoryFrame::new(frame, Ok(VIA)), self)
+        self.send_by(frame, Ok(VIA))
+    }
+
+    fn send_by(
+        &self,
+        frame: &mut [u8],
+        way: Result<Egress, DropReason>,
+    ) -> Result<Verdict, DropReason> {
+        let mut frame = MemoryFrame::new(frame, way);
+        let mut egress = Egress::default();
+        match balance(&mut frame, self, &mut egress)? {
+            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
+            verdict => Ok(verdict),
+        }
     }
 
     fn active(&self) -> u64 {
@@ -118,8 +136,12 @@ fn record(route: Route, phase: Phase) -> &'static Flow {
         packets: Default::default(),
         bytes: Default::default(),
         owners: AtomicU32::new(0),
-        reserved: AtomicU32::new(0),
-        reserved2: Default::default(),
+        vlan: AtomicU32::new(0),
+        first: AtomicU32::new(0),
+        header: AtomicU32::new(0),
+        ways: Default::default(),
+        shift: Default::default(),
+        next: Default::default(),
     }))
 }
 
@@ -194,6 +216,9 @@ impl Tables for MemoryTables {
     fn push_free(&self, slot: u32) {
         self.free.borrow_mut().push_back(slot);
     }
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        self.reports.borrow_mut().push((slot, phase, cause));
+    }
 }
 
 fn address(host: u8) -> Addr {
@@ -228,16 +253,12 @@ fn open(tables: &MemoryTables, port: u16) -> Result<Verdict, DropReason> {
 fn ports_are_refused_only_when_every_one_is_in_use() {
     let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
     for port in 0..8 {
-        assert_eq!(
-            open(&tables, 1000 + port),
-            Ok(Verdict::Send(VIA)),
-            "flow {port}"
-        );
+        assert_eq!(open(&tables, 1000 + port), Ok(Verdict::Send), "flow {port}");
     }
     assert_eq!(open(&tables, 2000), Err(DropReason::PortsExhausted));
     assert_eq!(tables.active(), 8, "a refused flow leaves nothing behind");
     assert_eq!(tables.keys.borrow().len(), 16);
-    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send(VIA)));
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
     assert_eq!(
         open(&tables, 2000),
         Err(DropReason::PortsExhausted),
@@ -246,7 +267,7 @@ fn ports_are_refused_only_when_every_one_is_in_use() {
     tables.now.set(tables.now.get() + 4 * TICK);
     assert_eq!(
         open(&tables, 2000),
-        Ok(Verdict::Send(VIA)),
+        Ok(Verdict::Send),
         "no sweep is needed to get the port back"
     );
 }
@@ -275,7 +296,7 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
     for port in 0..5 {
         assert_eq!(
             tables.send(&mut packet(1000 + port, ACK)),
-            Ok(Verdict::Send(VIA))
+            Ok(Verdict::Send)
         );
     }
 }
@@ -312,10 +333,7 @@ fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
     let tables = MemoryTables::new(Service::SNAT_NONE);
     let mut frame = packet(1000, SYN);
     let untouched = frame.clone();
-    let refused = balance(
-        &mut MemoryFrame::new(&mut frame, Err(DropReason::NoRoute)),
-        &tables,
-    );
+    let refused = tables.send_by(&mut frame, Err(DropReason::NoRoute));
     assert_eq!(refused, Err(DropReason::NoRoute));
     assert_eq!(
         frame, untouched,
@@ -363,4 +381,39 @@ fn hostile_bytes_neither_panic_nor_leak() {
         );
         assert!(tables.active() <= live as u64, "round {round}");
     }
+}
+
+#[test]
+fn every_end_is_reported_once_with_its_cause() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    for port in [1000, 1001, 1002] {
+        assert_eq!(open(&tables, port), Ok(Verdict::Send));
+    }
+    // The port is used again after a reset, one client never comes back, one flow is ended by the operator.
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+    let slot = 3;
+    let flow = tables.flow(slot).unwrap();
+    let (member, _) = split_owners(flow.owners.load(Relaxed));
+    let (member, created) = (u32::from(member), flow.created.load(Relaxed));
+    let end = |created, member| crate::flow::end(&tables, slot, created, member, Cause::Drained);
+    assert!(!end(created, member ^ 3), "of another member");
+    assert!(!end(created + 1, member), "a later flow in the same record");
+    assert!(end(created, member));
+    assert!(!end(created, member), "there is nothing left to end");
+    tables.now.set(tables.now.get() + 100 * TICK);
+    sweep(&tables);
+    let mut reports = tables.reports.borrow().clone();
+    reports.sort_by_key(|(_, _, cause)| *cause as u8);
+    let ends: Vec<_> = reports.iter().map(|(_, phase, cause)| (*phase, *cause)).collect();
+    assert_eq!(
+        ends,
+        [
+            (Phase::Syn, Cause::Expired),
+            (Phase::Syn, Cause::Expired),
+            (Phase::Reset, Cause::Reused),
+            (Phase::Syn, Cause::Drained),
+        ]
+    );
+    assert_eq!(tables.active(), 0);
 }

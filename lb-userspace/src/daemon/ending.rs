@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Daemon, lock, roster, running::Running};
+use lb_common::event::Cause;
+
+use super::{Daemon, lock, roster};
 use crate::{
     admin::Refusal,
-    dataplane::EndReason,
     model::{Name, OnDown},
     pool::{Admin, LiveMember},
     proxy::Control,
@@ -73,11 +74,14 @@ impl Daemon {
                 continue;
             };
             let reason = match entry.admin {
-                Admin::Maint => EndReason::Maintenance,
-                Admin::Drain | Admin::Ready => EndReason::Drained,
+                Admin::Maint => Cause::Maintenance,
+                Admin::Drain | Admin::Ready => Cause::Drained,
             };
             if entry.ended {
-                self.end_stragglers(&running, live, reason).await;
+                // One that was being opened while the others were ended.
+                if live.counters().flows() > 0 {
+                    self.end_flows(live, reason).await;
+                }
                 continue;
             }
             let control = match entry.admin {
@@ -94,7 +98,7 @@ impl Daemon {
         let running = self.shared.running();
         let wanted = running.generation.pools.get(pool);
         if wanted.is_some_and(|pool| pool.on_down == OnDown::Reset) && !member.is_up() {
-            self.end_member(pool, member, EndReason::MemberDown, Control::Cut)
+            self.end_member(pool, member, Cause::MemberDown, Control::Cut)
                 .await;
         }
     }
@@ -103,10 +107,10 @@ impl Daemon {
         &mut self,
         pool: &str,
         member: &LiveMember,
-        reason: EndReason,
+        reason: Cause,
         control: Control,
     ) {
-        let sessions = member.counters().active() - member.counters().flows();
+        let sessions = member.counters().sessions();
         if let Some(proxy) = lock(&self.shared.proxy).as_ref() {
             proxy.end_member(member.id, control);
         }
@@ -114,19 +118,12 @@ impl Daemon {
         log::info!(
             "member {pool}/{}: {flows} flows were reset and {sessions} sessions told to end ({})",
             member.name,
-            reason.word()
+            word(reason)
         );
     }
 
-    /// One that was being opened while the others were ended.
-    async fn end_stragglers(&mut self, _: &Running, member: &LiveMember, reason: EndReason) {
-        if member.counters().flows() > 0 {
-            self.end_flows(member, reason).await;
-        }
-    }
-
     /// Resets a member's flows; how many.
-    async fn end_flows(&mut self, member: &LiveMember, reason: EndReason) -> usize {
+    async fn end_flows(&mut self, member: &LiveMember, reason: Cause) -> usize {
         let shared = self.shared.clone();
         let number = member.id;
         // A table may have millions of records; the monitors go on meanwhile.
@@ -134,7 +131,7 @@ impl Daemon {
             let table = shared.plane().flow_table();
             let mut ended = 0;
             for batch in table.of_member(number) {
-                ended += shared.plane().end_flows(&batch, reason)?;
+                ended += shared.plane().end_flows(number, &batch, reason)?;
             }
             Ok::<_, anyhow::Error>(ended)
         });
@@ -149,6 +146,15 @@ impl Daemon {
                 0
             }
         }
+    }
+}
+
+/// Why, in the log of the daemon.
+fn word(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Drained => "its time to drain is over",
+        Cause::Maintenance => "maintenance",
+        _ => "it is down",
     }
 }
 

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 use crate::{
-    admin::{Refusal, view::ReloadView},
+    admin::{Refusal, RefusalKind, view::ReloadView},
+    failure::{Exit, Failure},
     model::Name,
     pool::{Admin, LiveMember},
 };
@@ -34,6 +35,18 @@ pub(super) enum Order {
     },
     /// A monitor has found a member down that was up.
     Fell(Name, Arc<LiveMember>),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let kind = match failure.code {
+            Exit::Config => RefusalKind::Config,
+            Exit::Privilege => RefusalKind::Privilege,
+            Exit::Temporary => RefusalKind::Temporary,
+            Exit::Ok | Exit::Failed | Exit::Usage | Exit::Unreachable => RefusalKind::Failed,
+        };
+        Self::new(kind, failure.to_string())
+    }
 }
 
 /// Orders that may wait; beyond, who asks is told to try again.

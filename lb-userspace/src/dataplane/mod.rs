@@ -3,8 +3,13 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod ends;
+mod flows;
+mod jumps;
 mod links;
 mod loader;
+mod probe;
+mod reset;
 mod sys;
 mod tables;
 
@@ -21,11 +26,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use lb_common::{
-    layout::{MAX_WORKERS, SWEEP},
+    event::Cause,
+    layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
     stats::TrafficCell,
 };
@@ -33,10 +39,13 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     links::check_interfaces,
+    ends::FlowEnds,
+    flows::{FlowSnapshot, FlowTable},
     loader::OBJECT,
-    tables::{FlowSnapshot, Numbers},
+    probe::{Feature, features},
+    tables::Numbers,
 };
-use self::{bpffs::PinDirectory, tables::Tables};
+use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
     admin::view::AttachmentView,
     model::{Generation, Name},
@@ -53,7 +62,11 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    jumps: Jumps,
     listeners: SockMap<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    /// Opened when a flow has to be ended.
+    resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
     /// Pins of the links that the generation in use needs.
     links: Vec<String>,
@@ -87,15 +100,20 @@ impl KernelPlane {
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
+        let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
             pins,
             tables,
+            jumps: Jumps::new(instance),
             listeners,
+            lost,
+            resets: None,
             attachments: Vec::new(),
             links: Vec::new(),
             adopted,
-            instance: RandomState::new().build_hasher().finish() as u32,
+            instance,
         })
     }
 
@@ -181,7 +199,12 @@ impl KernelPlane {
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
         (self.attachments, self.links) =
-            links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+            links::attach(
+                &mut self.ebpf,
+                &self.pins,
+                &mut self.jumps,
+                &generation.network,
+            )?;
         Ok(())
     }
 
@@ -192,7 +215,8 @@ impl KernelPlane {
     /// When a pin cannot be removed.
     pub fn detach_others(&self, old: &Generation, new: &Generation) -> Result<()> {
         links::detach_filters(&old.network, Some(&new.network));
-        links::detach_others(&self.pins, &self.links)
+        links::detach_others(&self.pins, &self.links)?;
+        self.jumps.unpin_others(&self.pins)
     }
 
     /// Makes the tables for passthrough flows where there were none yet. What else is there is taken over: programs,
@@ -207,6 +231,7 @@ impl KernelPlane {
         }
         let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;
         next.instance = self.instance;
+        next.jumps = Jumps::new(self.instance);
         next.adopted = self.adopted;
         *self = next;
         Ok(())
@@ -219,6 +244,7 @@ impl KernelPlane {
     /// When the kernel refuses.
     pub fn attach_clsact(&mut self, generation: &Generation) -> Result<()> {
         let network = &generation.network;
+        self.jumps.ready(&mut self.ebpf, Hook::Tc)?;
         let program = loader::classifier(&mut self.ebpf, "balance_tc")?;
         for interface in network
             .client_interfaces
@@ -244,7 +270,8 @@ impl KernelPlane {
         links::detach_filters(&generation.network, None);
         self.attachments.clear();
         self.links.clear();
-        links::detach_others(&self.pins, &self.links)
+        links::detach_others(&self.pins, &self.links)?;
+        Jumps::new(self.instance).unpin_others(&self.pins)
     }
 
     /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
@@ -317,15 +344,25 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// Names of the programs for the hook of one.
+    pub fn programs(&self, program: &str) -> Vec<String> {
+        let names = self.ebpf.programs().map(|(name, _)| name);
+        names
+            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
+            .filter(|name| name.ends_with(Hook::of(program).suffix()))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// How many instructions the verifier walked for a program (Linux 5.16).
     ///
     /// # Errors
     ///
     /// When the kernel refuses the program or does not tell.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match program.starts_with("balance_xdp") {
-            true => loader::xdp(&mut self.ebpf, program)?.info()?,
-            false => loader::classifier(&mut self.ebpf, program)?.info()?,
+        let info = match Hook::of(program) {
+            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
         };
         info.verified_instruction_count()
             .context("the kernel does not tell")
@@ -342,6 +379,7 @@ impl KernelPlane {
         packet: &[u8],
         ingress: u32,
     ) -> Result<(u32, Vec<u8>)> {
+        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions {
             data_in: Some(packet),
@@ -349,7 +387,7 @@ impl KernelPlane {
             ..TestRunOptions::new()
         };
         let mut context;
-        let result = if program.starts_with("balance_xdp") {
+        let result = if Hook::of(program) != Hook::Tc {
             // struct xdp_md: data_end is the length, then the interface.
             context = vec![0; 24];
             context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
@@ -374,9 +412,84 @@ impl KernelPlane {
         &self.attachments
     }
 
-    /// Every flow.
-    pub fn flows(&self) -> Vec<FlowSnapshot> {
-        self.tables.flows().collect()
+    /// The flow records, to be read without holding the plane.
+    pub fn flow_table(&self) -> FlowTable {
+        self.tables.flow_table()
+    }
+
+    /// Ends flows of a member, at most [`ENDS`] of them: their records are free at once, and both peers get a reset with
+    /// the sequence number they expect. How many were ended; one that has ended by itself meanwhile is left alone.
+    ///
+    /// A peer that has more data on its way does not believe the reset (RFC 5961 §3); its next packet belongs to no flow,
+    /// and the stack answers it with a reset that it believes.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run the program.
+    pub fn end_flows(
+        &mut self,
+        member: u16,
+        flows: &[FlowSnapshot],
+        cause: Cause,
+    ) -> Result<usize> {
+        let mut packet = Vec::with_capacity(4 * (3 + 2 * ENDS as usize));
+        for word in [cause as u32, u32::from(member), flows.len() as u32] {
+            packet.extend_from_slice(&word.to_ne_bytes());
+        }
+        for flow in flows {
+            packet.extend_from_slice(&flow.slot.to_ne_bytes());
+            packet.extend_from_slice(&flow.created.to_ne_bytes());
+        }
+        // The kernel wants an Ethernet header at least.
+        packet.resize(packet.len().max(64), 0);
+        let program: &mut SchedClassifier = loader::classifier(&mut self.ebpf, "end_flows")?;
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ..TestRunOptions::new()
+        };
+        let result = program
+            .test_run(options)
+            .context("cannot run the program that ends flows")?;
+        let sender = self.resets.get_or_insert_with(reset::Sender::open);
+        for flow in flows {
+            sender.send(&reset::to_client(flow));
+            sender.send(&reset::to_member(flow));
+        }
+        Ok(result.return_value as usize)
+    }
+
+    /// Opens the ring buffer of ended flows. Only one process may read it at a time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn flow_ends(&self) -> Result<FlowEnds> {
+        FlowEnds::open(&self.pins)
+    }
+
+    /// Ends of flows that found the ring buffer full, ever.
+    pub fn flow_ends_lost(&self) -> u64 {
+        self.lost
+            .get(&0, 0)
+            .map_or(0, |cpus| cpus.iter().sum())
+    }
+
+    /// What this kernel or our privileges do not allow, and what follows from it.
+    pub fn degraded(&self) -> Vec<String> {
+        let mut degraded = Vec::new();
+        if !reset::may_send() {
+            degraded.push(
+                "CAP_NET_RAW is missing: connections of a member that is ended are reset when their peers speak next"
+                    .to_owned(),
+            );
+        }
+        if !links::has_tcx() {
+            degraded.push(
+                "no tcx (Linux 6.6): TC filters sit in the clsact qdisc, whoever flushes it removes them"
+                    .to_owned(),
+            );
+        }
+        degraded
     }
 
     /// How many flows fit.
