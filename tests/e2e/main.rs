@@ -1,11 +1,14 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod flow_log;
 mod hostile;
 mod install;
 mod member_down;
+mod members;
 mod passthrough;
 mod proxy;
 mod refusal;
+mod reload;
 mod sandbox;
 mod scene;
 mod survival;
