@@ -1,5 +1,6 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod differential;
 mod flow_log;
 mod hostile;
 mod install;
@@ -14,4 +15,5 @@ mod scene;
 mod survival;
 mod the_box;
 mod the_lab;
+mod vlan;
 mod volume;

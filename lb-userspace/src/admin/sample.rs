@@ -150,6 +150,15 @@ impl Source for FakeSource {
         if query.after > 0 {
             return Ok(FlowPage::default());
         }
+        match query.virtual_server.as_deref() {
+            None | Some("smtps") => {}
+            Some("submission6") => return Ok(FlowPage::default()),
+            Some(name) => {
+                return Err(Refusal::unknown(format!(
+                    "no virtual server is named \"{name}\"\n  The daemon knows: smtps, submission6."
+                )));
+            }
+        }
         let flows = vec![FlowView {
             virtual_server: "smtps".into(),
             client: "198.51.100.7:40312".parse().unwrap(),

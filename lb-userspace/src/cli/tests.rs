@@ -175,10 +175,12 @@ fn health_ends_by_the_plugin_convention() {
 
 #[test]
 fn mistakes_on_the_command_line_are_2() {
-    let mistakes: [&[&str]; 7] = [
+    let mistakes: [&[&str]; 9] = [
         &[],
         &["nix"],
-        &["drain", "msa/msa1"],
+        &["drain", "msa1"],
+        &["drain", "msa/msa1", "--deadline", "60"],
+        &["show", "members", "--count"],
         &["show"],
         &["show", "nodes"],
         &["status", "--yaml"],

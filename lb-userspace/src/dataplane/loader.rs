@@ -30,6 +30,8 @@ pub(super) const PINNED: [&str; 16] = [
     "FLOW_ENDS_LOST",
     "LISTENERS",
     "SCRATCH",
+    "FRAGMENTS",
+    "VLANS",
 ];
 
 /// The loaded object, and what was found when it was.

@@ -6,7 +6,7 @@ pub mod diff;
 pub mod show;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -55,6 +55,8 @@ pub struct Network {
     pub attach: Attach,
     /// How many passthrough flows are tracked at once (`max_flows`).
     pub max_flows: u32,
+    /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
+    pub vlans: BTreeSet<u16>,
 }
 
 /// `[log]`.

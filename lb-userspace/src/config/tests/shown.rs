@@ -30,6 +30,7 @@ fn what_is_shown_loads_to_the_same() {
         [network]
         client_interfaces = ["eth0"]
         server_interfaces = ["eth1"]
+        vlans = [20, 10]
         [log]
         flows = false
         flows_per_second = 7
