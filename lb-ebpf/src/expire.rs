@@ -55,8 +55,10 @@ fn free<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && makes_room(record, phase, now)
-            && tables.release(slot, phase, Cause::Reclaimed) {
+        if slot != 0
+            && makes_room(record, phase, now)
+            && tables.release(slot, phase, Cause::Reclaimed)
+        {
             return Some(slot);
         }
     }
@@ -101,8 +103,7 @@ pub fn sweep<T: Tables>(tables: &T) {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && expired(record, phase, now)
-            && tables.release(slot, phase, Cause::Expired) {
+        if slot != 0 && expired(record, phase, now) && tables.release(slot, phase, Cause::Expired) {
             record.phase.store(Phase::Free as u32, Relaxed);
             tables.push_free(slot);
         }

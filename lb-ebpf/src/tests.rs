@@ -224,7 +224,10 @@ impl Tables for MemoryTables {
         Some(&self.allocation)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
-        self.fragments.borrow().get(&(key.src, key.dst, key.id)).copied()
+        self.fragments
+            .borrow()
+            .get(&(key.src, key.dst, key.id))
+            .copied()
     }
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let key = (key.src, key.dst, key.id);
@@ -431,7 +434,10 @@ fn every_end_is_reported_once_with_its_cause() {
     sweep(&tables);
     let mut reports = tables.reports.borrow().clone();
     reports.sort_by_key(|(_, _, cause)| *cause as u8);
-    let ends: Vec<_> = reports.iter().map(|(_, phase, cause)| (*phase, *cause)).collect();
+    let ends: Vec<_> = reports
+        .iter()
+        .map(|(_, phase, cause)| (*phase, *cause))
+        .collect();
     assert_eq!(
         ends,
         [

@@ -34,7 +34,9 @@ fn number(line: &str, key: &str) -> Result<u64> {
     let value = line
         .split(' ')
         .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    Ok(value.with_context(|| format!("no {key}: {line}"))?.parse()?)
+    Ok(value
+        .with_context(|| format!("no {key}: {line}"))?
+        .parse()?)
 }
 
 #[test]
@@ -57,7 +59,10 @@ fn each_connection_is_logged_with_what_it_was() -> Result<()> {
             ensure!(number(&line, "packets_in")? > 5, "{line}");
             ensure!(number(&line, "packets_out")? > 5, "{line}");
             ensure!(line.contains(" virtual_server=smtps-"), "{line}");
-            ensure!(line.contains(" member=m") && line.contains(" snat="), "{line}");
+            ensure!(
+                line.contains(" member=m") && line.contains(" snat="),
+                "{line}"
+            );
             ensure!(line.ends_with(" end=closed phase=closing"), "{line}");
         }
         let server = SocketAddr::new(Family::V4.virtual_address(), 465);
@@ -127,7 +132,9 @@ fn a_storm_is_not_logged_beyond_its_bound() -> Result<()> {
         tests::wait::pause(Duration::from_millis(500));
         let before = lines(scene, &[]).len();
         let opened = storm.opened();
-        wait_until(PATIENCE, "more connections", || storm.opened() > opened + 300)?;
+        wait_until(PATIENCE, "more connections", || {
+            storm.opened() > opened + 300
+        })?;
         storm.stop();
         ensure!(lines(scene, &[]).len() == before, "it is not switched off");
         Ok(())
@@ -151,9 +158,13 @@ fn flows_are_listed_by_what_they_are() -> Result<()> {
         }
         let count = |words: &[&str]| -> Result<usize> {
             let words = [&["show", "flows", "--phase", "established"], words].concat();
-            let listed = scene.daemon.good_verb(&[&words[..], &["--json"]].concat())?;
+            let listed = scene
+                .daemon
+                .good_verb(&[&words[..], &["--json"]].concat())?;
             let flows: Vec<FlowView> = serde_json::from_str(&listed)?;
-            let counted = scene.daemon.good_verb(&[&words[..], &["--count"]].concat())?;
+            let counted = scene
+                .daemon
+                .good_verb(&[&words[..], &["--count"]].concat())?;
             if !words.contains(&"--limit") {
                 ensure!(counted.trim() == flows.len().to_string(), "{counted}");
             }

@@ -103,7 +103,9 @@ fn a_drained_member_gets_nothing_new_and_its_connections_end_at_the_deadline() -
             // Monitors go on: only what is no probe may not arrive.
             let server = SocketAddr::new(family.virtual_address(), 465);
             let storm = Storm::start(&scene.lab.clients[1].namespace, server, 2)?;
-            wait_until(PATIENCE, "connections to the others", || storm.opened() > 300)?;
+            wait_until(PATIENCE, "connections to the others", || {
+                storm.opened() > 300
+            })?;
             let report = storm.stop();
             ensure!(report.failed.is_empty(), "{:?}", report.failed);
             let tls = format!("tls-{}", tests::daemon::config::tag(family));
@@ -211,7 +213,10 @@ fn states_outlive_reload_restart_and_crash() -> Result<()> {
                 };
                 ensure!(member.admin == expected, "{when}: {member:?}");
                 let left = member.deadline_s;
-                ensure!(expected != "drain" || left.is_some_and(|left| (3000..=3600).contains(&left)), "{when}: {left:?}");
+                ensure!(
+                    expected != "drain" || left.is_some_and(|left| (3000..=3600).contains(&left)),
+                    "{when}: {left:?}"
+                );
             }
             Ok(())
         };

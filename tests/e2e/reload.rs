@@ -30,7 +30,10 @@ fn site(scene: &Scene<'_>) -> String {
 fn other(scene: &Scene<'_>) -> String {
     let mut text = site(scene)
         .replace("interval = \"1s\"", "interval = \"2s\"")
-        .replace("[pool.plain-v4]", "[pool.plain-v4]\nmethod = \"round-robin\"");
+        .replace(
+            "[pool.plain-v4]",
+            "[pool.plain-v4]\nmethod = \"round-robin\"",
+        );
     let address = Family::V4.virtual_address();
     for (name, port, forward, pool) in [
         ("more", 4465, "passthrough", "tls-v4"),
@@ -137,11 +140,20 @@ fn a_file_with_faults_changes_nothing() -> Result<()> {
         let site = site(scene);
         let certificate = scene.site.certificate.chain.display().to_string();
         let cases = [
-            (site.replace("attach = ", "atach = "), "smtplb.toml:4:1: error: "),
-            (site.replace("pool = \"tls-v6\"", "pool = \"tls-v9\""), "which does not exist"),
+            (
+                site.replace("attach = ", "atach = "),
+                "smtplb.toml:4:1: error: ",
+            ),
+            (
+                site.replace("pool = \"tls-v6\"", "pool = \"tls-v9\""),
+                "which does not exist",
+            ),
             (site.replace(&certificate, "/nowhere.pem"), "/nowhere.pem"),
             (site.replace("\"cli0\"", "\"cli9\""), "cli9"),
-            (site.replace("[network]", "[network]\nmax_flows = 4096"), "max_flows: 262144 → 4096"),
+            (
+                site.replace("[network]", "[network]\nmax_flows = 4096"),
+                "max_flows: 262144 → 4096",
+            ),
         ];
         let storm = Storm::start(
             &scene.lab.clients[1].namespace,
@@ -151,7 +163,11 @@ fn a_file_with_faults_changes_nothing() -> Result<()> {
         for (text, said) in &cases {
             ensure!(*text != site, "{said}: nothing is wrong");
             scene.daemon.reconfigure(text)?;
-            for words in [&["reload"][..], &["reload", "--dry-run"], &["config", "diff"]] {
+            for words in [
+                &["reload"][..],
+                &["reload", "--dry-run"],
+                &["config", "diff"],
+            ] {
                 let output = scene.daemon.verb(words)?;
                 let error = String::from_utf8_lossy(&output.stderr).into_owned();
                 ensure!(output.status.code() == Some(78), "{words:?}: {output:?}");
@@ -194,7 +210,10 @@ fn what_a_reload_would_change_is_told_before() -> Result<()> {
         let shown = scene.daemon.good_verb(&["config", "show"])?;
         scene.daemon.reconfigure(&shown)?;
         let same = scene.daemon.good_verb(&["config", "diff"])?;
-        ensure!(same.contains("the file says what is in use"), "{same}\n{shown}");
+        ensure!(
+            same.contains("the file says what is in use"),
+            "{same}\n{shown}"
+        );
         Ok(())
     })
 }
@@ -226,7 +245,10 @@ fn what_is_removed_takes_nothing_new_and_its_connections_go_on() -> Result<()> {
             let broken = held.send_over_each(&text);
             ensure!(broken.is_empty(), "{broken:?}");
         }
-        ensure!(addresses(scene)?.contains(&six), "the address is gone too early");
+        ensure!(
+            addresses(scene)?.contains(&six),
+            "the address is gone too early"
+        );
         open.into_iter().for_each(Held::close);
         wait_until(PATIENCE, "the address to go", || {
             addresses(scene).is_ok_and(|text| !text.contains(&six))
@@ -272,8 +294,12 @@ fn certificate(scene: &Scene<'_>) -> Result<String> {
     openssl.args(["s_client", "-starttls", "smtp", "-connect", &server]);
     let output = scene.lab.clients[0].namespace.output(&mut openssl)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let begin = text.find("-----BEGIN CERTIFICATE").context("no certificate")?;
-    let end = text.find("-----END CERTIFICATE").context("no certificate")?;
+    let begin = text
+        .find("-----BEGIN CERTIFICATE")
+        .context("no certificate")?;
+    let end = text
+        .find("-----END CERTIFICATE")
+        .context("no certificate")?;
     Ok(text[begin..end].to_owned())
 }
 

@@ -220,9 +220,7 @@ impl Client {
             query => format!("{path}?{query}"),
         };
         runtime
-            .block_on(async {
-                tokio::time::timeout(self.deadline, self.fetch(method, &uri)).await
-            })
+            .block_on(async { tokio::time::timeout(self.deadline, self.fetch(method, &uri)).await })
             .unwrap_or_else(|_| Err(self.late()))
     }
 
@@ -321,8 +319,13 @@ mod tests {
             assert!(client.reload(true).unwrap().changes.len() == 1);
             let minute = Some(Duration::from_secs(60));
             let member = client.set_member("msa/msa1", Admin::Drain, minute).unwrap();
-            assert_eq!((member.admin.as_str(), member.deadline_s), ("drain", Some(60)));
-            let unknown = client.set_member("msa/msa9", Admin::Ready, None).unwrap_err();
+            assert_eq!(
+                (member.admin.as_str(), member.deadline_s),
+                ("drain", Some(60))
+            );
+            let unknown = client
+                .set_member("msa/msa9", Admin::Ready, None)
+                .unwrap_err();
             assert!(matches!(unknown, ClientError::Refused(_)), "{unknown}");
             assert_eq!(client.sessions().unwrap(), FakeSource.sessions());
             assert_eq!(client.stats().unwrap(), FakeSource.stats());

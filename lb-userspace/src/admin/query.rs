@@ -194,7 +194,14 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_said() {
-        for text in ["limit=x", "limit=-1", "colour=red", "client=host", "member=%4", "phase=%ff"] {
+        for text in [
+            "limit=x",
+            "limit=-1",
+            "colour=red",
+            "client=host",
+            "member=%4",
+            "phase=%ff",
+        ] {
             assert!(FlowQuery::from_query(text).is_err(), "{text}");
         }
     }
@@ -211,7 +218,14 @@ mod tests {
         assert!(holds("::/0", "::1") && !holds("::/0", "192.0.2.1"));
         assert!(holds("2001:db8::/33", "2001:db8:7fff::1"));
         assert!(!holds("2001:db8::/33", "2001:db8:8000::1"));
-        for wrong in ["", "192.0.2.0/33", "::/129", "192.0.2.0/", "x/8", "192.0.2.0/-1"] {
+        for wrong in [
+            "",
+            "192.0.2.0/33",
+            "::/129",
+            "192.0.2.0/",
+            "x/8",
+            "192.0.2.0/-1",
+        ] {
             assert!(wrong.parse::<Net>().is_err(), "{wrong}");
         }
     }

@@ -10,8 +10,8 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, ChangeView, ConfigView, FlowView, KernelView, MemberView, PoolView, ReloadView, SessionView, Stats,
-        Status, Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, FlowView, KernelView, MemberView, PoolView,
+        ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 

@@ -113,7 +113,9 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
         (None, None) => return fault(StatusCode::NOT_FOUND, "no such resource"),
         (Some(_), None) => return not_allowed("GET", "only GET is allowed here"),
         (None, Some(_)) => return not_allowed("POST", "only POST is allowed here"),
-        (Some(_), Some(_)) => return not_allowed("GET, POST", "only GET and POST are allowed here"),
+        (Some(_), Some(_)) => {
+            return not_allowed("GET, POST", "only GET and POST are allowed here");
+        }
     };
     // A source reads kernel tables, which may take long; sessions must not wait for it.
     match tokio::task::spawn_blocking(move || body(asked, &query, &*source)).await {
@@ -201,7 +203,11 @@ fn is_dry_run(query: &str) -> Result<bool, Refusal> {
         match (key.as_str(), value.as_str()) {
             ("dry_run", "1") => dry_run = true,
             ("dry_run", "0") => dry_run = false,
-            _ => return Err(bad_request(format!("a reload knows no {key:?} = {value:?}"))),
+            _ => {
+                return Err(bad_request(format!(
+                    "a reload knows no {key:?} = {value:?}"
+                )));
+            }
         }
     }
     Ok(dry_run)

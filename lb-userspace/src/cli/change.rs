@@ -32,11 +32,7 @@ pub(super) fn config_show(client: &Client, format: Format) -> Result<String, Fai
 }
 
 /// `drain`, `maint`, `ready`.
-pub(super) fn member(
-    client: &Client,
-    admin: Admin,
-    args: &MemberArgs,
-) -> Result<String, Failure> {
+pub(super) fn member(client: &Client, admin: Admin, args: &MemberArgs) -> Result<String, Failure> {
     let member = client.set_member(&args.member, admin, args.deadline)?;
     read::render(args.format, &member, set)
 }

@@ -87,7 +87,11 @@ impl List {
         let first = !std::mem::replace(&mut self.any, true);
         if !self.json {
             let table = text::flows(flows);
-            let skip = if first { 0 } else { table.find('\n').map_or(0, |end| end + 1) };
+            let skip = if first {
+                0
+            } else {
+                table.find('\n').map_or(0, |end| end + 1)
+            };
             return out.write_all(table[skip..].as_bytes());
         }
         let mut begin = if first { "[\n" } else { ",\n" };

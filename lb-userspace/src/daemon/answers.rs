@@ -342,9 +342,9 @@ impl Wanted {
         });
         let phase = query.phase.as_deref().map(|word| {
             let phases = || (1..=6).map(tcp::Phase::from_u32);
-            phases()
-                .find(|phase| phase.word() == word)
-                .ok_or_else(|| unknown("phase", word, phases().map(|phase| phase.word().to_owned())))
+            phases().find(|phase| phase.word() == word).ok_or_else(|| {
+                unknown("phase", word, phases().map(|phase| phase.word().to_owned()))
+            })
         });
         Ok(Self {
             virtual_server: virtual_server.transpose()?,

@@ -120,7 +120,8 @@ pub(super) fn pools(
             .filter(|(_, before)| before.method == pool.method)
             .filter(|(live, _)| {
                 let pairs = live.members().iter().zip(&members);
-                live.members().len() == members.len() && pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+                live.members().len() == members.len()
+                    && pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
             });
         let live = match same {
             Some((live, _)) => live.clone(),

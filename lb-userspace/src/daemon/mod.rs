@@ -118,7 +118,13 @@ async fn serve(
     let adopted = plane.adopted();
     let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
-    let started = start(&options, generation.clone(), certificates, plane, &mut addresses);
+    let started = start(
+        &options,
+        generation.clone(),
+        certificates,
+        plane,
+        &mut addresses,
+    );
     let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
         Err(failure) => {

@@ -121,7 +121,9 @@ impl Daemon {
         let known: BTreeSet<u16> = old.members().map(|(_, member)| member.id).collect();
         // A number may have been another member's long ago.
         super::lock(&self.shared.health).retain(|number, _| known.contains(number));
-        let targets = live::targets(&next.generation, &next.pools, |number| known.contains(&number));
+        let targets = live::targets(&next.generation, &next.pools, |number| {
+            known.contains(&number)
+        });
         let fresh: Vec<u16> = targets
             .iter()
             .map(|target| target.member.id)
@@ -239,7 +241,11 @@ impl Daemon {
     }
 }
 
-fn changes(old: &Generation, new: &Generation, renewed: &BTreeSet<crate::model::Name>) -> Vec<ChangeView> {
+fn changes(
+    old: &Generation,
+    new: &Generation,
+    renewed: &BTreeSet<crate::model::Name>,
+) -> Vec<ChangeView> {
     diff::between(old, new, renewed)
         .into_iter()
         .map(|difference| ChangeView {

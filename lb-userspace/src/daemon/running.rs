@@ -99,10 +99,7 @@ impl Shared {
 
     /// From now on this one is in use.
     pub(super) fn set_running(&self, next: Arc<Running>) {
-        *self
-            .running
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = next;
+        *self.running.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     pub(super) fn plane(&self) -> MutexGuard<'_, KernelPlane> {
@@ -156,7 +153,11 @@ impl Observer for Shared {
             // A full queue means that the main task is far behind; the next probe does not repeat this.
             let fell = Order::Fell(target.pool.clone(), member.clone());
             if self.orders.try_send(fell).is_err() {
-                log::error!("member {}/{}: nobody heard that it is down", target.pool, member.name);
+                log::error!(
+                    "member {}/{}: nobody heard that it is down",
+                    target.pool,
+                    member.name
+                );
             }
         }
     }

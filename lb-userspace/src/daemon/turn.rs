@@ -70,7 +70,10 @@ impl Turn {
                 );
             }
             if !told {
-                log::info!("another smtplb{} is starting; waiting for it", owner(&mut file));
+                log::info!(
+                    "another smtplb{} is starting; waiting for it",
+                    owner(&mut file)
+                );
                 told = true;
             }
             sleep(BEAT).await;
@@ -87,7 +90,9 @@ impl Turn {
 /// ` (process 4711)`, when it can be told.
 fn owner(file: &mut File) -> String {
     let mut text = String::new();
-    let read = file.rewind().and_then(|()| file.take(20).read_to_string(&mut text));
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(20).read_to_string(&mut text));
     match read.map(|_| text.parse::<u32>()) {
         Ok(Ok(pid)) => format!(" (process {pid})"),
         _ => String::new(),

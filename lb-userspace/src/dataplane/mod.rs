@@ -38,9 +38,9 @@ use lb_common::{
 
 pub use self::{
     addresses::Addresses,
-    links::check_interfaces,
     ends::FlowEnds,
     flows::{FlowSnapshot, FlowTable},
+    links::check_interfaces,
     loader::OBJECT,
     probe::{Feature, features},
     tables::Numbers,
@@ -198,13 +198,12 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        (self.attachments, self.links) =
-            links::attach(
-                &mut self.ebpf,
-                &self.pins,
-                &mut self.jumps,
-                &generation.network,
-            )?;
+        (self.attachments, self.links) = links::attach(
+            &mut self.ebpf,
+            &self.pins,
+            &mut self.jumps,
+            &generation.network,
+        )?;
         Ok(())
     }
 
@@ -469,9 +468,7 @@ impl KernelPlane {
 
     /// Ends of flows that found the ring buffer full, ever.
     pub fn flow_ends_lost(&self) -> u64 {
-        self.lost
-            .get(&0, 0)
-            .map_or(0, |cpus| cpus.iter().sum())
+        self.lost.get(&0, 0).map_or(0, |cpus| cpus.iter().sum())
     }
 
     /// What this kernel or our privileges do not allow, and what follows from it.

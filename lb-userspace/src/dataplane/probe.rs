@@ -34,16 +34,43 @@ pub fn features() -> Vec<Feature> {
         present,
     };
     vec![
-        feature("BPF programs at the TC hook", (4, 1), None, program(ProgramType::SchedClassifier)),
-        feature("arrays shared with the daemon (BPF_F_MMAPABLE)", (5, 5), None, since(5, 5)),
+        feature(
+            "BPF programs at the TC hook",
+            (4, 1),
+            None,
+            program(ProgramType::SchedClassifier),
+        ),
+        feature(
+            "arrays shared with the daemon (BPF_F_MMAPABLE)",
+            (5, 5),
+            None,
+            since(5, 5),
+        ),
         feature("ring buffer", (5, 8), None, map(MapType::RingBuf)),
-        feature("steering of new connections (sk_lookup)", (5, 9), None, program(ProgramType::SkLookup)),
-        feature("atomic compare-and-swap in programs", (5, 12), None, since(5, 12)),
-        feature("verified size of programs", (5, 16), Some("`cargo xtask test prog` cannot watch it"), since(5, 16)),
+        feature(
+            "steering of new connections (sk_lookup)",
+            (5, 9),
+            None,
+            program(ProgramType::SkLookup),
+        ),
+        feature(
+            "atomic compare-and-swap in programs",
+            (5, 12),
+            None,
+            since(5, 12),
+        ),
+        feature(
+            "verified size of programs",
+            (5, 16),
+            Some("`cargo xtask test prog` cannot watch it"),
+            since(5, 16),
+        ),
         feature(
             "XDP with frames of several pages (frags)",
             (5, 18),
-            Some("XDP in the driver does not load; `attach = \"auto\"` takes TC, and xdp-generic works"),
+            Some(
+                "XDP in the driver does not load; `attach = \"auto\"` takes TC, and xdp-generic works",
+            ),
             since(5, 18),
         ),
         feature(

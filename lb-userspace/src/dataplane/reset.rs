@@ -102,12 +102,7 @@ fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
 
 /// May this process send them? Asks the system, and sends nothing.
 pub(super) fn may_send() -> bool {
-    Socket::new(
-        Domain::IPV4,
-        Type::RAW,
-        Some(Protocol::from(IPPROTO_RAW)),
-    )
-    .is_ok()
+    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))).is_ok()
 }
 
 /// Sends them, through the routing table as any packet of the box.

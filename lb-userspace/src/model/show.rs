@@ -120,7 +120,9 @@ fn network(generation: &Generation) -> Table {
     // An empty list would be an error; without one every VLAN is meant.
     if !network.vlans.is_empty() {
         let vlans: Vec<_> = network.vlans.iter().map(ToString::to_string).collect();
-        table.keys.push(("vlans", format!("[{}]", vlans.join(", "))));
+        table
+            .keys
+            .push(("vlans", format!("[{}]", vlans.join(", "))));
     }
     table
 }

@@ -152,7 +152,8 @@ impl Proxy {
     }
 
     fn raise(&self, control: Control) {
-        self.control.send_if_modified(|orders| orders.raise(control));
+        self.control
+            .send_if_modified(|orders| orders.raise(control));
     }
 
     fn count(&self) -> usize {
@@ -223,7 +224,9 @@ impl Worker {
             let accepting: Vec<_> = listeners.into_iter().map(accept).collect();
             let mut control = context.control.clone();
             // A sender that is gone means the same as the last word it could have said.
-            let _ = control.wait_for(|orders| orders.all >= Control::Drain).await;
+            let _ = control
+                .wait_for(|orders| orders.all >= Control::Drain)
+                .await;
             for task in accepting {
                 // What waited in the queues is served; a task that panicked took its listener along.
                 let _ = task.await;

@@ -388,7 +388,10 @@ pub(super) fn bpffs(path: &Path) -> Finding {
     });
     match (mounted, path.exists()) {
         (true, _) => Finding::ok("bpffs", format!("{} is one", path.display())),
-        (false, true) => Finding::ok("bpffs", format!("{} is mounted when needed", path.display())),
+        (false, true) => Finding::ok(
+            "bpffs",
+            format!("{} is mounted when needed", path.display()),
+        ),
         (false, false) => Finding::ok("bpffs", format!("{} is made when needed", path.display())),
     }
 }
@@ -464,7 +467,8 @@ mod tests {
         assert_eq!(narrow.ports().level, Level::Warning);
         assert!(narrow.ports().found.contains("leaves 1535"));
         assert_eq!(narrow.conntrack().level, Level::Wrong);
-        let (_folder, usual) = a_box(&[("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")]);
+        let (_folder, usual) =
+            a_box(&[("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")]);
         assert_eq!(usual.ports().level, Level::Ok);
         assert_eq!(usual.conntrack().level, Level::Ok);
     }
@@ -493,12 +497,17 @@ mod tests {
             ("proc/sys/net/ipv4/conf/all/rp_filter", "1\n"),
             ("proc/sys/net/ipv4/conf/eth0/forwarding", "0\n"),
             ("proc/sys/net/ipv4/conf/eth1/forwarding", "1\n"),
-            ("proc/net/arp", "IP address HW type Flags HW\n10.0.0.9 0x1 0x0 00:00:00:00:00:00 * eth1\n"),
+            (
+                "proc/net/arp",
+                "IP address HW type Flags HW\n10.0.0.9 0x1 0x0 00:00:00:00:00:00 * eth1\n",
+            ),
         ]);
         let findings = the_box.network(&generation);
         let level = |check: &str| {
             let found = findings.iter().find(|finding| finding.check == check);
-            found.unwrap_or_else(|| panic!("{check}: {findings:?}")).level
+            found
+                .unwrap_or_else(|| panic!("{check}: {findings:?}"))
+                .level
         };
         assert_eq!(level("interface eth0"), Level::Ok);
         assert_eq!(level("interface eth1"), Level::Wrong);

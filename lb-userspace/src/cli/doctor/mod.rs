@@ -67,7 +67,10 @@ pub(super) fn doctor(paths: &Paths, format: Format) -> Result<Ended, Failure> {
     let mut code = Exit::Ok;
     let generation = match loaded {
         Ok((generation, _)) => {
-            findings.push(Finding::ok("configuration", paths.config.display().to_string()));
+            findings.push(Finding::ok(
+                "configuration",
+                paths.config.display().to_string(),
+            ));
             Some(generation)
         }
         Err(error) => {
@@ -114,7 +117,10 @@ fn daemon(paths: &Paths) -> Finding {
     match Client::new(&paths.admin).status() {
         Ok(status) if status.kernel.degraded.is_empty() => Finding::ok(
             "daemon",
-            format!("serves generation {}, process {}", status.generation, status.pid),
+            format!(
+                "serves generation {}, process {}",
+                status.generation, status.pid
+            ),
         ),
         Ok(status) => Finding::new(
             "daemon",

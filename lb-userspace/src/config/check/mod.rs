@@ -119,10 +119,7 @@ impl<'r, 'd> Known<'r, 'd> {
 fn log(raw: &raw::Log) -> Option<Log> {
     Some(Log {
         flows: raw.flows.clone().or(true)?,
-        flows_per_second: raw
-            .flows_per_second
-            .clone()
-            .or(DEFAULT_FLOWS_PER_SECOND)?,
+        flows_per_second: raw.flows_per_second.clone().or(DEFAULT_FLOWS_PER_SECOND)?,
     })
 }
 

@@ -57,7 +57,10 @@ fn what_is_shown_loads_to_the_same() {
         let once = generation(&text);
         let shown = show::text(&once);
         assert_eq!(generation(&shown), once, "{shown}");
-        assert_eq!(diff::between(&once, &generation(&shown), &BTreeSet::new()), []);
+        assert_eq!(
+            diff::between(&once, &generation(&shown), &BTreeSet::new()),
+            []
+        );
     }
 }
 
@@ -77,7 +80,10 @@ fn differences_are_told_by_object_and_key() {
     let of = |object: &str| found.iter().find(|difference| difference.object == object);
     let removed = of(&format!("virtual server {:?}", &*gone.name)).unwrap();
     assert_eq!(removed.change, Change::Removed);
-    assert_eq!(of(&member).unwrap().details, [format!("port: {port} → 4711")]);
+    assert_eq!(
+        of(&member).unwrap().details,
+        [format!("port: {port} → 4711")]
+    );
     for name in &renewed {
         let changed = of(&format!("certificate {:?}", &**name)).unwrap();
         assert_eq!(changed.details, ["the files have other content"]);
