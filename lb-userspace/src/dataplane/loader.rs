@@ -13,7 +13,7 @@ use super::{FEW_FLOWS, bpffs::PinDirectory};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"));
 
 /// Maps that outlive the daemon.
-pub(super) const PINNED: [&str; 16] = [
+pub(super) const PINNED: &[&str] = &[
     "CONFIG",
     "SERVICES",
     "POOLS",
@@ -26,6 +26,8 @@ pub(super) const PINNED: [&str; 16] = [
     "FREE",
     "ALLOCATION",
     "DROPS",
+    "FLOW_ENDS",
+    "FLOW_ENDS_LOST",
     "LISTENERS",
     "SCRATCH",
     "FRAGMENTS",
