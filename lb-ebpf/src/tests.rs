@@ -1,5 +1,7 @@
 //! The pipeline over plain memory: the same code as in the kernel, with no kernel.
 
+mod odd;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
@@ -53,6 +55,7 @@ struct MemoryTables {
     reports: RefCell<Vec<(u32, Phase, Cause)>>,
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
     tags: Cell<u32>,
+    early: Cell<Option<(Addr, Addr, u32)>>,
 }
 
 impl MemoryTables {
@@ -106,6 +109,7 @@ impl MemoryTables {
             reports: RefCell::default(),
             fragments: RefCell::default(),
             tags: Cell::new(0),
+            early: Cell::new(None),
         }
     }
 
@@ -232,6 +236,9 @@ impl Tables for MemoryTables {
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let key = (key.src, key.dst, key.id);
         self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn note_early(&self, key: &FragmentKey) {
+        self.early.set(Some((key.src, key.dst, key.id)));
     }
     fn keep_tags(&self, vlan: u32) {
         self.tags.set(vlan);

@@ -3,9 +3,11 @@
 mod differential;
 mod flow_log;
 mod hostile;
+mod icmp;
 mod install;
 mod member_down;
 mod members;
+mod mtu;
 mod passthrough;
 mod proxy;
 mod refusal;

@@ -118,7 +118,12 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
     let expected = delivered(sent, Leg::Delivery, ends, port);
     ensure!(out == frame_to(MEMBER, &[], &expected), "SYN: {out:02x?}");
     for payload in [0, 1, 1000] {
-        let answer = segment(Leg::Answer, if payload == 0 { SYN | ACK } else { ACK }, payload, 64);
+        let answer = segment(
+            Leg::Answer,
+            if payload == 0 { SYN | ACK } else { ACK },
+            payload,
+            64,
+        );
         let mut packet = Packet::Whole(answer);
         trunk.pass(&mut packet, ends, port, &[])?;
         let out = trunk.next(CLIENT, is_tcp)?;
@@ -150,9 +155,22 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
         for fragment in 0..2 {
             let out = trunk.next(side, is_tcp)?;
             let start = 12 + tags_out.len();
-            ensure!(out[12..start] == *tags_out, "fragment {fragment}: {out:02x?}");
+            ensure!(
+                out[12..start] == *tags_out,
+                "fragment {fragment}: {out:02x?}"
+            );
         }
     }
+    // A later fragment before the first: lost, and counted by name once the first tells whose it was.
+    let early = trunk.boxes.plane.drops()["early-fragment"];
+    let mut packet = Packet::Fragments {
+        segment: segment(Leg::Request, ACK, 1000, 64),
+        size: 512,
+        order: vec![1, 0],
+    };
+    trunk.pass(&mut packet, ends, port, tags)?;
+    trunk.next(MEMBER, is_tcp)?;
+    ensure!(trunk.boxes.plane.drops()["early-fragment"] == early + 1);
     // At the end of its life: answered with the tags it came with.
     let mut old = Packet::Whole(segment(Leg::Request, ACK, 10, 1));
     trunk.pass(&mut old, ends, port, tags)?;
