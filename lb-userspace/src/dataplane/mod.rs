@@ -411,6 +411,11 @@ impl KernelPlane {
         &self.attachments
     }
 
+    /// Every flow, for tables that hold few.
+    pub fn flows(&self) -> Vec<FlowSnapshot> {
+        self.flow_table().all().collect()
+    }
+
     /// The flow records, to be read without holding the plane.
     pub fn flow_table(&self) -> FlowTable {
         self.tables.flow_table()
