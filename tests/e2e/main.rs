@@ -5,6 +5,7 @@ mod flow_log;
 mod hostile;
 mod icmp;
 mod install;
+mod jumbo;
 mod member_down;
 mod members;
 mod mtu;
