@@ -10,7 +10,8 @@ use std::{
 use lb_userspace::{
     dataplane::{KernelPlane, Numbers, Remover},
     model::{
-        Attach, Forward, Generation, Log, Member, Method, Mode, Name, Network, OnDown, Pool, Snat, VirtualServer,
+        Attach, Forward, Generation, Log, Member, Method, Mode, Name, Network, OnDown, Pool, Snat,
+        VirtualServer,
     },
 };
 
