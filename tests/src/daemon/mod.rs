@@ -156,7 +156,11 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// When it cannot be written.
     pub fn reconfigure(&self, config: &str) -> Result<()> {
-        Ok(fs::write(config_path(self.lab), config)?)
+        // As editors do it: whoever reads sees the old file or the new one.
+        let path = config_path(self.lab);
+        let aside = path.with_extension("new");
+        fs::write(&aside, config)?;
+        Ok(fs::rename(&aside, &path)?)
     }
 
     /// Runs a verb to its end, with the options of this daemon; how it ended is for the caller to judge.
