@@ -10,7 +10,8 @@ use std::{
 use lb_userspace::{
     dataplane::{KernelPlane, Numbers, Remover},
     model::{
-        Attach, Forward, Generation, Member, Method, Mode, Name, Network, Pool, Snat, VirtualServer,
+        Attach, Forward, Generation, Log, Member, Method, Mode, Name, Network, OnDown, Pool, Snat,
+        VirtualServer,
     },
 };
 
@@ -211,6 +212,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             max_flows: 1024,
             vlans: Default::default(),
         },
+        log: Log {
+            flows: true,
+            flows_per_second: 1000,
+        },
         virtual_servers: Vec::new(),
         pools: Default::default(),
         monitors: Default::default(),
@@ -237,6 +242,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             name: name.clone(),
             method,
             monitor: None,
+            on_down: OnDown::Leave,
             members,
         };
         generation.pools.insert(name, Arc::new(pool));
