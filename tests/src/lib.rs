@@ -2,8 +2,9 @@
 //!
 //! [`lab`] builds the machines and wires, [`daemon`] runs smtplb in the box, [`member`] runs a [`sink`] or
 //! a [`postfix`] on each member, [`client`] and
-//! [`program`] send, [`verify`] compares what was sent with what arrived.
+//! [`program`] send, [`verify`] compares what was sent with what arrived, [`bench`] measures.
 
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod daemon;

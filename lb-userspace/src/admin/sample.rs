@@ -9,8 +9,8 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, FlowView, KernelView, MemberView, PoolView, SessionView, Stats, Status,
-        Traffic, VirtualServerView,
+        AttachmentView, DegradedView, FlowView, KernelView, MemberView, PoolView, SessionView,
+        Stats, Status, Traffic, VirtualServerView,
     },
 };
 
@@ -76,6 +76,10 @@ impl Source for FakeSource {
                         why: "a virtual link: TC keeps GSO".into(),
                     },
                 ],
+                degraded: vec![DegradedView {
+                    lacks: "tcx".into(),
+                    why: "TC programs hang on a clsact filter".into(),
+                }],
                 flows: 2,
                 flows_max: 1_048_576,
             },

@@ -42,6 +42,9 @@ impl Status {
 pub struct KernelView {
     /// One entry per interface that carries a packet program.
     pub attachments: Vec<AttachmentView>,
+    /// What this kernel lacks and the kernel plane does without; `docs/kernel-support.md` has the words.
+    #[serde(default)]
+    pub degraded: Vec<DegradedView>,
     /// Flows tracked now, half-open and closing ones included.
     pub flows: u64,
     /// Flows that fit.
@@ -56,6 +59,15 @@ pub struct AttachmentView {
     /// `tcx`, `clsact`, `xdp` or `xdp-generic`.
     pub hook: String,
     /// Why this hook.
+    pub why: String,
+}
+
+/// Something that this kernel lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedView {
+    /// A stable word.
+    pub lacks: String,
+    /// What is lost with it, and the kernel that has it.
     pub why: String,
 }
 

@@ -38,6 +38,13 @@ pub(super) fn status(status: &Status) -> String {
         }
         out.push_str(&table.render(INDENT));
     }
+    for loss in &status.kernel.degraded {
+        let _ = writeln!(
+            out,
+            "{INDENT}this kernel lacks {}: {}",
+            loss.lacks, loss.why
+        );
+    }
     let _ = match status.workers {
         0 => writeln!(out, "\nproxy plane: not in use"),
         1 => writeln!(out, "\nproxy plane: 1 worker"),

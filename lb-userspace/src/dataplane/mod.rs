@@ -5,6 +5,7 @@ mod bpffs;
 mod clsact;
 mod links;
 mod loader;
+mod support;
 mod sys;
 mod tables;
 
@@ -38,7 +39,7 @@ pub use self::{
 };
 use self::{bpffs::PinDirectory, tables::Tables};
 use crate::{
-    admin::view::AttachmentView,
+    admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
 };
 
@@ -55,6 +56,7 @@ pub struct KernelPlane {
     tables: Tables,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
+    degraded: Vec<DegradedView>,
     adopted: bool,
     /// Tells this daemon from every other.
     instance: u32,
@@ -67,6 +69,7 @@ impl KernelPlane {
     ///
     /// When the pins cannot be kept, or the kernel refuses something.
     pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
+        support::check()?;
         let pins = Arc::new(PinDirectory::open(bpffs)?);
         let fresh = pins.names().is_empty();
         let loaded = Self::load_pinned(pins.clone(), flows, kernel_log);
@@ -91,6 +94,7 @@ impl KernelPlane {
             tables,
             listeners,
             attachments: Vec::new(),
+            degraded: support::degraded(),
             adopted,
             instance: RandomState::new().build_hasher().finish() as u32,
         })
@@ -290,6 +294,21 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// A loaded packet program, for a program that calls it.
+    ///
+    /// # Errors
+    ///
+    /// When the program is unknown, or the kernel refuses it.
+    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
+        let program = match name.starts_with("balance_xdp") {
+            true => loader::xdp(&mut self.ebpf, name)?.fd()?.try_clone()?,
+            false => loader::classifier(&mut self.ebpf, name)?
+                .fd()?
+                .try_clone()?,
+        };
+        Ok(program)
+    }
+
     /// How many instructions the verifier walked for a program (Linux 5.16).
     ///
     /// # Errors
@@ -345,6 +364,11 @@ impl KernelPlane {
     /// Where the packet programs are attached, and why there.
     pub fn attachments(&self) -> &[AttachmentView] {
         &self.attachments
+    }
+
+    /// What this kernel lacks and the plane does without.
+    pub fn degraded(&self) -> &[DegradedView] {
+        &self.degraded
     }
 
     /// Every flow.

@@ -108,6 +108,19 @@ impl Family {
     }
 }
 
+/// A machine without wires, for what needs a namespace and no site.
+///
+/// # Errors
+/// When this is not root.
+pub fn lone_machine(name: &str) -> Result<Namespace> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "namespaces are made as root"
+    );
+    prefix::remove_leftovers(false);
+    Namespace::create(&format!("{}-{name}", prefix::new()))
+}
+
 /// The site. Everything that it is made of goes when it is dropped.
 #[derive(Debug)]
 pub struct Lab {
