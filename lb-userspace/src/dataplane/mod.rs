@@ -3,6 +3,7 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod jumps;
 mod links;
 mod loader;
 mod support;
@@ -37,7 +38,7 @@ pub use self::{
     loader::OBJECT,
     tables::{FlowSnapshot, Numbers},
 };
-use self::{bpffs::PinDirectory, tables::Tables};
+use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
     admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
@@ -54,6 +55,7 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    jumps: Jumps,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
     degraded: Vec<DegradedView>,
@@ -88,15 +90,17 @@ impl KernelPlane {
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
             pins,
             tables,
+            jumps: Jumps::new(instance),
             listeners,
             attachments: Vec::new(),
             degraded: support::degraded(),
             adopted,
-            instance: RandomState::new().build_hasher().finish() as u32,
+            instance,
         })
     }
 
@@ -181,7 +185,12 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        self.attachments = links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+        self.attachments = links::attach(
+            &mut self.ebpf,
+            &self.pins,
+            &mut self.jumps,
+            &generation.network,
+        )?;
         Ok(())
     }
 
@@ -192,6 +201,7 @@ impl KernelPlane {
     /// When the kernel refuses.
     pub fn attach_clsact(&mut self, generation: &Generation) -> Result<()> {
         let network = &generation.network;
+        self.jumps.ready(&mut self.ebpf, Hook::Tc)?;
         let program = loader::classifier(&mut self.ebpf, "balance_tc")?;
         for interface in network
             .client_interfaces
@@ -216,7 +226,8 @@ impl KernelPlane {
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
         links::detach_filters(&generation.network);
         for name in self.pins.names() {
-            if name.starts_with("link-") && name != links::STEERING {
+            if (name.starts_with("link-") && name != links::STEERING) || name.starts_with("jumps-")
+            {
                 self.pins.unpin(&name)?;
             }
         }
@@ -300,13 +311,23 @@ impl KernelPlane {
     ///
     /// When the program is unknown, or the kernel refuses it.
     pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
-        let program = match name.starts_with("balance_xdp") {
-            true => loader::xdp(&mut self.ebpf, name)?.fd()?.try_clone()?,
-            false => loader::classifier(&mut self.ebpf, name)?
-                .fd()?
-                .try_clone()?,
+        let hook = Hook::of(name);
+        self.jumps.ready(&mut self.ebpf, hook)?;
+        let program = match hook {
+            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
         };
-        Ok(program)
+        Ok(program.try_clone()?)
+    }
+
+    /// Names of the programs for the hook of one.
+    pub fn programs(&self, program: &str) -> Vec<String> {
+        let names = self.ebpf.programs().map(|(name, _)| name);
+        names
+            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
+            .filter(|name| name.ends_with(Hook::of(program).suffix()))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// How many instructions the verifier walked for a program (Linux 5.16).
@@ -315,9 +336,9 @@ impl KernelPlane {
     ///
     /// When the kernel refuses the program or does not tell.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match program.starts_with("balance_xdp") {
-            true => loader::xdp(&mut self.ebpf, program)?.info()?,
-            false => loader::classifier(&mut self.ebpf, program)?.info()?,
+        let info = match Hook::of(program) {
+            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
         };
         info.verified_instruction_count()
             .context("the kernel does not tell")
@@ -334,6 +355,7 @@ impl KernelPlane {
         packet: &[u8],
         ingress: u32,
     ) -> Result<(u32, Vec<u8>)> {
+        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions {
             data_in: Some(packet),
@@ -341,7 +363,7 @@ impl KernelPlane {
             ..TestRunOptions::new()
         };
         let mut context;
-        let result = if program.starts_with("balance_xdp") {
+        let result = if Hook::of(program) != Hook::Tc {
             // struct xdp_md: data_end is the length, then the interface.
             context = vec![0; 24];
             context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());

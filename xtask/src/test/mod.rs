@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// `soak`: for how long
     #[arg(long, value_name = "N", default_value_t = 10)]
     minutes: u64,
+    /// Test the unoptimised daemon: quicker to build, slower to run
+    #[arg(long)]
+    dev: bool,
 }
 
 /// Named after what a test of it needs; see `docs/testing.md`.
@@ -65,9 +68,14 @@ impl Layer {
         }
     }
 
-    /// Layers that load programs into the kernel, and need the daemon's binary.
+    /// Layers that load programs into the kernel.
     const fn needs_root(self) -> bool {
         matches!(self, Self::Prog | Self::E2e | Self::Soak)
+    }
+
+    /// Layers that start the daemon.
+    const fn needs_daemon(self) -> bool {
+        matches!(self, Self::E2e | Self::Soak)
     }
 
     /// Whether there is anything to run: unit tests are everywhere, the others in a folder of `tests/`.
@@ -93,7 +101,7 @@ impl Layer {
 /// When a test fails, a build fails, or a layer cannot run here.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.layer == Some(Layer::Kernels) {
-        return kernels::run(&args.filter);
+        return kernels::run(&args.filter, !args.dev);
     }
     let layers: Vec<Layer> = args
         .layer
@@ -145,8 +153,8 @@ fn run_layers(layers: &[Layer], args: &Args) -> Outcome {
     };
     let mut daemon = None;
     for &layer in layers {
-        if layer.needs_root() && daemon.is_none() {
-            match build::daemon(&tools, true) {
+        if layer.needs_daemon() && daemon.is_none() {
+            match build::daemon(&tools, !args.dev) {
                 Ok(path) => daemon = Some(path),
                 Err(error) => {
                     outcome.failures.push(format!("{error:#}"));

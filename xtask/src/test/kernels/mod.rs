@@ -69,13 +69,13 @@ const SERVED: &[&str] = &[
 ///
 /// # Errors
 /// When a version is not in the table, nothing can be built or fetched, or a test fails.
-pub(super) fn run(versions: &[String]) -> Result<()> {
+pub(super) fn run(versions: &[String], release: bool) -> Result<()> {
     let cases = chosen(versions)?;
     if !command::is_root() {
         bail!("the guests see this machine's files as root does: run it as root");
     }
     let tools = setup::ensure(Need::Kernels)?;
-    let daemon = build::daemon(&tools, true)?;
+    let daemon = build::daemon(&tools, release)?;
     let [prog, e2e] = binaries(&tools)?;
     let cache = packages::Cache::open()?;
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
