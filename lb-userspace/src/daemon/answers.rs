@@ -163,7 +163,7 @@ impl Source for Shared {
             uptime_s: self.started.elapsed().as_secs(),
             kernel: KernelView {
                 attachments: plane.attachments().to_vec(),
-                degraded: plane.degraded().to_vec(),
+                degraded: plane.degraded(),
                 flows: flows.len() as u64,
                 flows_max: plane.flows_max(),
             },

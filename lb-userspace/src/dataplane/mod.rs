@@ -389,8 +389,8 @@ impl KernelPlane {
     }
 
     /// What this kernel lacks and the plane does without.
-    pub fn degraded(&self) -> &[DegradedView] {
-        &self.degraded
+    pub fn degraded(&self) -> Vec<DegradedView> {
+        [&self.degraded, self.jumps.left_out()].concat()
     }
 
     /// Every flow.
