@@ -3,6 +3,7 @@
 mod hostile;
 mod install;
 mod member_down;
+mod offload;
 mod passthrough;
 mod proxy;
 mod refusal;

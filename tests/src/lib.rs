@@ -9,6 +9,7 @@ pub mod certs;
 pub mod client;
 pub mod daemon;
 pub mod demo;
+pub mod echo;
 pub mod lab;
 pub mod mail;
 pub mod member;
