@@ -38,13 +38,7 @@ pub enum Jump {
 
 impl Jump {
     /// Every one, by index.
-    pub const ALL: [Self; 5] = [
-        Self::Open,
-        Self::Shift,
-        Self::Icmp,
-        Self::Odd,
-        Self::Answer,
-    ];
+    pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
 
     /// Does everything else work on a kernel that refuses its program?
     pub const fn is_optional(self) -> bool {

@@ -41,10 +41,11 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
-use crate::{flow::Note, parse::Deep};
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet, tables::Tables,
+    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    tables::Tables,
 };
+use crate::{flow::Note, parse::Deep};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,10 +93,7 @@ pub fn balance<F: Frame, T: Tables>(
 ///
 /// The reason why the connection was refused.
 #[inline(always)]
-pub fn open<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-) -> Result<Verdict, DropReason> {
+pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, DropReason> {
     let mut room = Deep::default();
     let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);

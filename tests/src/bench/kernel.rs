@@ -4,15 +4,13 @@
 //! program that does nothing is what is subtracted, and what the ratio is to. Every population is walked in random
 //! order, and each packet waits for the one before: a table's cache misses are paid in full, as they are on a wire.
 
-use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::addr::Addr;
 use lb_userspace::{
     dataplane::{KernelPlane, Remover},
-    model::{
-        Attach, Forward, Generation, Member, Method, Mode, Name, Network, Pool, Snat, VirtualServer,
-    },
+    model::Generation,
 };
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 use serde::Serialize;
@@ -397,41 +395,25 @@ fn shuffle(packets: &mut [Ends]) {
     }
 }
 
+/// From the text that an administrator would write.
 fn generation() -> Result<Generation> {
-    let name: Name = Arc::from("mx");
-    let address: SocketAddrV4 = SERVICE.parse()?;
-    let members = (0..MEMBERS)
-        .map(|number| Member {
-            name: Arc::from(format!("m{number}")),
-            address: SocketAddrV4::new([10, 0, 2, 11].into(), 4000 + number).into(),
-        })
-        .collect();
-    let pool = Pool {
-        name: name.clone(),
-        method: Method::RoundRobin,
-        monitor: None,
-        members,
-    };
-    let server = VirtualServer {
-        name: name.clone(),
-        address: (*address.ip()).into(),
-        port: address.port(),
-        forward: Forward::Passthrough {
-            snat: Snat::Automap,
-        },
-        pool: name.clone(),
-    };
-    Ok(Generation {
-        mode: Mode::Mixed,
-        network: Network {
-            client_interfaces: vec!["c0".to_owned()],
-            server_interfaces: vec!["s0".to_owned()],
-            attach: Attach::Auto,
-            max_flows: 1 << 20,
-        },
-        virtual_servers: vec![Arc::new(server)],
-        pools: [(name, Arc::new(pool))].into_iter().collect(),
-        monitors: Default::default(),
-        certificates: Default::default(),
-    })
+    let service: SocketAddrV4 = SERVICE.parse()?;
+    let mut text = format!(
+        "[network]\nclient_interfaces = [\"c0\"]\nserver_interfaces = [\"s0\"]\n\
+         [virtual_server.mx]\naddress = \"{}\"\nport = {}\nforward = \"passthrough\"\npool = \"mx\"\n\
+         snat = \"automap\"\n[pool.mx]\nmethod = \"round-robin\"\n",
+        service.ip(),
+        service.port()
+    );
+    for number in 0..MEMBERS {
+        text.push_str(&format!(
+            "[[pool.mx.member]]\nname = \"m{number}\"\naddress = \"10.0.2.11\"\nport = {}\n",
+            4000 + number
+        ));
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    let (generation, _) =
+        lb_userspace::config::load(file.path()).map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(generation)
 }
