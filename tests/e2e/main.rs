@@ -10,6 +10,7 @@ mod proxy;
 mod refusal;
 mod sandbox;
 mod scene;
+mod soak;
 mod survival;
 mod the_box;
 mod the_lab;

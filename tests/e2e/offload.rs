@@ -65,16 +65,16 @@ fn every_byte_arrives(links: Links, attach: &str) -> Result<()> {
     };
     Lab::run(plan, |lab| {
         let mut config = Config::new(lab, attach);
-        let mut servers = Vec::new();
         for family in Family::ALL {
             let name = format!("smtps-{}", tag(family));
             config.pool(lab, &name, family, 465, None);
             config.passthrough(&name, family.virtual_address(), 465, &name, "automap");
-            for member in &lab.members {
-                let address = member.address(family);
-                servers.push(Echo::start(&member.namespace, address, 465)?);
-            }
         }
+        let _servers = lab
+            .members
+            .iter()
+            .map(|member| Echo::start(lab, member, 465))
+            .collect::<Result<Vec<_>>>()?;
         let daemon = Daemon::start(lab, config.text())?;
         let pattern = Pattern::default();
         for bits in combinations() {

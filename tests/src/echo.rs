@@ -4,7 +4,8 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -14,10 +15,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 use crate::{
-    lab::Namespace,
+    lab::{Family, Host, Lab, Namespace},
+    process::{self, Process},
     wait::{patience, pause},
 };
 
@@ -26,57 +31,78 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes that payloads are cut out of.
 const PATTERN: usize = 1 << 20;
 
-/// Sends back what it gets, until dropped.
+/// Sends back what it gets, on both addresses of a host, until dropped.
 #[derive(Debug)]
 pub struct Echo {
-    stop: Arc<AtomicBool>,
-    acceptor: Option<JoinHandle<()>>,
+    _process: Process,
 }
 
 impl Echo {
+    /// A process of its own: open files are counted per process.
+    ///
     /// # Errors
     /// When the port is taken.
-    pub fn start(namespace: &Namespace, address: IpAddr, port: u16) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let acceptor = namespace.enter(|| {
-            let listener = TcpListener::bind((address, port))
-                .with_context(|| format!("cannot listen on {address} port {port}"))?;
+    pub fn start(lab: &Lab, host: &Host, port: u16) -> Result<Self> {
+        let mut command = Command::new(process::own_program("smtplb-echo")?);
+        for family in Family::ALL {
+            command.arg(SocketAddr::new(host.address(family), port).to_string());
+        }
+        let log = lab.folder().join(format!("{}-echo.log", host.name));
+        let mut process = Process::spawn(&host.namespace, "smtplb-echo", &log, &mut command)?;
+        process.wait_for_line(Duration::from_secs(10), 0, "listening")?;
+        Ok(Self { _process: process })
+    }
+}
+
+/// The program: sends back what it gets.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn serve(addresses: &[SocketAddr]) -> Result<()> {
+    raise_open_files()?;
+    let listeners = addresses
+        .iter()
+        .map(|address| {
+            let listener = TcpListener::bind(address)
+                .with_context(|| format!("cannot listen on {address}"))?;
             // A storm's worth of connections that wait for their thread.
             rustix::net::listen(&listener, 4096)?;
-            set_socket_timeout(&listener, Timeout::Recv, Some(Duration::from_millis(100)))?;
-            Ok(thread::spawn(move || accept(&listener, &stopped)))
-        })?;
-        Ok(Self {
-            stop,
-            acceptor: Some(acceptor),
+            Ok(listener)
         })
-    }
+        .collect::<Result<Vec<_>>>()?;
+    println!("listening");
+    thread::scope(|scope| {
+        for listener in &listeners {
+            scope.spawn(move || {
+                for tcp in listener.incoming().flatten() {
+                    // Clients judge; one that goes away is no news here. Idle ones are many, so their threads are small.
+                    let small = thread::Builder::new().stack_size(128 * 1024);
+                    let _ = small.spawn(move || answer(tcp));
+                }
+            });
+        }
+    });
+    Ok(())
 }
 
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        if let Some(acceptor) = self.acceptor.take() {
-            let _ = acceptor.join();
-        }
-    }
-}
-
-fn accept(listener: &TcpListener, stop: &AtomicBool) {
-    while !stop.load(Relaxed) {
-        if let Ok((tcp, _)) = listener.accept() {
-            // Clients judge; one that goes away is no news here.
-            thread::spawn(move || answer(tcp));
-        }
-    }
+/// Lets this process open as many files as it may.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn raise_open_files() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, all).context("cannot raise the limit of open files")
 }
 
 fn answer(mut tcp: TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    tcp.set_read_timeout(Some(Duration::from_mins(10)))?;
+    tcp.set_read_timeout(Some(Duration::from_hours(1)))?;
     tcp.set_write_timeout(Some(PATIENCE * patience()))?;
-    let mut block = vec![0; 64 * 1024];
+    let mut block = vec![0; 32 * 1024];
     loop {
         match tcp.read(&mut block)? {
             0 => return tcp.shutdown(Shutdown::Write),

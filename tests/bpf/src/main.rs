@@ -50,7 +50,12 @@ struct Flood {
     interface: u32,
     /// Sent so far.
     sent: u32,
+    /// The packet, as it is before anybody has changed it: the kernel uses the same memory again and again.
+    packet: [u16; FLOODED / 2],
 }
+
+/// Bytes of a first packet.
+const FLOODED: usize = 64;
 
 /// Resized when it is loaded.
 #[map]
@@ -118,15 +123,19 @@ fn nothing_xdp_generic(_: XdpContext) -> u32 {
     2
 }
 
-/// Sends a first packet from a client that has not been seen before: sources out of 10.64.0.0/10.
+/// Sends a first packet from a client that has not been seen before: sources out of 198.18.0.0/15 (RFC 2544).
 #[xdp]
 fn flood(context: XdpContext) -> u32 {
     let (start, end) = (context.data(), context.data_end());
     let Some(state) = FLOOD.get_ptr_mut(0) else {
         return XDP_ABORTED;
     };
-    if start + HEADERS > end {
+    if start + FLOODED > end {
         return XDP_ABORTED;
+    }
+    for place in 0..FLOODED / 2 {
+        // SAFETY: inside the packet, checked above, and inside the record.
+        unsafe { *((start + 2 * place) as *mut u16) = (&raw const (*state).packet[place]).read() };
     }
     // SAFETY: helper call without arguments; the record is written by this program alone, on one CPU.
     let (random, interface) = unsafe {
@@ -136,7 +145,7 @@ fn flood(context: XdpContext) -> u32 {
             (*state).interface,
         )
     };
-    let source = 0x0a40_0000 | (random & 0x003f_ffff);
+    let source = 0xc612_0000 | (random & 0x0001_ffff);
     let port = 1024 | (random >> 16);
     // SAFETY: inside the packet, checked above.
     unsafe {

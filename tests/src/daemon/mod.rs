@@ -122,6 +122,22 @@ impl<'lab> Daemon<'lab> {
         Ok(())
     }
 
+    /// Writes another configuration where the daemon looks for it; it does not look by itself.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn reconfigure(&self, config: &str) -> Result<()> {
+        Ok(fs::write(config_path(self.lab), config)?)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// Lets it run on when the value goes.
     pub fn keep(&mut self) {
         self.process.keep();

@@ -178,6 +178,12 @@ impl Lab {
         wiring::interfaces(self.plan.topology)
     }
 
+    /// The clients' switch; its port towards the box is called `box`.
+    pub fn client_switch(&self) -> Option<&Namespace> {
+        let name = format!("{}-sw-c", self.prefix);
+        self.switches.iter().find(|switch| switch.name() == name)
+    }
+
     /// Leaves everything up when the value goes.
     ///
     /// # Errors
