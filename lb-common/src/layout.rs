@@ -17,6 +17,8 @@ pub const MAX_WORKERS: u32 = 64;
 pub const EPOCHS: u32 = 2;
 /// Flow records that one run of the sweep program looks at.
 pub const SWEEP: u32 = 32;
+/// Flows that one run of the ending program ends.
+pub const ENDS: u32 = 64;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 

@@ -28,6 +28,7 @@ pub mod maps;
 mod odd;
 mod opaque;
 mod parse;
+mod report;
 mod rewrite;
 mod select;
 mod snat;
@@ -42,7 +43,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    expire::sweep, flow::end, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
     tables::Tables,
 };
 use crate::{flow::Note, parse::Deep};

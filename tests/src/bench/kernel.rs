@@ -225,7 +225,7 @@ impl Bench {
         let first = (0..count).map(|number| packet_of(number, SYN));
         self.replay.fill(first)?;
         self.run_all(Hook::Tc, count, clients)?;
-        let flows = self.plane()?.flows();
+        let flows: Vec<_> = self.plane()?.flow_table().all().collect();
         ensure!(
             flows.len() == count as usize,
             "{} of {count} flows opened: {:?}",
@@ -318,7 +318,7 @@ impl Bench {
                 from += NEW_RUN;
             }
         }
-        let opened = self.plane()?.flows().len();
+        let opened = self.plane()?.flow_table().all().count();
         ensure!(
             opened == from as usize,
             "{opened} of {from} flows opened: {:?}",

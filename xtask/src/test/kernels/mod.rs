@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Boots, runs and powers off within this, or has failed.
-const LIMIT: Duration = Duration::from_mins(10);
+const LIMIT: Duration = Duration::from_mins(25);
 /// `SMTPLB_PATIENCE`: how many times longer than usual everything may take.
 const PATIENCE: u32 = 15;
 
@@ -62,6 +62,7 @@ const SERVED: &[&str] = &[
     "proxy::what_is_announced_follows_the_policy",
     "member_down::nobody_is_sent_to_a_dead_member",
     "survival::a_killed_daemon_harms_no_connection",
+    "survival::a_successor_takes_over_without_a_refused_connection",
     "survival::a_stop_takes_everything_down",
 ];
 
