@@ -12,8 +12,8 @@ use aya_ebpf::{
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire,
-    address_halves, coded, decoded, fib, pointer, read, write,
+    Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves,
+    coded, decoded, fib, pointer, read, within_reach, write,
 };
 use crate::{
     Egress, Packet,
@@ -222,7 +222,7 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
         let (start, end) = self.bounds();
-        if start + (length & FARTHEST) > end {
+        if start + within_reach(length) > end {
             return Err(DropReason::Truncated);
         }
         Ok(())
