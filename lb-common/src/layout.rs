@@ -19,6 +19,8 @@ pub const MAX_WORKERS: u32 = 64;
 pub const EPOCHS: u32 = 2;
 /// Flow records that one run of the sweep program looks at: a chunk.
 pub const SWEEP: u32 = crate::pair::CHUNK;
+/// Flows that one run of the ending program ends.
+pub const ENDS: u32 = 64;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 
@@ -32,13 +34,20 @@ pub enum Jump {
     Shift = 1,
     /// An ICMP error.
     Icmp = 2,
-    /// Fragments and extension headers.
+    /// Fragments, extension headers and VLAN tags.
     Odd = 3,
+    /// A packet to answer with an ICMP error of our own.
+    Answer = 8,
 }
 
 impl Jump {
     /// Every one, by index.
-    pub const ALL: [Self; 4] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd];
+    pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
+
+    /// Does everything else work on a kernel that refuses its program?
+    pub const fn is_optional(self) -> bool {
+        !matches!(self, Self::Open)
+    }
 
     /// The first word of its program's name.
     pub const fn word(self) -> &'static str {
@@ -47,9 +56,17 @@ impl Jump {
             Self::Shift => "shift",
             Self::Icmp => "icmp",
             Self::Odd => "odd",
+            Self::Answer => "answer",
         }
     }
 }
+
+/// Fragmented packets under way at once.
+pub const FRAGMENTED: u32 = 8192;
+/// Fragments that came before the first of their packet, remembered at once.
+pub const EARLY: u32 = 1024;
+/// Words of the table of VLANs.
+pub const VLAN_WORDS: u32 = 4096 / 64;
 
 /// Capacity of a jump table; room for programs to come.
 pub const MAX_JUMPS: u32 = 16;

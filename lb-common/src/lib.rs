@@ -7,6 +7,7 @@ pub mod addr;
 pub mod atomic;
 pub mod bits;
 pub mod checksum;
+pub mod event;
 pub mod flow;
 pub mod index;
 pub mod layout;

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     bits::lowest,
+    event::Cause,
     flow::Flow,
     pair::{CHUNK, Mark, PLACES, Pair, slot},
     service::Config,
@@ -66,7 +67,9 @@ pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
     let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
     let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-    if !(embryonic || expired(config, record, phase, now)) || !tables.release(slot, phase) {
+    if !(embryonic || expired(config, record, phase, now))
+        || !tables.release(slot, phase, Cause::Reclaimed)
+    {
         return false;
     }
     tables.unrest(slot);
@@ -78,7 +81,7 @@ pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
 pub(crate) fn retake<T: Tables>(tables: &T, record: &Flow, slot: u32) -> bool {
     let phase = Phase::from_u32(record.phase.load(Relaxed));
     if phase.ended() {
-        return tables.release(slot, phase);
+        return tables.release(slot, phase, Cause::Reclaimed);
     }
     phase == Phase::Free
         && atomic::swap_if(&record.phase, Phase::Free as u32, Phase::Claimed as u32)
@@ -116,7 +119,7 @@ pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
         }
         let at = lowest(opaque(busy)) & (CHUNK - 1);
         busy &= busy.wrapping_sub(1);
-        live += u32::from(!tables.end(slot(number, at as u16)));
+        live += u32::from(!tables.expire(slot(number, at as u16)));
     }
     let all = tables.usable(pair.ports.load(Relaxed), chunk.place.load(Relaxed));
     live == 0 && ports::unbind(tables, number, chunk, all)
@@ -133,7 +136,7 @@ pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
     if phase == Phase::Free {
         return rested(tables, config, record, slot, now);
     }
-    if !expired(config, record, phase, now) || !tables.release(slot, phase) {
+    if !expired(config, record, phase, now) || !tables.release(slot, phase, Cause::Expired) {
         return false;
     }
     restore(tables, record, slot);
@@ -162,7 +165,7 @@ fn rested<T: Tables>(tables: &T, config: &Config, record: &Flow, slot: u32, now:
 
 /// Gives a claimed record back.
 #[inline(always)]
-fn restore<T: Tables>(tables: &T, record: &Flow, slot: u32) {
+pub(crate) fn restore<T: Tables>(tables: &T, record: &Flow, slot: u32) {
     tables.unrest(slot);
     record.phase.store(Phase::Free as u32, Relaxed);
     tables.put_port(slot, Mark::Free);

@@ -7,6 +7,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    event::Cause,
     flow::{Flow, FlowKey, Hit, owners, split_owners},
     layout::POOL_MEMBERS,
     pair::Mark,
@@ -15,7 +16,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, index, opaque::opaque, ports, service};
+use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service};
 
 /// Where a packet belongs.
 #[derive(Clone, Copy)]
@@ -26,9 +27,32 @@ pub(crate) struct Found<'a> {
     pub(crate) service: Option<&'a Service>,
 }
 
+/// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
+#[inline(always)]
+pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
+    let config = tables.config()?;
+    let found = look_up(tables, config, &packet.key);
+    if found.hit == Hit::NONE {
+        return None;
+    }
+    let flow = tables.flow(found.hit.slot())?;
+    (!reopens(flow, found.hit, packet.flags)).then_some(found.hit)
+}
+
+/// The passthrough virtual server that a packet is for.
+#[inline(always)]
+pub(crate) fn service<'a, T: Tables>(
+    tables: &'a T,
+    config: &Config,
+    packet: &Packet,
+) -> Option<&'a Service> {
+    service::find(tables, config, &packet.key.dst, packet.key.dport)
+        .filter(|service| service.forward == Service::PASSTHROUGH)
+}
+
 /// The virtual server that a packet is for, and the live flow that it belongs to.
 #[inline(always)]
-pub(crate) fn find<'a, T: Tables>(tables: &'a T, config: &Config, key: &FlowKey) -> Found<'a> {
+pub(crate) fn look_up<'a, T: Tables>(tables: &'a T, config: &Config, key: &FlowKey) -> Found<'a> {
     let service = service::find(tables, config, &key.dst, key.dport);
     let mut hit = Hit::NONE;
     if let Some(found) = service {
@@ -247,6 +271,7 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         if phase != Phase::Syn && !resets(note.sequence, seen) {
             return;
         }
+        flow.note_reset(direction);
     } else if phase == Phase::Syn || follows(note.next, seen) {
         next.store(note.next, Relaxed);
     }
@@ -291,7 +316,7 @@ fn moved<T: Tables>(tables: &T, slot: u32, flow: &Flow, from: Phase, to: Phase) 
 
 /// Takes a flow apart; true when the caller now owns the claimed record, false when another CPU was first.
 #[inline(always)]
-pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
+pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase, cause: Cause) -> bool {
     let Some(flow) = tables.flow(slot) else {
         return false;
     };
@@ -315,6 +340,26 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
     if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         count_traffic(cell, flow);
     }
+    report::end(tables, slot, phase, cause);
+    true
+}
+
+/// Ends a flow on behalf of the daemon: true when it was still this member's, from that moment, and is now free.
+#[inline(always)]
+pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: Cause) -> bool {
+    let Some(flow) = tables.flow(slot) else {
+        return false;
+    };
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let (owner, _) = split_owners(flow.owners.load(Relaxed));
+    let known = u32::from(owner) == member && flow.created.load(Relaxed) == created;
+    if !known || matches!(phase, Phase::Free | Phase::Claimed) {
+        return false;
+    }
+    if !tables.release(slot, phase, cause) {
+        return false;
+    }
+    expire::restore(tables, flow, slot);
     true
 }
 
@@ -326,7 +371,7 @@ pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) {
         return;
     };
     let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    if phase.ended() && tables.release(slot, phase) {
+    if phase.ended() && tables.release(slot, phase, Cause::Reused) {
         flow.phase.store(Phase::Free as u32, Relaxed);
     }
 }

@@ -46,7 +46,9 @@ pub(crate) fn way<F: Frame>(
     }
     let side = direction as usize & 1;
     let way = &flow.ways[side];
-    if way.resolved.load(Relaxed) == tick(now) {
+    let fresh = way.resolved.load(Relaxed) == tick(now);
+    // No routing table knows the way back to a tagged client.
+    if fresh || (direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0) {
         recall(way, egress);
     } else {
         frame.route(&flow.route.leave[side], egress)?;
@@ -55,7 +57,11 @@ pub(crate) fn way<F: Frame>(
         }
     }
     if frame.size(packet) > egress.mtu {
-        return Err(DropReason::TooBig);
+        if F::ASKS {
+            return Err(DropReason::TooBig);
+        }
+        // Maybe several segments in one, which only the program behind this one can tell.
+        egress.known = false;
     }
     Ok(())
 }

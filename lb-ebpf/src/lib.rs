@@ -13,18 +13,25 @@
     )
 )]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
+pub mod answer;
 mod atomic;
 mod expire;
 mod flow;
 pub mod forward;
 pub mod frame;
+mod icmp;
 mod index;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
 mod marks;
+mod odd;
 mod opaque;
 mod parse;
 mod ports;
+mod report;
 mod rewrite;
 mod select;
 mod service;
@@ -34,10 +41,15 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use lb_common::{flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction};
 
-use crate::flow::Note;
-pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
+pub use crate::{
+    expire::sweep, flow::end, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    tables::Tables,
+};
+use crate::{flow::Note, parse::Deep};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,18 +74,18 @@ pub fn balance<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let Some(packet) = parse::packet(frame)? else {
-        return Ok(Verdict::Pass);
+        return Ok(parse::other(frame));
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let found = flow::find(tables, config, &packet.key);
+    let found = flow::look_up(tables, config, &packet.key);
     if found.hit != Hit::NONE {
         let flow = tables.flow(found.hit.slot()).ok_or(DropReason::Internal)?;
         if flow::reopens(flow, found.hit, packet.flags) {
             return Ok(Verdict::Jump(Jump::Open));
         }
-        return carry::<F, T, false>(frame, tables, &packet, found.hit, egress);
+        return carry(frame, tables, &packet, found.hit, egress);
     }
     match found.service {
         Some(service) if service.forward == Service::PASSTHROUGH => {}
@@ -85,41 +97,35 @@ pub fn balance<F: Frame, T: Tables>(
     Ok(Verdict::Jump(Jump::Open))
 }
 
-/// Opens a flow for the first packet of a connection, and carries it.
+/// Opens a flow for the first packet of a connection; [`odd`] carries it, whatever it looks like.
 ///
 /// # Errors
 ///
 /// The reason why the connection was refused.
 #[inline(always)]
-pub fn open<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    egress: &mut Egress,
-) -> Result<Verdict, DropReason> {
-    let Some(packet) = parse::packet(frame)? else {
+pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, DropReason> {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport)
-        .filter(|service| service.forward == Service::PASSTHROUGH)
-    else {
+    let Some(service) = flow::service(tables, config, &deep.packet) else {
         return Ok(Verdict::Pass);
     };
     // Who else sent it here has found an ended flow, or none.
-    let ended = index::find(tables, config, &packet.key, Direction::Forward);
+    let ended = index::find(tables, config, &deep.packet.key, Direction::Forward);
     if ended != 0 {
         tables.forget(ended);
     }
-    let slot = flow::open(tables, config, service, &packet)?;
-    let hit = Hit::new(slot, Direction::Forward);
-    carry::<F, T, true>(frame, tables, &packet, hit, egress)
+    flow::open(tables, config, service, &deep.packet)?;
+    Ok(Verdict::Jump(Jump::Odd))
 }
 
 /// Rewrites a packet of a flow and finds its way out.
 #[inline(always)]
-fn carry<F: Frame, T: Tables, const FIRST: bool>(
+fn carry<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet,
@@ -128,15 +134,23 @@ fn carry<F: Frame, T: Tables, const FIRST: bool>(
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
+    if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
+        return Ok(Verdict::Jump(Jump::Odd));
+    }
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
     let note = Note::of(packet, direction);
-    if FIRST || !flow::touch(flow, &note, now) {
+    if !flow::touch(flow, &note, now) {
         tables.track(hit.slot(), &note);
     }
-    rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;
+    rewrite::apply(
+        frame,
+        packet,
+        &flow.route.leave[direction as usize & 1],
+        false,
+    )?;
     frame.address(egress)?;
     Ok(Verdict::Send)
 }

@@ -8,9 +8,12 @@
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
 //! | `PAIRS` | daemon: who; programs: which ports | the generation is refused before anything changes |
 //! | `CHUNKS`, `FREE`, `FLOWS`, `FLOW_INDEX` | programs | ended, expired and half-open flows make room, then new flows are refused |
-//! | `DROPS` | programs | fixed |
+//! | `DROPS`, `FLOW_ENDS_LOST` | programs | fixed |
+//! | `FLOW_ENDS` (in `report.rs`) | programs; the daemon takes out | ends of flows are lost for the log, and counted |
 //! | `LISTENERS` | daemon | fixed |
-//! | `SCRATCH` | programs | one record per CPU |
+//! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
+//! | `VLANS` | daemon | fixed |
+//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Capacities of `FLOWS`, `CHUNKS`, `FREE` and `FLOW_INDEX` are set when the object is loaded.
@@ -21,15 +24,17 @@ use core::sync::atomic::Ordering::Relaxed;
 use aya_ebpf::{
     helpers,
     macros::map,
-    maps::{Array, PerCpuArray, ProgramArray, Queue, SockMap},
+    maps::{Array, LruHashMap, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey},
+    event::Cause,
+    flow::{Flow, FlowKey, FragmentKey, Hit},
     index::{Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket},
     layout::{
-        EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, MAX_WORKERS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS,
+        MAX_VIRTUAL_SERVERS, MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
     pair::{
@@ -39,13 +44,17 @@ use lb_common::{
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool},
     stats::TrafficCell,
-    tcp::{Direction, Flags, Phase},
+    tcp::{Direction, Flags, Phase, tick},
 };
 
 use crate::{
+    answer::{ANSWERS, Notice},
     expire,
     flow::{self, Note},
-    index, ports, select,
+    icmp::Quote,
+    index,
+    parse::Deep,
+    ports, report, select,
     tables::Tables,
 };
 
@@ -99,7 +108,25 @@ pub static XDP_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0
 /// The same of the XDP hook behind the driver.
 #[map]
 pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0);
-/// Where XDP programs sum a packet.
+/// Fragmented packets whose first fragment has passed. The oldest make room: a packet's fragments come close together.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Hit> = LruHashMap::with_max_entries(FRAGMENTED, 0);
+/// TCP fragments whose first has not passed, whoever they are for: only the first tells. The oldest make room.
+#[map]
+static EARLY_FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(EARLY, 0);
+/// A bit for each VLAN that clients may use; the last record says whether there are any.
+#[map]
+static VLANS: Array<u64> = Array::with_max_entries(VLAN_WORDS + 1, 0);
+/// What a program found about a packet that is to be answered, for the program that answers.
+#[map]
+static NOTICE: PerCpuArray<Notice> = PerCpuArray::with_max_entries(1, 0);
+/// Where a packet that needs more looking at is parsed to.
+#[map]
+pub static DEEP: PerCpuArray<Deep> = PerCpuArray::with_max_entries(1, 0);
+/// The same of ICMP errors.
+#[map]
+pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
+/// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
 
@@ -110,6 +137,34 @@ pub fn count_drop(reason: DropReason) {
         // SAFETY: the record is this CPU's own.
         unsafe { *count += 1 };
     }
+}
+
+/// Notes for the program that answers why a packet cannot go on; false when this CPU has answered enough for now.
+#[inline(always)]
+pub fn notice(reason: DropReason, mtu: u32) -> bool {
+    let Some(notice) = NOTICE.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the record is this CPU's own.
+    let notice = unsafe { &mut *notice };
+    let now = tick(KernelTables.now());
+    if notice.tick != now {
+        (notice.tick, notice.count) = (now, 0);
+    }
+    notice.count += 1;
+    notice.vlan = 0;
+    (notice.reason, notice.mtu) = (reason as u32, mtu);
+    notice.count <= ANSWERS
+}
+
+/// What was noted.
+#[inline(always)]
+pub fn noticed() -> Notice {
+    // SAFETY: the record is this CPU's own.
+    NOTICE
+        .get_ptr(0)
+        .map(|notice| unsafe { *notice })
+        .unwrap_or_default()
 }
 
 /// The maps of the running kernel.
@@ -229,6 +284,39 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
+        // SAFETY: the value is copied out.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
+        let _ = FRAGMENTS.insert(key, hit, 0);
+        if EARLY_FRAGMENTS.remove(key).is_ok() {
+            count_drop(DropReason::EarlyFragment);
+        }
+    }
+
+    #[inline(always)]
+    fn note_early(&self, key: &FragmentKey) {
+        let _ = EARLY_FRAGMENTS.insert(key, 1, 0);
+    }
+
+    #[inline(always)]
+    fn keep_tags(&self, vlan: u32) {
+        if let Some(notice) = NOTICE.get_ptr_mut(0) {
+            // SAFETY: the record is this CPU's own.
+            unsafe { (*notice).vlan = vlan };
+        }
+    }
+
+    #[inline(always)]
+    fn vlan_allowed(&self, vlan: u32) -> bool {
+        let word = |index: u32| VLANS.get(index).copied().unwrap_or(0);
+        word(VLAN_WORDS) == 0 || word((vlan >> 6) & (VLAN_WORDS - 1)) >> (vlan & 63) & 1 != 0
+    }
+
+    #[inline(always)]
     fn allocation(&self) -> Option<&Allocation> {
         record(&ALLOCATION, 0)
     }
@@ -319,8 +407,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn end(&self, slot: u32) -> bool {
-        end_flow(slot) != 0
+    fn expire(&self, slot: u32) -> bool {
+        expire_flow(slot) != 0
     }
 
     #[inline(always)]
@@ -349,8 +437,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn release(&self, slot: u32, phase: Phase) -> bool {
-        release_flow(slot, phase as u32) != 0
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        if let Some(flow) = self.flow(slot) {
+            report::write(flow, phase, cause, self.now());
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool {
+        release_flow(slot, phase as u32, cause as u32) != 0
     }
 
     #[inline(always)]
@@ -422,7 +517,11 @@ functions! {
     };
     pick_port(pair, mark) -> u64 = ports::pick(&KernelTables, pair, kind(mark));
     bind_chunk(pair) -> u64 = ports::bind(&KernelTables, pair);
-    end_flow(slot) -> u32 = u32::from(expire::end(&KernelTables, slot));
+    expire_flow(slot) -> u32 = u32::from(expire::end(&KernelTables, slot));
+    end_flow(slot, created, member, cause) -> u32 = {
+        let cause = Cause::from_u8(cause as u8);
+        u32::from(flow::end(&KernelTables, slot, created, member, cause))
+    };
     put_entry(bucket, entry) -> u32 = u32::from(index::put(&KernelTables, bucket, entry));
     clear_entry(bucket, entry) -> u32 = {
         index::clear(&KernelTables, bucket, entry);
@@ -432,8 +531,10 @@ functions! {
         u32::from(index::rival(&KernelTables, slot, direction(side)));
     same_ends(one, other) -> u32 = u32::from(index::same(&KernelTables, one, other));
     bucket_room(bucket) -> u32 = index::room(&KernelTables, bucket);
-    release_flow(slot, phase) -> u32 =
-        u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)));
+    release_flow(slot, phase, cause) -> u32 = {
+        let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
+        u32::from(flow::release(&KernelTables, slot, phase, cause))
+    };
     track_flow(slot, way, sequence, next, length) -> u32 = {
         // `way` is the direction, and the flags in the second byte.
         let note = Note {

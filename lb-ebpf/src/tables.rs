@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey},
+    event::Cause,
+    flow::{Flow, FlowKey, FragmentKey, Hit},
     index::{Bucket, ServiceBucket},
     member::Member,
     pair::{Allocation, CHUNK, Chunk, Mark, Pair, Source},
@@ -60,6 +61,19 @@ pub trait Tables {
     fn pop_chunk(&self) -> Option<u32>;
     /// Gives a chunk back.
     fn push_chunk(&self, chunk: u32);
+    /// Tells the daemon that a flow has ended, if it listens.
+    fn report(&self, slot: u32, phase: Phase, cause: Cause);
+
+    /// The flow of a fragmented packet whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
+    /// Remembers whose later fragments will follow, and counts one that came before.
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Remembers a fragment whose first has not come.
+    fn note_early(&self, key: &FragmentKey);
+    /// Keeps the tags of a packet for its answer.
+    fn keep_tags(&self, vlan: u32);
+    /// May clients use this VLAN?
+    fn vlan_allowed(&self, vlan: u32) -> bool;
 
     /// The pair that a slot belongs to.
     #[inline(always)]
@@ -229,7 +243,7 @@ pub trait Tables {
     }
 
     /// [`crate::expire::end`], behind such a call.
-    fn end(&self, slot: u32) -> bool
+    fn expire(&self, slot: u32) -> bool
     where
         Self: Sized,
     {
@@ -237,11 +251,11 @@ pub trait Tables {
     }
 
     /// [`crate::flow::release`], behind such a call.
-    fn release(&self, slot: u32, phase: Phase) -> bool
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool
     where
         Self: Sized,
     {
-        crate::flow::release(self, slot, phase)
+        crate::flow::release(self, slot, phase, cause)
     }
 
     /// [`crate::flow::track`], behind such a call.

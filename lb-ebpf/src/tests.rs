@@ -1,15 +1,18 @@
 //! The pipeline over plain memory: the same code as in the kernel, with no kernel.
 
+mod odd;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::atomic::Ordering::Relaxed,
 };
 
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Route},
+    event::Cause,
+    flow::{Flow, FlowKey, FragmentKey, Hit, Route, split_owners},
     index::{
         BY_KEY, Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket, ServiceEntry, pair_bucket,
         service_bucket,
@@ -25,6 +28,8 @@ use lb_common::{
 
 use crate::{Egress, Verdict, balance, frame::MemoryFrame, sweep, tables::Tables};
 
+/// A VLAN that clients may not use.
+const FOREIGN_VLAN: u32 = 66;
 const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
 const VIA: Egress = Egress {
     interface: 7,
@@ -53,6 +58,10 @@ struct MemoryTables {
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
+    reports: RefCell<Vec<(u32, Phase, Cause)>>,
+    fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
+    tags: Cell<u32>,
+    early: Cell<Option<(Addr, Addr, u32)>>,
 }
 
 impl MemoryTables {
@@ -177,24 +186,45 @@ impl MemoryTables {
             flows: RefCell::new((0..flows).map(|_| record(unset(), Phase::Free)).collect()),
             allocation: Allocation::default(),
             free: RefCell::default(),
+            reports: RefCell::default(),
+            fragments: RefCell::default(),
+            tags: Cell::new(0),
+            early: Cell::new(None),
         }
     }
 
-    fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
+    /// With one SNAT address alone, and few ports of it.
+    fn one_address(snat: u8) -> Self {
+        let mut tables = Self::new(snat, 8, &[0, u64::MAX]);
+        for source in &mut tables.sources[1..] {
+            source.count = 1;
+            source.pairs = [source.pairs[0]; 2 * SOURCE_PAIRS];
+        }
+        tables
+    }
+
+    fn send(&self, frame: &mut Vec<u8>) -> Result<Verdict, DropReason> {
         self.send_by(frame, Ok(VIA))
     }
 
     fn send_by(
         &self,
-        frame: &mut [u8],
+        frame: &mut Vec<u8>,
         way: Result<Egress, DropReason>,
     ) -> Result<Verdict, DropReason> {
         let mut frame = MemoryFrame::new(frame, way);
         let mut egress = Egress::default();
-        match balance(&mut frame, self, &mut egress)? {
-            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
-            verdict => Ok(verdict),
+        let mut verdict = balance(&mut frame, self, &mut egress)?;
+        // Nobody jumps more often: to what looks closer, to what opens, and back.
+        for _ in 0..3 {
+            verdict = match verdict {
+                Verdict::Jump(Jump::Open) => crate::open(&mut frame, self)?,
+                Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress)?,
+                Verdict::Jump(Jump::Odd) => crate::odd(&mut frame, self, &mut egress)?,
+                verdict => return Ok(verdict),
+            };
         }
+        Ok(verdict)
     }
 
     fn active(&self) -> u64 {
@@ -432,11 +462,33 @@ impl Tables for MemoryTables {
     fn allocation(&self) -> Option<&Allocation> {
         Some(&self.allocation)
     }
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
+        self.fragments
+            .borrow()
+            .get(&(key.src, key.dst, key.id))
+            .copied()
+    }
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
+        let key = (key.src, key.dst, key.id);
+        self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn note_early(&self, key: &FragmentKey) {
+        self.early.set(Some((key.src, key.dst, key.id)));
+    }
+    fn keep_tags(&self, vlan: u32) {
+        self.tags.set(vlan);
+    }
+    fn vlan_allowed(&self, vlan: u32) -> bool {
+        vlan != FOREIGN_VLAN
+    }
     fn pop_chunk(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()
     }
     fn push_chunk(&self, chunk: u32) {
         self.free.borrow_mut().push_back(chunk);
+    }
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        self.reports.borrow_mut().push((slot, phase, cause));
     }
 }
 
@@ -729,4 +781,43 @@ fn hostile_bytes_neither_panic_nor_leak() {
         tables.check();
         assert_eq!(tables.live().len(), 0);
     }
+}
+
+#[test]
+fn every_end_is_reported_once_with_its_cause() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP, 8, &[u64::MAX]);
+    for port in [1000, 1001, 1002] {
+        assert_eq!(open(&tables, port), Ok(Verdict::Send));
+    }
+    // The port is used again after a reset, one client never comes back, one flow is ended by the operator.
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+    let slot = *tables.live().last().unwrap();
+    let flow = tables.flow(slot).unwrap();
+    let (member, _) = split_owners(flow.owners.load(Relaxed));
+    let (member, created) = (u32::from(member), flow.created.load(Relaxed));
+    let end = |created, member| crate::flow::end(&tables, slot, created, member, Cause::Drained);
+    assert!(!end(created, member ^ 3), "of another member");
+    assert!(!end(created + 1, member), "a later flow in the same record");
+    assert!(end(created, member));
+    assert!(!end(created, member), "there is nothing left to end");
+    tables.wait(100);
+    tables.sweep_all();
+    tables.check();
+    let mut reports = tables.reports.borrow().clone();
+    reports.sort_by_key(|(_, _, cause)| *cause as u8);
+    let ends: Vec<_> = reports
+        .iter()
+        .map(|(_, phase, cause)| (*phase, *cause))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (Phase::Syn, Cause::Expired),
+            (Phase::Syn, Cause::Expired),
+            (Phase::Reset, Cause::Reused),
+            (Phase::Syn, Cause::Drained),
+        ]
+    );
+    assert_eq!(tables.active(), 0);
 }

@@ -14,18 +14,18 @@ use aya::{
 };
 use lb_common::{
     addr::Addr,
-    flow::{Flow, split_owners},
+    flow::Flow,
     index::{SERVICE_BUCKETS, SERVICE_WAYS, ServiceBucket, ServiceEntry, service_bucket},
-    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
     member::Member,
     pair::{Allocation, CHUNK, SOURCE_PAIRS},
     reason::DropReason,
     service::{Config, Pool, Service},
     stats::TrafficCell,
-    tcp::Phase,
 };
 
 use super::{
+    flows::FlowTable,
     loader,
     pairs::{PairUsage, Pairs},
     ports::{LocalPorts, Ports},
@@ -42,6 +42,7 @@ pub(super) struct Tables {
     services: Array<MapData, Record<ServiceBucket>>,
     pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
+    vlans: Array<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     /// Counters of members, by number.
     pub member_cells: &'static [TrafficCell],
@@ -69,27 +70,6 @@ pub struct Numbers {
     pub virtual_servers: Index<Name, u16>,
 }
 
-/// One flow, read out of the tables.
-#[derive(Debug, Clone, Copy)]
-pub struct FlowSnapshot {
-    /// The four ends.
-    pub route: lb_common::flow::Route,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Number of its virtual server.
-    pub virtual_server: u16,
-    /// Number of its member.
-    pub member: u16,
-    /// Tick of the first packet.
-    pub created: u32,
-    /// Tick of the last packet.
-    pub last_seen: u32,
-    /// Packets forward and reverse.
-    pub packets: [u64; 2],
-    /// Bytes forward and reverse.
-    pub bytes: [u64; 2],
-}
-
 impl Tables {
     /// Takes the tables out of the loaded object.
     ///
@@ -115,6 +95,7 @@ impl Tables {
             services: loader::map(ebpf, "SERVICES")?.try_into()?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
             members: loader::map(ebpf, "MEMBERS")?.try_into()?,
+            vlans: loader::map(ebpf, "VLANS")?.try_into()?,
             drops: loader::map(ebpf, "DROPS")?.try_into()?,
             member_cells: mapped(ebpf, "MEMBER_CELLS", &mut keep)?,
             service_cells: mapped(ebpf, "SERVICE_CELLS", &mut keep)?,
@@ -302,8 +283,27 @@ impl Tables {
         if old.is_some() {
             self.config.set(0, Record(config), 0)?;
         }
+        self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         self.config.set(0, Record(config), 0)?;
+        Ok(())
+    }
+
+    /// Says which VLANs clients may use. No frame of a VLAN that was and stays allowed is dropped meanwhile.
+    fn write_vlans(&mut self, vlans: &BTreeSet<u16>) -> Result<()> {
+        let mut words = [0u64; VLAN_WORDS as usize];
+        for vlan in vlans {
+            words[usize::from(vlan >> 6)] |= 1 << (vlan & 63);
+        }
+        if vlans.is_empty() {
+            self.vlans.set(VLAN_WORDS, 0, 0)?;
+        }
+        for (index, word) in (0..).zip(words) {
+            self.vlans.set(index, word, 0)?;
+        }
+        if !vlans.is_empty() {
+            self.vlans.set(VLAN_WORDS, 1, 0)?;
+        }
         Ok(())
     }
 
@@ -563,12 +563,9 @@ impl Tables {
             .collect()
     }
 
-    /// Every flow, half-open and closing ones included.
-    pub(super) fn flows(&self) -> impl Iterator<Item = FlowSnapshot> + '_ {
-        let used = (self.allocation[0].unused.load(Relaxed) + 1) as usize * CHUNK as usize;
-        self.flows[..used.min(self.flows.len())]
-            .iter()
-            .filter_map(snapshot)
+    /// The flow records, for whoever reads them beside the programs.
+    pub(super) fn flow_table(&self) -> FlowTable {
+        FlowTable::new(self.flows, self.allocation)
     }
 
     /// How many flow records there are.
@@ -610,29 +607,6 @@ fn arrange_services(seed: u64, epoch: u32, entries: &[ServiceEntry]) -> Option<V
 
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
-    let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    if matches!(phase, Phase::Free | Phase::Claimed) {
-        return None;
-    }
-    let created = flow.created.load(Relaxed);
-    let route = sys::route(flow);
-    if flow.phase.load(Relaxed) == Phase::Claimed as u32 || flow.created.load(Relaxed) != created {
-        return None;
-    }
-    let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
-    Some(FlowSnapshot {
-        route,
-        phase,
-        virtual_server,
-        member,
-        created,
-        last_seen: flow.last_seen.load(Relaxed),
-        packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
-        bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),
-    })
 }
 
 /// Maps an array into memory.

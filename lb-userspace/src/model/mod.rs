@@ -2,8 +2,11 @@
 //!
 //! Built by `config/`; nothing in here can contradict itself, and nothing in here does I/O.
 
+pub mod diff;
+pub mod show;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -20,6 +23,8 @@ pub struct Generation {
     pub mode: Mode,
     /// Interfaces and hooks of the kernel plane.
     pub network: Network,
+    /// What is logged.
+    pub log: Log,
     /// In the order of the file.
     pub virtual_servers: Vec<Arc<VirtualServer>>,
     /// Every pool, used or not.
@@ -58,6 +63,8 @@ pub struct Network {
     pub snat_ports: Option<PortRange>,
     /// Ports that SNAT never uses.
     pub snat_exclude: Vec<PortRange>,
+    /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
+    pub vlans: BTreeSet<u16>,
 }
 
 /// Ports from one to another, both included.
@@ -106,6 +113,15 @@ pub struct SnatPool {
     pub ports: Option<PortRange>,
     /// Ports of these addresses that are never used.
     pub exclude: Vec<PortRange>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// A line when a passthrough flow ends.
+    pub flows: bool,
+    /// Most of these lines in a second; the others are counted.
+    pub flows_per_second: u32,
 }
 
 /// `network.attach`.
@@ -217,6 +233,8 @@ pub struct Pool {
     pub method: Method,
     /// Absent: every member counts as up.
     pub monitor: Option<Name>,
+    /// What becomes of the connections of a member that its monitor finds down.
+    pub on_down: OnDown,
     /// Never empty, at most [`lb_common::layout::POOL_MEMBERS`], names and addresses unique.
     pub members: Vec<Member>,
 }
@@ -228,6 +246,15 @@ pub enum Method {
     LeastConnections,
     /// Each in turn.
     RoundRobin,
+}
+
+/// `pool.on_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDown {
+    /// They go on as far as they can.
+    Leave,
+    /// They are ended at once, so that clients come back to another member.
+    Reset,
 }
 
 /// `[[pool.NAME.member]]`.

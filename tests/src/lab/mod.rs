@@ -10,7 +10,7 @@
 
 mod namespace;
 mod pass;
-mod prefix;
+pub(crate) mod prefix;
 mod wiring;
 
 use std::{
@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use self::pass::Pass;
 pub use self::{namespace::Namespace, prefix::remove_leftovers, wiring::VIRTUAL};
 
 /// How the machines are wired.
@@ -108,6 +109,19 @@ impl Family {
     }
 }
 
+/// A machine without wires, for what needs a namespace and no site.
+///
+/// # Errors
+/// When this is not root.
+pub fn lone_machine(name: &str) -> Result<Namespace> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "namespaces are made as root"
+    );
+    prefix::remove_leftovers(false);
+    Namespace::create(&format!("{}-{name}", prefix::new()))
+}
+
 /// The site. Everything that it is made of goes when it is dropped.
 #[derive(Debug)]
 pub struct Lab {
@@ -159,9 +173,21 @@ impl Lab {
         &self.folder
     }
 
+    /// The router before the members, where there is one.
+    pub fn router(&self) -> Option<&Namespace> {
+        let mut others = self.switches.iter();
+        others.find(|machine| machine.name().ends_with("-router"))
+    }
+
     /// The box's interfaces: towards clients, towards members.
     pub fn interfaces(&self) -> (&'static str, &'static str) {
         wiring::interfaces(self.plan.topology)
+    }
+
+    /// The clients' switch; its port towards the box is called `box`.
+    pub fn client_switch(&self) -> Option<&Namespace> {
+        let name = format!("{}-sw-c", self.prefix);
+        self.switches.iter().find(|switch| switch.name() == name)
     }
 
     /// Leaves everything up when the value goes.
