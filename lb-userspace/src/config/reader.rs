@@ -162,6 +162,80 @@ impl<'d, 'i> Section<'d, 'i> {
         }
     }
 
+    /// Whole numbers within bounds.
+    pub(super) fn integers(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u16>,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<Vec<u16>> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.mistyped(key, value, "a list", example, faults);
+        };
+        let mut numbers = Vec::with_capacity(items.len());
+        for item in items {
+            let DeValue::Integer(number) = item.get_ref() else {
+                return self.mistyped(key, item, "a list of whole numbers", example, faults);
+            };
+            match i64::from_str_radix(number.as_str(), number.radix()).map(u16::try_from) {
+                Ok(Ok(number)) if bounds.contains(&number) => numbers.push(number),
+                _ => {
+                    faults.error(
+                        item.span().start,
+                        &self.object,
+                        format!("has {} in {key}, which is out of range", shown(item)),
+                        format!("{key} go from {} to {}.", bounds.start(), bounds.end()),
+                        format!("Write for example `{example}`."),
+                    );
+                    return Field::Wrong;
+                }
+            }
+        }
+        Field::Is(At {
+            value: numbers,
+            at: value.span().start,
+        })
+    }
+
+    /// True or false.
+    pub(super) fn switch(&mut self, key: &'static str, faults: &mut Faults) -> Field<bool> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        match value.get_ref() {
+            DeValue::Boolean(on) => Field::Is(At {
+                value: *on,
+                at: value.span().start,
+            }),
+            _ => self.mistyped(key, value, "true or false", &format!("{key} = true"), faults),
+        }
+    }
+
+    /// A table of its own: `key = { ... }`.
+    pub(super) fn table(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<Section<'d, 'i>> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        let DeValue::Table(entries) = value.get_ref() else {
+            return self.mistyped(key, value, "a table", example, faults);
+        };
+        let at = value.span().start;
+        let object = format!("{key} of {}", self.object);
+        Field::Is(At {
+            value: Section::new(object, at, entries),
+            at,
+        })
+    }
+
     /// A duration with a unit.
     pub(super) fn duration(
         &mut self,

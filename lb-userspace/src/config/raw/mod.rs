@@ -1,12 +1,16 @@
 //! The file in the user's words: each object by itself, its values typed, its unknown keys noted.
 
 mod address;
+mod policy;
 mod pool;
+mod ports;
+pub(super) mod source;
 mod virtual_server;
 
 use std::time::Duration;
 
 use lb_common::layout::DEFAULT_FLOWS;
+pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 use toml::de::{DeTable, DeValue};
 pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
@@ -28,6 +32,7 @@ pub(super) struct Raw<'d> {
     pub(super) certificates: Vec<Certificate<'d>>,
     pub(super) pools: Vec<Pool<'d>>,
     pub(super) monitors: Vec<Monitor<'d>>,
+    pub(super) policies: Vec<Policy<'d>>,
 }
 
 /// `[network]`.
@@ -38,6 +43,7 @@ pub(super) struct Network<'d> {
     pub(super) server_interfaces: Field<Vec<At<&'d str>>>,
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
+    pub(super) guard: Guard<'d>,
 }
 
 /// `[certificate.NAME]`.
@@ -100,20 +106,17 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .into_iter()
         .map(|(name, section)| monitor(name, section, faults))
         .collect();
-    for (key, kind, instead) in [
-        (
-            "snat",
-            "SNAT pool",
-            "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
-        ),
-        (
-            "policy",
-            "policy",
-            "Remove it, and filter with the packet filter of the system.",
-        ),
-    ] {
-        top.later_tables(key, kind, instead, faults);
-    }
+    let policies = top
+        .named("policy", "policy", faults)
+        .into_iter()
+        .map(|(name, section)| policy::read(name, section, faults))
+        .collect();
+    top.later_tables(
+        "snat",
+        "SNAT pool",
+        "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
+        faults,
+    );
     top.finish(faults);
     Raw {
         mode,
@@ -122,6 +125,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         certificates,
         pools,
         monitors,
+        policies,
     }
 }
 
@@ -154,6 +158,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             server_interfaces: interfaces(),
             attach: Field::Absent,
             max_flows: Field::Absent,
+            guard: Guard::none(),
         };
     };
     let network = Network {
@@ -185,6 +190,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             &format!("max_flows = {DEFAULT_FLOWS}"),
             faults,
         ),
+        guard: Guard::read(&mut section, faults),
     };
     section.later(
         "vlans",
