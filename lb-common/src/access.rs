@@ -241,6 +241,72 @@ impl Event {
     pub const LIMITED: u8 = 2;
 }
 
+map_record!(
+    /// What `smtplb explain` is told, about a connection that was not made.
+    Explanation {
+        /// What was found; [`Explanation::NOTHING`] and so on.
+        outcome: u32,
+        /// The drop reason that a connection would meet, with [`Explanation::REFUSED`].
+        reason: u32,
+        /// Rules that would match, as indices, epoch included; 0 for none: in force, then staged.
+        rules: [u32; 4],
+        /// Number of the virtual server.
+        virtual_server: u32,
+        /// Number of the member.
+        member: u32,
+        /// The source address that the member would see; unset when the choice is made later.
+        snat: Addr,
+        /// The lowest port it would be, network order; 0 when the choice is made later.
+        port: u32,
+        /// Is the source within its connection rate? 0 or 1.
+        within_rate: u32,
+        /// Slot of the flow that the packet belongs to already; 0 for none.
+        slot: u32,
+        /// Unused.
+        pad: u32,
+    } size 64 align 4
+);
+
+impl Explanation {
+    /// No virtual server has the address and port.
+    pub const NOTHING: u32 = 0;
+    /// A passthrough virtual server would carry it.
+    pub const PASSTHROUGH: u32 = 1;
+    /// A proxy virtual server would take it.
+    pub const PROXY: u32 = 2;
+    /// It would be refused.
+    pub const REFUSED: u32 = 3;
+}
+
+map_record!(
+    /// A budget that one CPU spends.
+    Budget {
+        /// When the next piece is due, nanoseconds.
+        due: u64,
+        /// How often it was used up.
+        refused: u64,
+    } size 16 align 8
+);
+
+/// What a CPU has a budget for; the index of its record.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spending {
+    /// Events for the firewall log.
+    Events = 0,
+    /// ICMP errors that reject (RFC 4443 §2.4 (f), RFC 1812 §4.3.2.8).
+    Answers = 1,
+}
+
+impl Spending {
+    /// Number of budgets.
+    pub const COUNT: u32 = 2;
+    /// Between two of a kind at the sustained rate: a thousand a second.
+    pub const INTERVAL: u64 = 1_000_000;
+    /// How far a CPU may be ahead: two hundred at once.
+    pub const AHEAD: u64 = 200 * Self::INTERVAL;
+}
+
 /// Where a connection comes in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arrival {

@@ -50,6 +50,12 @@ reasons! {
     NoSnatAddress = 10 "no-snat-address",
     /// A connection to a proxy virtual server while no proxy worker listens; the client gets a RST.
     NoWorker = 11 "no-worker",
+    /// A policy drops the connection, and the client is told nothing.
+    PolicyDrop = 12 "policy-drop",
+    /// A policy rejects the connection; the client is answered by ICMP or RST.
+    PolicyReject = 13 "policy-reject",
+    /// The client's network connects too often; the new connection is dropped and may be retried.
+    RateLimited = 14 "rate-limited",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     flow::{Flow, Hit, owners, split_owners},
     reason::DropReason,
-    service::{Config, Service, ServiceKey},
+    service::Service,
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
@@ -34,22 +34,6 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
         }
         _ => Some(hit),
     }
-}
-
-/// The passthrough virtual server that a packet is for.
-#[inline(always)]
-pub(crate) fn service<'a, T: Tables>(
-    tables: &'a T,
-    config: &Config,
-    packet: &Packet,
-) -> Option<&'a Service> {
-    let key = ServiceKey {
-        address: packet.key.dst,
-        port: packet.key.dport,
-        epoch: config.epoch as u16,
-    };
-    let service = tables.service(&key)?;
-    (service.forward == Service::PASSTHROUGH).then_some(service)
 }
 
 /// Opens a flow for the first packet of a connection: its slot.

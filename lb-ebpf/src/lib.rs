@@ -13,7 +13,10 @@
     )
 )]
 
+mod access;
+mod answer;
 mod atomic;
+pub mod explain;
 mod expire;
 mod flow;
 pub mod forward;
@@ -24,6 +27,7 @@ mod opaque;
 mod parse;
 mod rewrite;
 mod select;
+mod service;
 mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
@@ -31,7 +35,9 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
+use lb_common::{
+    flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction,
+};
 
 use crate::flow::Note;
 pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
@@ -67,16 +73,26 @@ pub fn balance<F: Frame, T: Tables>(
     if let Some(hit) = flow::find(tables, &packet) {
         return carry(frame, tables, &packet, hit, egress);
     }
-    if flow::service(tables, config, &packet).is_none() {
+    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
         return Ok(Verdict::Pass);
+    };
+    if service.forward == Service::PASSTHROUGH {
+        return match packet.flags.opens() {
+            true => Ok(Verdict::Jump(Jump::Open)),
+            false => Err(DropReason::NoFlow),
+        };
     }
-    if !packet.flags.opens() {
-        return Err(DropReason::NoFlow);
+    // What XDP passes is met again by the TC program behind it, and shall be judged once.
+    if F::ASKS
+        && packet.flags.opens()
+        && access::guard(tables, config, service.virtual_server).is_some()
+    {
+        return Ok(Verdict::Jump(Jump::Open));
     }
-    Ok(Verdict::Jump(Jump::Open))
+    Ok(Verdict::Pass)
 }
 
-/// Opens a flow for the first packet of a connection, and carries it.
+/// Opens a flow for the first packet of a connection that may be made, and carries it.
 ///
 /// # Errors
 ///
@@ -93,9 +109,16 @@ pub fn open<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = flow::service(tables, config, &packet) else {
+    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
         return Ok(Verdict::Pass);
     };
+    let number = service.virtual_server;
+    if let Some(verdict) = access::admit(frame, tables, config, &packet, number, egress)? {
+        return Ok(verdict);
+    }
+    if service.forward != Service::PASSTHROUGH {
+        return Ok(Verdict::Pass);
+    }
     let slot = flow::open(tables, service, &packet, tables.now())?;
     carry(
         frame,

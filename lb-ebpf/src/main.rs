@@ -19,7 +19,7 @@ use aya_ebpf::{
 use aya_log_ebpf::info;
 use lb_common::{layout::Jump, reason::DropReason};
 use lb_ebpf::{
-    Egress, Verdict, balance,
+    Egress, Verdict, balance, explain,
     frame::{TcFrame, XdpFrame, tc, xdp},
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
     open, steer, sweep,
@@ -85,6 +85,13 @@ fn open_xdp_generic(context: XdpContext) -> u32 {
 #[sk_lookup]
 fn steer_sessions(context: SkLookupContext) -> u32 {
     steer::steer(&context, &KernelTables)
+}
+
+/// Says what would become of a connection; the daemon runs it, no packet does.
+#[classifier]
+fn explain_tc(context: TcContext) -> i32 {
+    explain::explain(&mut TcFrame::new(&context), &KernelTables);
+    TC_ACT_OK
 }
 
 /// Releases expired flows; the daemon runs it, no packet does.

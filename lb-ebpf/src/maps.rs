@@ -12,8 +12,12 @@
 //! | `SCRATCH` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
+//! Those of policies, rates and events are in [`access`].
+//!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
+
+mod access;
 
 use aya_ebpf::{
     helpers,
@@ -23,7 +27,7 @@ use aya_ebpf::{
 use lb_common::{
     atomic::AtomicU32,
     flow::{Flow, FlowKey, Hit},
-    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
     member::Member,
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool, Service, ServiceKey},
@@ -31,6 +35,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase},
 };
 
+pub use self::access::is_unjudged;
 use crate::{
     expire,
     flow::{self, Note},
@@ -47,7 +52,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static SERVICES: HashMap<ServiceKey, Service> =
-    HashMap::with_max_entries(EPOCHS * MAX_VIRTUAL_SERVERS, 0);
+    HashMap::with_max_entries(EPOCHS * MAX_PLACES, 0);
 #[map]
 static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
 #[map]
@@ -202,6 +207,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn peek(&self, pool: u32) -> u32 {
+        peek_member(pool)
+    }
+
+    #[inline(always)]
     fn release(&self, slot: u32, phase: Phase) -> bool {
         release_flow(slot, phase as u32) != 0
     }
@@ -234,6 +244,13 @@ impl Tables for KernelTables {
 #[inline(never)]
 pub extern "C" fn select_member(pool: u32) -> u32 {
     select::member(&KernelTables, pool)
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn peek_member(pool: u32) -> u32 {
+    select::peek(&KernelTables, pool)
 }
 
 /// A function of its own for the verifier (Linux 5.6).

@@ -5,6 +5,9 @@ use lb_common::{flow::FlowKey, reason::DropReason};
 use super::{ChecksumEdit, Frame, Wire, address_halves};
 use crate::{Egress, Packet};
 
+/// Every packet comes in by this interface.
+pub const INTERFACE: u32 = 3;
+
 /// A packet in a byte buffer.
 #[derive(Debug)]
 pub struct MemoryFrame<'a> {
@@ -21,6 +24,21 @@ impl<'a> MemoryFrame<'a> {
 
 impl Frame for MemoryFrame<'_> {
     const ASKS: bool = true;
+    const DEVICE_FINISHES: bool = false;
+
+    fn interface(&self) -> u32 {
+        INTERFACE
+    }
+
+    /// There is no room before the first byte.
+    fn grow(&mut self, _: u32) -> Result<(), DropReason> {
+        Err(DropReason::TooBig)
+    }
+
+    /// What was cut off stays in the buffer.
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        self.reach(length)
+    }
 
     fn tagged(&self) -> bool {
         false

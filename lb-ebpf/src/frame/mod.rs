@@ -52,6 +52,31 @@ pub trait Frame {
     /// Can the hook ask for a neighbour's MAC address? A packet at one that cannot is left to the TC hook behind it.
     const ASKS: bool;
 
+    /// Is a checksum that was left to a device still finished when the packet leaves?
+    const DEVICE_FINISHES: bool;
+
+    /// Index of the interface it came in by.
+    fn interface(&self) -> u32;
+
+    /// The VLAN tag outside of its bytes, host order; 0 without one.
+    fn vlan(&self) -> u16 {
+        0
+    }
+
+    /// Puts bytes before the first one; what they are is unknown.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::TooBig`] when there is no room.
+    fn grow(&mut self, by: u32) -> Result<(), DropReason>;
+
+    /// Takes bytes off the end, so that this many are left. A packet that is shorter stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet cannot be changed.
+    fn cut(&mut self, length: usize) -> Result<(), DropReason>;
+
     /// Is it VLAN-tagged outside of its bytes? Then it is for the VLAN's own interface.
     fn tagged(&self) -> bool;
 

@@ -32,6 +32,39 @@ impl<'a> TcFrame<'a> {
 
 impl Frame for TcFrame<'_> {
     const ASKS: bool = true;
+    const DEVICE_FINISHES: bool = true;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: a field of the context that every program may read.
+        unsafe { (*self.context.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> u16 {
+        // SAFETY: a field of the context that every program may read.
+        unsafe { (*self.context.skb.skb).vlan_tci as u16 }
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, by: u32) -> Result<(), DropReason> {
+        // SAFETY: the program's own packet.
+        match unsafe { helpers::generated::bpf_skb_change_head(self.context.skb.skb, by, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::TooBig),
+        }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        // SAFETY: the program's own packet.
+        match unsafe {
+            helpers::generated::bpf_skb_change_tail(self.context.skb.skb, length as u32, 0)
+        } {
+            0 => self.reach(length),
+            _ => Err(DropReason::Truncated),
+        }
+    }
 
     #[inline(always)]
     fn tagged(&self) -> bool {

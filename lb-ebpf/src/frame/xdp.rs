@@ -98,6 +98,37 @@ fn chunk(context: *mut xdp_md, scratch: *mut [u32; 128], at: u32, length: u32) -
 
 impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     const ASKS: bool = false;
+    const DEVICE_FINISHES: bool = GENERIC;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, by: u32) -> Result<(), DropReason> {
+        // SAFETY: the program's own packet.
+        match unsafe {
+            helpers::generated::bpf_xdp_adjust_head(self.context.ctx, -(by as i32))
+        } {
+            0 => Ok(()),
+            _ => Err(DropReason::TooBig),
+        }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        let have = self.context.data_end() - self.context.data();
+        let less = length as i64 - have as i64;
+        if less >= 0 {
+            return self.reach(length);
+        }
+        // SAFETY: the program's own packet.
+        match unsafe { helpers::generated::bpf_xdp_adjust_tail(self.context.ctx, less as i32) } {
+            0 => self.reach(length),
+            _ => Err(DropReason::Truncated),
+        }
+    }
 
     #[inline(always)]
     fn tagged(&self) -> bool {

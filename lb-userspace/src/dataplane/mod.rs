@@ -3,14 +3,16 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod explain;
 mod jumps;
 mod links;
 mod loader;
+mod policies;
 mod sys;
 mod tables;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
@@ -22,10 +24,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, SockMap},
+    maps::{MapData, RingBuf, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
+use jiff::Timestamp;
 use lb_common::{
+    access::Spending,
     layout::{MAX_WORKERS, SWEEP},
     service::Config,
     stats::TrafficCell,
@@ -34,10 +38,15 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     links::check_interfaces,
+    explain::{Found, Question},
     loader::OBJECT,
+    policies::RuleCount,
+    sys::event,
     tables::{FlowSnapshot, Numbers},
 };
-use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
+use self::{
+    bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables, tables::Tables,
+};
 use crate::{
     admin::view::AttachmentView,
     model::{Generation, Name},
@@ -54,6 +63,7 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    policies: PolicyTables,
     jumps: Jumps,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
@@ -86,12 +96,14 @@ impl KernelPlane {
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
+        let policies = PolicyTables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
             pins,
             tables,
+            policies,
             jumps: Jumps::new(instance),
             listeners,
             attachments: Vec::new(),
@@ -169,7 +181,11 @@ impl KernelPlane {
             workers,
             owner: std::process::id(),
             instance: self.instance,
+            prefixes: 0,
         };
+        self.policies
+            .fill(generation, numbers, self.tables.next_epoch())
+            .context("cannot fill the policies of the kernel plane")?;
         self.tables
             .apply(generation, numbers, up, config)
             .context("cannot fill the tables of the kernel plane")
@@ -187,7 +203,8 @@ impl KernelPlane {
             &mut self.jumps,
             &generation.network,
         )?;
-        Ok(())
+        let judged = self.attachments.iter().map(|place| place.interface.as_str());
+        self.policies.set_judged(judged)
     }
 
     /// Attaches the TC program the way of kernels before 6.6, whatever this one can do.
@@ -228,7 +245,7 @@ impl KernelPlane {
             }
         }
         self.attachments.clear();
-        Ok(())
+        self.policies.set_judged(std::iter::empty())
     }
 
     /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
@@ -250,6 +267,44 @@ impl KernelPlane {
             }
         }
         links::attach_steering(&mut self.ebpf, &self.pins)
+    }
+
+    /// Every rule of every policy, with its counters.
+    pub fn rule_counts(&self) -> Vec<RuleCount> {
+        self.policies.counts()
+    }
+
+    /// Names of policy and rule by the number that an event carries.
+    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
+        self.policies.names()
+    }
+
+    /// How often the programs had used up what they may spend.
+    pub fn refused(&self, what: Spending) -> u64 {
+        self.policies.refused(what)
+    }
+
+    /// Tells the programs which rules have their time now.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
+        self.policies.tell_time(now)
+    }
+
+    /// Looks up the interfaces that rules name.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn refresh_places(&mut self) -> Result<()> {
+        self.policies.refresh_places()
+    }
+
+    /// The events of the firewall log, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.policies.take_events()
     }
 
     /// Tells the programs what a monitor found.
