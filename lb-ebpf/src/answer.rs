@@ -78,8 +78,7 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> {
     let segment = packet.length.saturating_sub((l4 - l3) as u32);
     let sum: u16 = frame.load(l4 + TCP_CHECKSUM)?;
     // As everywhere: a field that equals the pseudo-header sum was left for a device to finish.
-    let unfinished =
-        F::DEVICE_FINISHES && sum == fold(pseudo(packet, IpProto::Tcp as u8, segment));
+    let unfinished = F::DEVICE_FINISHES && sum == fold(pseudo(packet, IpProto::Tcp as u8, segment));
     frame.cut(l4 + TcpHdr::LEN)?;
     let macs: [u16; 6] = frame.load(0)?;
     frame.store(0, swapped(macs))?;
@@ -87,16 +86,25 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> {
     if packet.v6 {
         let payload = (l4 - l3 - Ipv6Hdr::LEN) as u32 + length;
         let key = &packet.key;
-        frame.store(l3 + offset_of!(Ipv6Hdr, payload_len), (payload as u16).to_be())?;
+        frame.store(
+            l3 + offset_of!(Ipv6Hdr, payload_len),
+            (payload as u16).to_be(),
+        )?;
         frame.store(l3 + offset_of!(Ipv6Hdr, hop_limit), TTL)?;
         frame.store(l3 + offset_of!(Ipv6Hdr, src_addr), both(&key.dst, &key.src))?;
     } else {
-        let [at_length, at_ttl, at_sum] =
-            [offset_of!(Ipv4Hdr, tot_len), offset_of!(Ipv4Hdr, ttl), offset_of!(Ipv4Hdr, check)].map(|at| l3 + at);
+        let [at_length, at_ttl, at_sum] = [
+            offset_of!(Ipv4Hdr, tot_len),
+            offset_of!(Ipv4Hdr, ttl),
+            offset_of!(Ipv4Hdr, check),
+        ]
+        .map(|at| l3 + at);
         let (old_length, old_ttl): (u16, u16) = (frame.load(at_length)?, frame.load(at_ttl)?);
         let new_length = (((l4 - l3) as u32 + length) as u16).to_be();
         let new_ttl = u16::from_ne_bytes([TTL, IpProto::Tcp as u8]);
-        let delta = Delta::NONE.half(old_length, new_length).half(old_ttl, new_ttl);
+        let delta = Delta::NONE
+            .half(old_length, new_length)
+            .half(old_ttl, new_ttl);
         let sum: u16 = frame.load(at_sum)?;
         frame.store(at_length, new_length)?;
         frame.store(at_ttl, new_ttl)?;
@@ -151,8 +159,14 @@ fn prohibit<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> 
         frame.store(12, types)?;
         frame.store(l3, [0x60u8, 0])?;
         frame.store(l3 + 2, 0u16)?;
-        frame.store(l3 + offset_of!(Ipv6Hdr, payload_len), (length as u16).to_be())?;
-        frame.store(l3 + offset_of!(Ipv6Hdr, next_hdr), [IpProto::Ipv6Icmp as u8, TTL])?;
+        frame.store(
+            l3 + offset_of!(Ipv6Hdr, payload_len),
+            (length as u16).to_be(),
+        )?;
+        frame.store(
+            l3 + offset_of!(Ipv6Hdr, next_hdr),
+            [IpProto::Ipv6Icmp as u8, TTL],
+        )?;
         frame.store(
             l3 + offset_of!(Ipv6Hdr, src_addr),
             both(&packet.key.dst, &packet.key.src),
@@ -168,7 +182,17 @@ fn prohibit<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> 
     frame.reach(l3 + Ipv4Hdr::LEN + ICMP)?;
     frame.store(0, swapped(macs))?;
     frame.store(12, types)?;
-    frame.store(l3, [VERSION_AND_TOS, length.to_be(), 0, dont_fragment, life, check])?;
+    frame.store(
+        l3,
+        [
+            VERSION_AND_TOS,
+            length.to_be(),
+            0,
+            dont_fragment,
+            life,
+            check,
+        ],
+    )?;
     let [src, dst] = [packet.key.dst, packet.key.src].map(|address| halves(address.0[3]));
     frame.store(l3 + offset_of!(Ipv4Hdr, src_addr), src)?;
     frame.store(l3 + offset_of!(Ipv4Hdr, dst_addr), dst)?;

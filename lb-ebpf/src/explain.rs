@@ -99,7 +99,9 @@ fn judge<T: Tables>(
         }
         let rule = access::matching(tables, policy, &knock.arrival).unwrap_or(0);
         found.rules[place & 3] = rule;
-        let action = tables.rule(rule).map_or(Action::Drop as u8, |rule| rule.action);
+        let action = tables
+            .rule(rule)
+            .map_or(Action::Drop as u8, |rule| rule.action);
         let action = Action::from_u8(action);
         asked[kind] = action == Action::Accept;
         if place < 2 {

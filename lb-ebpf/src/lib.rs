@@ -16,8 +16,8 @@
 mod access;
 mod answer;
 mod atomic;
-pub mod explain;
 mod expire;
+pub mod explain;
 mod flow;
 pub mod forward;
 pub mod frame;
@@ -35,9 +35,7 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{
-    flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction,
-};
+use lb_common::{flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction};
 
 use crate::flow::Note;
 pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};

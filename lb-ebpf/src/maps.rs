@@ -27,7 +27,9 @@ use aya_ebpf::{
 use lb_common::{
     atomic::AtomicU32,
     flow::{Flow, FlowKey, Hit},
-    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    layout::{
+        EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS,
+    },
     member::Member,
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool, Service, ServiceKey},
@@ -51,8 +53,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
-static SERVICES: HashMap<ServiceKey, Service> =
-    HashMap::with_max_entries(EPOCHS * MAX_PLACES, 0);
+static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(EPOCHS * MAX_PLACES, 0);
 #[map]
 static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
 #[map]

@@ -108,9 +108,7 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     #[inline(always)]
     fn grow(&mut self, by: u32) -> Result<(), DropReason> {
         // SAFETY: the program's own packet.
-        match unsafe {
-            helpers::generated::bpf_xdp_adjust_head(self.context.ctx, -(by as i32))
-        } {
+        match unsafe { helpers::generated::bpf_xdp_adjust_head(self.context.ctx, -(by as i32)) } {
             0 => Ok(()),
             _ => Err(DropReason::TooBig),
         }

@@ -32,8 +32,7 @@ use super::{BPF_F_MMAPABLE, BPF_NOEXIST, KernelTables, count_drop, record};
 use crate::{atomic, tables::Access};
 
 #[map]
-static PREFIXES: LpmTrie<PrefixKey, Service> =
-    LpmTrie::with_max_entries(EPOCHS * MAX_PLACES, 0);
+static PREFIXES: LpmTrie<PrefixKey, Service> = LpmTrie::with_max_entries(EPOCHS * MAX_PLACES, 0);
 #[map]
 static GUARDS: Array<Guard> = Array::with_max_entries(EPOCHS * MAX_VIRTUAL_SERVERS, 0);
 #[map]
@@ -45,8 +44,7 @@ static BOUNDS: Array<Bound> = Array::with_max_entries(EPOCHS * MAX_BOUNDS, BPF_F
 #[map]
 static SCHEDULED: Array<u64> = Array::with_max_entries(EPOCHS * MAX_POLICIES, 0);
 #[map]
-static CONDITIONS: HashMap<PlaceKey, u64> =
-    HashMap::with_max_entries(EPOCHS * MAX_CONDITIONS, 0);
+static CONDITIONS: HashMap<PlaceKey, u64> = HashMap::with_max_entries(EPOCHS * MAX_CONDITIONS, 0);
 /// Interfaces whose packets are judged by a packet program, by index.
 #[map]
 static JUDGED: HashMap<u32, u32> = HashMap::with_max_entries(128, 0);

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{
-    route::Route,
-    view::{FlowView, SessionView, Stats, Status},
+    route::{EXPLAIN, Route},
+    view::{ExplanationView, FlowView, PolicyView, Question, SessionView, Stats, Status},
 };
 
 /// How long a question may take, flow tables of a million entries included.
@@ -68,6 +68,12 @@ pub enum ClientError {
         /// How long it was waited for.
         deadline: Duration,
     },
+    /// The question makes no sense to the daemon.
+    #[error("{why}")]
+    Refused {
+        /// What it said.
+        why: String,
+    },
     /// What came back is no answer.
     #[error(
         "the answer of {} is not understood: {why}\n  \
@@ -80,6 +86,12 @@ pub enum ClientError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// The body of an answer that is not 200.
+#[derive(serde::Deserialize)]
+struct Fault {
+    error: String,
 }
 
 impl Client {
@@ -128,6 +140,22 @@ impl Client {
         self.get(Route::Stats)
     }
 
+    /// `GET /v1/policies`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn policies(&self) -> Result<Vec<PolicyView>, ClientError> {
+        self.get(Route::Policies)
+    }
+
+    /// `GET /v1/explain`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn explain(&self, question: &Question) -> Result<ExplanationView, ClientError> {
+        self.ask(&format!("{EXPLAIN}?{}", question.query()))
+    }
+
     /// The answer to any route, as `T`.
     ///
     /// # Errors
@@ -136,17 +164,21 @@ impl Client {
     /// # Panics
     /// When called from within an async runtime: it blocks.
     pub fn get<T: DeserializeOwned>(&self, route: Route) -> Result<T, ClientError> {
+        self.ask(route.path())
+    }
+
+    fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| self.answer(error))?;
         let body = runtime
-            .block_on(async { tokio::time::timeout(self.deadline, self.fetch(route)).await })
+            .block_on(async { tokio::time::timeout(self.deadline, self.fetch(path)).await })
             .unwrap_or_else(|_| Err(self.late()))?;
         serde_json::from_slice(&body).map_err(|error| self.answer(error))
     }
 
-    async fn fetch(&self, route: Route) -> Result<Bytes, ClientError> {
+    async fn fetch(&self, path: &str) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| self.no_connection(error))?;
@@ -156,7 +188,7 @@ impl Client {
         // It ends with the runtime, or with the connection.
         tokio::spawn(connection);
 
-        let request = Request::get(route.path())
+        let request = Request::get(path)
             .header(HOST, "smtplb")
             .body(Empty::<Bytes>::new())
             .map_err(|error| self.answer(error))?;
@@ -170,6 +202,10 @@ impl Client {
             .await
             .map_err(|error| self.answer(error))?
             .to_bytes();
+        if status == StatusCode::BAD_REQUEST {
+            let said: Fault = serde_json::from_slice(&body).map_err(|error| self.answer(error))?;
+            return Err(ClientError::Refused { why: said.error });
+        }
         if status != StatusCode::OK {
             let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             return Err(self.answer(format!("{status} {said}")));

@@ -19,4 +19,12 @@ pub trait Source: Send + Sync + 'static {
     fn sessions(&self) -> Vec<view::SessionView>;
     /// `GET /v1/stats`
     fn stats(&self) -> view::Stats;
+    /// `GET /v1/policies`
+    fn policies(&self) -> Vec<view::PolicyView>;
+    /// `GET /v1/explain`
+    ///
+    /// # Errors
+    ///
+    /// In words for the user.
+    fn explain(&self, question: &view::Question) -> Result<view::ExplanationView, String>;
 }

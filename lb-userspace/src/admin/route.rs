@@ -1,5 +1,7 @@
 //! What can be asked of the admin API, and where; server and client share it.
 
+use super::view::Question;
+
 /// A resource of the admin API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -17,11 +19,13 @@ pub enum Route {
     Sessions,
     /// [`super::view::Stats`]
     Stats,
+    /// A list of [`super::view::PolicyView`]
+    Policies,
 }
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -29,6 +33,7 @@ impl Route {
         Self::Flows,
         Self::Sessions,
         Self::Stats,
+        Self::Policies,
     ];
 
     /// Its path. The version moves when a field changes its meaning or goes away, not when one is added.
@@ -41,11 +46,55 @@ impl Route {
             Self::Flows => "/v1/flows",
             Self::Sessions => "/v1/sessions",
             Self::Stats => "/v1/stats",
+            Self::Policies => "/v1/policies",
         }
     }
 
     /// The resource at `path`, if there is one.
     pub fn at(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.path() == path)
+    }
+}
+
+/// Where [`super::view::Question`] is asked; answered by [`super::view::ExplanationView`].
+pub const EXPLAIN: &str = "/v1/explain";
+
+impl Question {
+    /// The question as a query.
+    pub fn query(&self) -> String {
+        let Self { from, to, .. } = self;
+        let mut query = format!("from={from}&to={to}");
+        if let Some(interface) = &self.interface {
+            query.push_str(&format!("&interface={interface}"));
+        }
+        if let Some(vlan) = self.vlan {
+            query.push_str(&format!("&vlan={vlan}"));
+        }
+        query
+    }
+
+    /// The question in a query.
+    ///
+    /// # Errors
+    ///
+    /// In words for whoever asked.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let (mut from, mut to, mut interface, mut vlan) = (None, None, None, None);
+        for part in query.split('&') {
+            let wrong = || format!("{part:?} is not understood");
+            match part.split_once('=').ok_or_else(wrong)? {
+                ("from", value) => from = Some(value.parse().map_err(|_| wrong())?),
+                ("to", value) => to = Some(value.parse().map_err(|_| wrong())?),
+                ("interface", value) => interface = Some(value.to_owned()),
+                ("vlan", value) => vlan = Some(value.parse().map_err(|_| wrong())?),
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(Self {
+            from: from.ok_or("`from=ADDRESS:PORT` is missing")?,
+            to: to.ok_or("`to=ADDRESS:PORT` is missing")?,
+            interface,
+            vlan,
+        })
     }
 }

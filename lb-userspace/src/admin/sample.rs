@@ -9,13 +9,13 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, FlowView, KernelView, MemberView, PoolView, SessionView, Stats, Status,
-        Traffic, VirtualServerView,
+        AttachmentView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
+        Question, RuleView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
 /// The JSON of every resource, as a person reads it with `--json`.
-pub(crate) const GOLDEN: [(Route, &str); 7] = [
+pub(crate) const GOLDEN: [(Route, &str); 8] = [
     (Route::Status, include_str!("golden/status.json")),
     (
         Route::VirtualServers,
@@ -26,6 +26,7 @@ pub(crate) const GOLDEN: [(Route, &str); 7] = [
     (Route::Flows, include_str!("golden/flows.json")),
     (Route::Sessions, include_str!("golden/sessions.json")),
     (Route::Stats, include_str!("golden/stats.json")),
+    (Route::Policies, include_str!("golden/policies.json")),
 ];
 
 /// Always says the same.
@@ -83,7 +84,7 @@ impl Source for FakeSource {
             virtual_servers: vec![
                 VirtualServerView {
                     name: "smtps".into(),
-                    address: "203.0.113.10:465".parse().unwrap(),
+                    address: "203.0.113.10:465".into(),
                     forward: "passthrough".into(),
                     client_tls: None,
                     pool: "mx-tls".into(),
@@ -190,6 +191,48 @@ impl Source for FakeSource {
                 ("mx-tls/10.0.0.21:465".into(), traffic(2, 1200)),
             ]),
         }
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        let rule = |name: &str, action: &str, hits| RuleView {
+            name: name.into(),
+            enabled: true,
+            action: action.into(),
+            ranges: 2,
+            vlans: vec![10],
+            interfaces: vec!["eth0".into()],
+            in_time: true,
+            log: action == "drop",
+            hits,
+            staged_hits: 0,
+        };
+        vec![PolicyView {
+            name: "edge".into(),
+            enforced_by: vec!["smtps".into()],
+            staged_by: vec![],
+            rules: vec![rule("bad-net", "drop", 17), rule("default", "accept", 4321)],
+        }]
+    }
+
+    fn explain(&self, question: &Question) -> Result<ExplanationView, String> {
+        if question.interface.as_deref() != Some("eth0") {
+            return Err("there is no such interface".into());
+        }
+        Ok(ExplanationView {
+            from: question.from,
+            to: question.to,
+            interface: "eth0".into(),
+            vlan: question.vlan,
+            verdict: "refused".into(),
+            reason: Some("policy-drop".into()),
+            virtual_server: Some("smtps".into()),
+            forward: Some("passthrough".into()),
+            rules: Vec::new(),
+            pool: Some("mx-tls".into()),
+            member: None,
+            member_address: None,
+            snat: None,
+        })
     }
 }
 

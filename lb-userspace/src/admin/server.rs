@@ -18,7 +18,11 @@ use tokio::{
 };
 
 pub use super::socket::bind;
-use super::{Source, route::Route};
+use super::{
+    Source,
+    route::{EXPLAIN, Route},
+    view::Question,
+};
 
 /// Serves the admin API until it is dropped; open connections end with it.
 pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
@@ -77,7 +81,14 @@ async fn serve_within(listener: UnixListener, source: Arc<dyn Source>, limits: L
 async fn converse(stream: UnixStream, source: Arc<dyn Source>, limits: Limits) {
     let service = service_fn(move |request: Request<Incoming>| {
         let source = source.clone();
-        async move { Ok::<_, Infallible>(answer(request.method(), request.uri().path(), source).await) }
+        async move {
+            let uri = request.uri();
+            let asked = uri.query().filter(|_| uri.path() == EXPLAIN);
+            Ok::<_, Infallible>(match asked {
+                Some(query) if request.method() == Method::GET => explain(query, source).await,
+                _ => answer(request.method(), uri.path(), source).await,
+            })
+        }
     });
     // One request per connection: nothing idle holds a place.
     let connection = http1::Builder::new()
@@ -125,6 +136,29 @@ async fn answer(method: &Method, path: &str, source: Arc<dyn Source>) -> Respons
     }
 }
 
+/// What would become of a connection.
+async fn explain(query: &str, source: Arc<dyn Source>) -> Response<Full<Bytes>> {
+    let question = match Question::parse(query) {
+        Ok(question) => question,
+        Err(why) => return fault(StatusCode::BAD_REQUEST, &why),
+    };
+    let asked = tokio::task::spawn_blocking(move || source.explain(&question)).await;
+    match asked {
+        Ok(Ok(view)) => json(
+            StatusCode::OK,
+            serde_json::to_vec(&view).unwrap_or_default(),
+        ),
+        Ok(Err(why)) => fault(StatusCode::BAD_REQUEST, &why),
+        Err(error) => {
+            log::error!("admin socket: {EXPLAIN}: {error}");
+            fault(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the answer could not be made",
+            )
+        }
+    }
+}
+
 fn body(route: Route, source: &dyn Source) -> serde_json::Result<Vec<u8>> {
     match route {
         Route::Status => serde_json::to_vec(&source.status()),
@@ -134,6 +168,7 @@ fn body(route: Route, source: &dyn Source) -> serde_json::Result<Vec<u8>> {
         Route::Flows => serde_json::to_vec(&source.flows()),
         Route::Sessions => serde_json::to_vec(&source.sessions()),
         Route::Stats => serde_json::to_vec(&source.stats()),
+        Route::Policies => serde_json::to_vec(&source.policies()),
     }
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod health;
 mod manual;
+mod policy;
 mod read;
 mod table;
 mod text;
@@ -22,7 +23,7 @@ use args::{Cli, Paths, Verb};
 use clap::{CommandFactory, Parser};
 
 use crate::{
-    admin::client::Client,
+    admin::{client::Client, view::Question},
     daemon::RunOptions,
     failure::{Exit, Failure, OrExit},
 };
@@ -105,6 +106,21 @@ fn execute(cli: Cli, run: Run) -> Result<Ended, Failure> {
         }
         Verb::Status(format) => read::status(&client, format)?,
         Verb::Show { kind, name, format } => read::show(&client, kind, name.as_deref(), format)?,
+        Verb::Explain {
+            from,
+            to,
+            interface,
+            vlan,
+            format,
+        } => {
+            let question = Question {
+                from,
+                to,
+                interface,
+                vlan,
+            };
+            read::explain(&client, &question, format)?
+        }
         Verb::Stats(format) => read::stats(&client, format)?,
         Verb::Health(format) => {
             let health = health::ask(&client);

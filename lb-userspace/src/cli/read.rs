@@ -10,7 +10,7 @@ use super::{
 use crate::{
     admin::{
         client::{Client, ClientError},
-        view::Status,
+        view::{Question, Status},
     },
     failure::{Exit, Failure, OrExit},
 };
@@ -21,7 +21,7 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => Exit::Unreachable,
             ClientError::Denied { .. } => Exit::Privilege,
             ClientError::Late { .. } => Exit::Temporary,
-            ClientError::Answer { .. } => Exit::Failed,
+            ClientError::Refused { .. } | ClientError::Answer { .. } => Exit::Failed,
         };
         Self::new(code, error)
     }
@@ -91,6 +91,15 @@ pub(super) fn show(
             }
             render(format, &flows, |flows| text::flows(flows))
         }
+        Kind::Policy => {
+            let mut policies = client.policies()?;
+            if let Some(name) = name {
+                let known = policies.iter().map(|policy| policy.name.clone()).collect();
+                policies.retain(|policy| policy.name == name);
+                found(&policies, "policy", name, known)?;
+            }
+            render(format, &policies, |policies| text::policies(policies))
+        }
         Kind::Sessions => {
             let mut sessions = client.sessions()?;
             if let Some(name) = name {
@@ -102,6 +111,15 @@ pub(super) fn show(
             render(format, &sessions, |sessions| text::sessions(sessions))
         }
     }
+}
+
+/// `explain`.
+pub(super) fn explain(
+    client: &Client,
+    question: &Question,
+    format: Format,
+) -> Result<String, Failure> {
+    render(format, &client.explain(question)?, text::explanation)
 }
 
 /// No flow of a virtual server is an answer; no such virtual server is a mistake.

@@ -211,7 +211,13 @@ impl<'d, 'i> Section<'d, 'i> {
                 value: *on,
                 at: value.span().start,
             }),
-            _ => self.mistyped(key, value, "true or false", &format!("{key} = true"), faults),
+            _ => self.mistyped(
+                key,
+                value,
+                "true or false",
+                &format!("{key} = true"),
+                faults,
+            ),
         }
     }
 
@@ -409,7 +415,9 @@ impl<'d, 'i> Section<'d, 'i> {
 
     /// The value of a key, of whatever type.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'i>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.entries.get(key)
     }
 

@@ -6,15 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{stats::TrafficCell, tcp};
+use lb_common::{access::Spending, stats::TrafficCell, tcp};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::firewall;
 use crate::{
     admin::{
         Source,
         view::{
-            FlowView, KernelView, MemberView, PoolView, SessionView, Stats, Status, Traffic,
-            VirtualServerView,
+            ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView, Question,
+            SessionView, Stats, Status, Traffic, VirtualServerView,
         },
     },
     dataplane::{FlowSnapshot, KernelPlane, Numbers},
@@ -119,7 +120,7 @@ impl Shared {
                 .any(|member| member.is_up());
             VirtualServerView {
                 name: server.name.to_string(),
-                address: server.socket_addr(),
+                address: server.at.to_string(),
                 forward: forward_word(&server.forward).to_owned(),
                 client_tls: tls_word(&server.forward).map(str::to_owned),
                 pool: server.pool.to_string(),
@@ -205,14 +206,28 @@ impl Source for Shared {
                 .into_iter()
                 .map(|view| (format!("{}/{}", view.pool, view.name), view.traffic))
         });
+        let proxy = lock(&self.proxy);
+        let mut events = proxy.as_ref().map_or_else(BTreeMap::new, Proxy::events);
+        for (name, what) in [
+            ("firewall-events-suppressed", Spending::Events),
+            ("rejects-suppressed", Spending::Answers),
+        ] {
+            events.insert(name.to_owned(), plane.refused(what));
+        }
         Stats {
             drops: plane.drops(),
-            events: lock(&self.proxy)
-                .as_ref()
-                .map_or_else(BTreeMap::new, Proxy::events),
+            events,
             virtual_servers: virtual_servers.collect(),
             members: members.collect(),
         }
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        firewall::policies(&self.generation, &self.plane())
+    }
+
+    fn explain(&self, question: &Question) -> Result<ExplanationView, String> {
+        firewall::explain(self, question)
     }
 }
 
@@ -336,7 +351,7 @@ fn now_tick() -> u32 {
     tcp::tick(now.as_nanos() as u64)
 }
 
-fn forward_word(forward: &Forward) -> &'static str {
+pub(super) fn forward_word(forward: &Forward) -> &'static str {
     match forward {
         Forward::Passthrough { .. } => "passthrough",
         Forward::Proxy { .. } => "proxy",

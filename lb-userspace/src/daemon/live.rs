@@ -132,7 +132,7 @@ pub(super) fn services(
         };
         services.push(Service {
             name: server.name.clone(),
-            address: server.socket_addr(),
+            at: server.at.clone(),
             client_tls: security(server, client_tls, certificates)?,
             pool: pools[&server.pool].clone(),
             cell: plane.service_cell(numbers.virtual_servers[&server.name]),

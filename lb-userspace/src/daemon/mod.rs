@@ -4,6 +4,7 @@
 //! what it did, unless an earlier daemon's work is there: that stays as it is.
 
 mod answers;
+mod firewall;
 mod live;
 mod privilege;
 
@@ -23,7 +24,7 @@ use crate::{
     admin, config,
     dataplane::{Addresses, FEW_FLOWS, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
-    model::{Forward, Generation},
+    model::{Forward, Generation, Guard},
     monitor,
     proxy::{self, Proxy, Services, WorkerListeners},
     telemetry::session::StdoutLog,
@@ -124,6 +125,10 @@ async fn serve(
             return Err(failure);
         }
     };
+    let events = shared.plane().take_events();
+    if let Some(events) = events {
+        tokio::spawn(firewall::log_events(shared.clone(), events));
+    }
     tokio::spawn(admin::server::serve(listener, shared.clone()));
     say_ready(&shared);
     let stop = watch(&shared, &mut signals, options.kernel_log).await;
@@ -182,7 +187,7 @@ async fn probe(shared: &Arc<Shared>, targets: Vec<monitor::Target>) {
 /// Swaps the packet programs in place, or attaches them; without a generation they pass everything.
 fn attach(shared: &Shared) -> Result<(), Failure> {
     let mut plane = shared.plane();
-    match has_passthrough(&shared.generation) {
+    match needs_packets(&shared.generation) {
         true => plane.attach(&shared.generation)?,
         false => plane.detach_packets(&shared.generation)?,
     }
@@ -268,6 +273,9 @@ async fn watch(shared: &Shared, signals: &mut Signals, kernel_log: bool) -> Stop
         if !plane.is_owner() {
             return Stop::Succeeded;
         }
+        if let Err(error) = plane.tell_time(jiff::Timestamp::now()) {
+            log::error!("{error:#}");
+        }
         if has_passthrough(&shared.generation) {
             if let Err(error) = plane.sweep() {
                 log::error!("{error:#}");
@@ -281,8 +289,11 @@ async fn watch(shared: &Shared, signals: &mut Signals, kernel_log: bool) -> Stop
     }
 }
 
-/// The box's own address towards a member may have changed with its routes.
+/// The box's own address towards a member may have changed with its routes, and the interfaces that rules name.
 fn refresh(shared: &Shared, plane: &mut KernelPlane) {
+    if let Err(error) = plane.refresh_places() {
+        log::error!("{error:#}");
+    }
     for (name, pool) in &shared.pools {
         for member in pool.members() {
             if let Err(error) = plane.set_member(member.id, name, member.address, member.is_up()) {
@@ -351,6 +362,20 @@ fn has_passthrough(generation: &Generation) -> bool {
         .virtual_servers
         .iter()
         .any(|server| matches!(server.forward, Forward::Passthrough { .. }))
+}
+
+/// Do packet programs have something to do: carry flows, or judge connections to the proxy plane before they cost a
+/// socket? On loopback the steering program judges.
+fn needs_packets(generation: &Generation) -> bool {
+    let network = &generation.network;
+    let guarded = |guard: &Guard| *guard != Guard::default();
+    has_passthrough(generation)
+        || (network.client_interfaces.iter().any(|name| name != "lo")
+            && (guarded(&network.guard)
+                || generation
+                    .virtual_servers
+                    .iter()
+                    .any(|server| guarded(&server.guard))))
 }
 
 /// The cores this process may run on.

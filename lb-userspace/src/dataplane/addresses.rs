@@ -13,6 +13,7 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
+use super::routes;
 use crate::model::{Forward, Generation};
 
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
@@ -54,7 +55,7 @@ impl Addresses {
     }
 
     /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client
-    /// interface; addresses of ours that it does not have go away.
+    /// interface, and every prefix local by a route; addresses and routes of ours that it does not have go away.
     ///
     /// # Errors
     ///
@@ -63,7 +64,8 @@ impl Addresses {
         let mut wanted: Vec<IpAddr> = generation
             .virtual_servers
             .iter()
-            .map(|server| server.address)
+            .filter(|server| !server.at.is_prefix())
+            .map(|server| server.at.address)
             .filter(|address| !address.is_loopback())
             .collect();
         wanted.sort();
@@ -74,6 +76,12 @@ impl Addresses {
             _ => 0,
         };
         let present = self.list().await?;
+        let own: Vec<_> = present
+            .iter()
+            .filter(|message| !is_ours(message))
+            .filter_map(address_of)
+            .collect();
+        routes::apply(&self.handle, generation, &own, self.index("lo").await?).await?;
         // One of ours on another interface is from an earlier configuration.
         let keeps = |message: &AddressMessage| !is_ours(message) || message.header.index == index;
         for address in &wanted {
@@ -101,6 +109,7 @@ impl Addresses {
     ///
     /// When the kernel refuses.
     pub async fn remove(&mut self) -> Result<()> {
+        routes::remove(&self.handle).await?;
         for message in self.list().await? {
             if is_ours(&message) {
                 self.handle.address().del(message).execute().await?;
@@ -120,7 +129,7 @@ impl Addresses {
         let mut families: Vec<&str> = Vec::new();
         for server in &generation.virtual_servers {
             if matches!(server.forward, Forward::Passthrough { .. }) {
-                families.push(if server.address.is_ipv4() {
+                families.push(if server.at.address.is_ipv4() {
                     "ipv4"
                 } else {
                     "ipv6"

@@ -8,6 +8,7 @@ mod jumps;
 mod links;
 mod loader;
 mod policies;
+mod routes;
 mod sys;
 mod tables;
 
@@ -37,8 +38,8 @@ use lb_common::{
 
 pub use self::{
     addresses::Addresses,
-    links::check_interfaces,
     explain::{Found, Question},
+    links::check_interfaces,
     loader::OBJECT,
     policies::RuleCount,
     sys::event,
@@ -203,7 +204,10 @@ impl KernelPlane {
             &mut self.jumps,
             &generation.network,
         )?;
-        let judged = self.attachments.iter().map(|place| place.interface.as_str());
+        let judged = self
+            .attachments
+            .iter()
+            .map(|place| place.interface.as_str());
         self.policies.set_judged(judged)
     }
 

@@ -170,7 +170,8 @@ impl PolicyTables {
             filled.push(entry);
         }
         for unused in rule..MAX_RULES {
-            self.rules.set(epoch * MAX_RULES + unused, Record(NO_RULE), 0)?;
+            self.rules
+                .set(epoch * MAX_RULES + unused, Record(NO_RULE), 0)?;
         }
         self.fill_places(&filled, epoch)?;
         self.fill_guards(generation, numbers, &filled, epoch)?;
@@ -270,7 +271,8 @@ impl PolicyTables {
             }
         }
         for ((policy, place), bits) in wanted {
-            self.conditions.insert(Record(PlaceKey { policy, place }), bits, 0)?;
+            self.conditions
+                .insert(Record(PlaceKey { policy, place }), bits, 0)?;
         }
         Ok(())
     }
@@ -283,7 +285,9 @@ impl PolicyTables {
         epoch: u32,
     ) -> Result<()> {
         let index = |name: &Option<Name>| {
-            let found = name.as_ref().map(|name| filled.iter().find(|entry| entry.policy.name == *name));
+            let found = name
+                .as_ref()
+                .map(|name| filled.iter().find(|entry| entry.policy.name == *name));
             found.flatten().map_or(0, |entry| entry.index)
         };
         let network = &generation.network.guard;
@@ -296,7 +300,8 @@ impl PolicyTables {
                 staged: [index(&network.staged), index(&own.staged)],
                 interval: own.rate.map_or(0, |rate| rate.interval),
                 ahead: own.rate.map_or(0, |rate| {
-                    rate.interval.saturating_mul(u64::from(rate.burst.saturating_sub(1)))
+                    rate.interval
+                        .saturating_mul(u64::from(rate.burst.saturating_sub(1)))
                 }),
             };
         }
@@ -317,7 +322,10 @@ impl PolicyTables {
             if scheduled != entry.scheduled {
                 self.scheduled.set(entry.index, scheduled, 0)?;
                 entry.scheduled = scheduled;
-                log::info!("policy {:?}: the rules in their time have changed", entry.policy.name);
+                log::info!(
+                    "policy {:?}: the rules in their time have changed",
+                    entry.policy.name
+                );
             }
         }
         Ok(())
@@ -379,7 +387,11 @@ impl PolicyTables {
         let places = |entry: &Filled| (1..entry.numbers.len()).chain([0]).collect::<Vec<_>>();
         let entries = self.filled.iter();
         entries
-            .flat_map(|entry| places(entry).into_iter().map(move |place| count(entry, place)))
+            .flat_map(|entry| {
+                places(entry)
+                    .into_iter()
+                    .map(move |place| count(entry, place))
+            })
             .collect()
     }
 
@@ -404,7 +416,11 @@ impl PolicyTables {
                     None => entry.policy.default,
                     Some(place) => entry.policy.rules[place].action,
                 };
-                (entry.policy.name.clone(), entry.rule_name(place).into(), action)
+                (
+                    entry.policy.name.clone(),
+                    entry.rule_name(place).into(),
+                    action,
+                )
             })
         })
     }
@@ -412,7 +428,9 @@ impl PolicyTables {
     /// How often a budget was used up.
     pub(super) fn refused(&self, what: Spending) -> u64 {
         let budgets = self.budgets.get(&(what as u32), 0);
-        budgets.map_or(0, |budgets| budgets.iter().map(|budget| budget.0.refused).sum())
+        budgets.map_or(0, |budgets| {
+            budgets.iter().map(|budget| budget.0.refused).sum()
+        })
     }
 
     /// What `explain_tc` has written.
@@ -449,7 +467,8 @@ fn places(filled: &[Filled]) -> BTreeMap<(u32, u32), u64> {
             let Some(index) = interface_index(name) else {
                 continue;
             };
-            let bits = entry.bits(|rule| rule.interfaces.is_empty() || rule.interfaces.contains(name));
+            let bits =
+                entry.bits(|rule| rule.interfaces.is_empty() || rule.interfaces.contains(name));
             places.insert((entry.index, index), bits);
         }
         for vlan in rules().flat_map(|rule| &rule.vlans) {
@@ -478,7 +497,12 @@ fn hash(policy: &str, rule: &str) -> u64 {
 impl BoundCell {
     /// Writes a range; nobody looks at it before its generation is in use.
     fn set(&self, bound: &access::Bound) {
-        let words = [bound.high, bound.low, bound.conditional, sys::two_words(bound.rule, bound.pad)];
+        let words = [
+            bound.high,
+            bound.low,
+            bound.conditional,
+            sys::two_words(bound.rule, bound.pad),
+        ];
         for (cell, word) in self.0.iter().zip(words) {
             cell.store(word, Relaxed);
         }

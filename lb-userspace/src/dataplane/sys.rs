@@ -32,8 +32,20 @@ macro_rules! records {
     )* };
 }
 records!(
-    Config, FlowKey, Member, Pool, PrefixKey, Service, ServiceKey, Policy, Rule, Guard, RuleCell,
-    Budget, PlaceKey, Explanation
+    Config,
+    FlowKey,
+    Member,
+    Pool,
+    PrefixKey,
+    Service,
+    ServiceKey,
+    Policy,
+    Rule,
+    Guard,
+    RuleCell,
+    Budget,
+    PlaceKey,
+    Explanation
 );
 
 /// Where new flow records come from; the programs' view is in `lb-ebpf`.

@@ -29,7 +29,7 @@ use super::{
     loader,
     sys::{self, Allocation, Record},
 };
-use crate::model::{Forward, Generation, Method, Name, Snat, VirtualServer};
+use crate::model::{Forward, Generation, Method, Name, Places, Snat};
 
 /// The tables, open.
 pub(super) struct Tables {
@@ -161,9 +161,9 @@ impl Tables {
         let mut given = HashSet::new();
         let mut fresh = Vec::new();
         for server in &generation.virtual_servers {
-            let mut ports = server.each_port();
+            let mut ports = server.at.each_port();
             let known = ports.find_map(|port| {
-                let number = known_services.get(&(server.address, server.length, port))?;
+                let number = known_services.get(&(server.at.address, server.at.length, port))?;
                 given.insert(*number).then_some(*number)
             });
             match known {
@@ -258,10 +258,10 @@ impl Tables {
                 forward,
                 snat,
             };
-            for port in server.each_port() {
-                self.add_service(server, port, epoch as u16, service)?;
+            for port in server.at.each_port() {
+                self.add_service(&server.at, port, epoch as u16, service)?;
             }
-            config.prefixes |= u32::from(server.is_prefix());
+            config.prefixes |= u32::from(server.at.is_prefix());
         }
         config.epoch = epoch;
         config.generation = self.config().map_or(1, |old| old.generation + 1);
@@ -271,16 +271,10 @@ impl Tables {
     }
 
     /// Makes an address or prefix with a port lead to a virtual server.
-    fn add_service(
-        &mut self,
-        server: &VirtualServer,
-        port: u16,
-        epoch: u16,
-        service: Service,
-    ) -> Result<()> {
-        let (address, port) = (Addr::from(server.address), port.to_be());
-        if server.is_prefix() {
-            let key = prefix_key(epoch, port, address, server.length);
+    fn add_service(&mut self, at: &Places, port: u16, epoch: u16, service: Service) -> Result<()> {
+        let (address, port) = (Addr::from(at.address), port.to_be());
+        if at.is_prefix() {
+            let key = prefix_key(epoch, port, address, at.length);
             self.prefixes.insert(&key, Record(service), 0)?;
         } else {
             let key = ServiceKey {
@@ -324,7 +318,10 @@ impl Tables {
             if key.epoch == epoch {
                 let address = key.address.to_ip();
                 let length = if address.is_ipv4() { 32 } else { 128 };
-                known.insert((address, length, u16::from_be(key.port)), service.virtual_server);
+                known.insert(
+                    (address, length, u16::from_be(key.port)),
+                    service.virtual_server,
+                );
             }
         }
         for (key, service) in self.prefixes.iter().flatten() {

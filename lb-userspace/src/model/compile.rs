@@ -35,8 +35,9 @@ struct Edge {
 /// When more than [`CONDITIONAL`] rules are conditional.
 pub fn compile(policy: &Policy) -> Result<Compiled, TooManyConditions> {
     let enabled = || (1..).zip(&policy.rules).filter(|(_, rule)| rule.enabled);
-    let conditional: Vec<(usize, &Rule)> =
-        enabled().filter(|(_, rule)| !rule.is_unconditional()).collect();
+    let conditional: Vec<(usize, &Rule)> = enabled()
+        .filter(|(_, rule)| !rule.is_unconditional())
+        .collect();
     if conditional.len() > CONDITIONAL {
         return Err(TooManyConditions);
     }
@@ -47,7 +48,9 @@ pub fn compile(policy: &Policy) -> Result<Compiled, TooManyConditions> {
         .map(|(place, (_, rule))| {
             let wide = |(_, (_, other)): &(usize, &(usize, &Rule))| other.is_as_wide_as(rule);
             let earlier = conditional[..place].iter().enumerate();
-            earlier.filter(wide).fold(0, |bits, (bit, _)| bits | 1 << bit)
+            earlier
+                .filter(wide)
+                .fold(0, |bits, (bit, _)| bits | 1 << bit)
         })
         .collect();
     let bit_of = |rule: usize| conditional.iter().position(|(number, _)| *number == rule);
@@ -60,7 +63,10 @@ pub fn compile(policy: &Policy) -> Result<Compiled, TooManyConditions> {
     let mut bounds: Vec<Bound> = Vec::new();
     let mut note = |at: u128, sweep: &mut Sweep| {
         let (rule, bits) = sweep.outcome(&conditional, &wider);
-        if bounds.last().is_some_and(|last| (last.rule as usize, last.conditional) == (rule, bits)) {
+        if bounds
+            .last()
+            .is_some_and(|last| (last.rule as usize, last.conditional) == (rule, bits))
+        {
             return;
         }
         bounds.push(Bound {
@@ -97,7 +103,10 @@ pub fn compile(policy: &Policy) -> Result<Compiled, TooManyConditions> {
         .collect();
     Ok(Compiled {
         bounds,
-        conditional: conditional.iter().map(|(number, _)| *number as u16).collect(),
+        conditional: conditional
+            .iter()
+            .map(|(number, _)| *number as u16)
+            .collect(),
         shadowed,
     })
 }
@@ -106,9 +115,17 @@ fn edges<'r>(rules: impl Iterator<Item = (usize, &'r Rule)>) -> Vec<Edge> {
     let mut edges = Vec::new();
     for (rule, from) in rules {
         for range in from.source.iter() {
-            edges.push(Edge { at: range.first, rule, begins: true });
+            edges.push(Edge {
+                at: range.first,
+                rule,
+                begins: true,
+            });
             if let Some(at) = range.last.checked_add(1) {
-                edges.push(Edge { at, rule, begins: false });
+                edges.push(Edge {
+                    at,
+                    rule,
+                    begins: false,
+                });
             }
         }
     }
@@ -180,10 +197,17 @@ mod tests {
     impl Memory {
         fn new(policy: &Policy, scheduled: bool) -> Self {
             let compiled = compile(policy).unwrap();
-            let rules: Vec<&Rule> =
-                compiled.conditional.iter().map(|number| &policy.rules[usize::from(*number) - 1]).collect();
+            let rules: Vec<&Rule> = compiled
+                .conditional
+                .iter()
+                .map(|number| &policy.rules[usize::from(*number) - 1])
+                .collect();
             let bits = |test: &dyn Fn(&Rule) -> bool| {
-                rules.iter().enumerate().filter(|(_, rule)| test(rule)).fold(0, |bits, (bit, _)| bits | 1u64 << bit)
+                rules
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, rule)| test(rule))
+                    .fold(0, |bits, (bit, _)| bits | 1u64 << bit)
             };
             let mut record = access::Policy {
                 bounds: 0,
@@ -197,7 +221,10 @@ mod tests {
             record.conditional[..compiled.conditional.len()].copy_from_slice(&compiled.conditional);
             let interfaces = (1..=3u32).map(|index| {
                 let name = format!("eth{index}");
-                (index, bits(&|rule| rule.interfaces.is_empty() || rule.interfaces.contains(&name)))
+                (
+                    index,
+                    bits(&|rule| rule.interfaces.is_empty() || rule.interfaces.contains(&name)),
+                )
             });
             let vlans = (1..=3u16).map(|vlan| {
                 let bits = bits(&|rule| rule.vlans.is_empty() || rule.vlans.contains(&vlan));
@@ -213,7 +240,11 @@ mod tests {
 
         fn matching(&self, source: u128, interface: u32, vlan: u16) -> usize {
             let words = [96, 64, 32, 0].map(|shift| ((source >> shift) as u32).to_be());
-            let arrival = Arrival { source: lb_common::addr::Addr(words), interface, vlan };
+            let arrival = Arrival {
+                source: lb_common::addr::Addr(words),
+                interface,
+                vlan,
+            };
             access::matching(self, 1, &arrival).unwrap() as usize - 100
         }
     }
@@ -232,7 +263,10 @@ mod tests {
         }
 
         fn place(&self, key: &PlaceKey) -> Option<u64> {
-            self.places.iter().find(|(place, _)| *place == key.place).map(|(_, bits)| *bits)
+            self.places
+                .iter()
+                .find(|(place, _)| *place == key.place)
+                .map(|(_, bits)| *bits)
         }
     }
 
@@ -240,12 +274,20 @@ mod tests {
     fn naive(policy: &Policy, scheduled: bool, source: u128, interface: u32, vlan: u16) -> usize {
         let matches = |rule: &Rule| {
             rule.enabled
-                && rule.source.iter().any(|range| (range.first..=range.last).contains(&source))
-                && (rule.interfaces.is_empty() || rule.interfaces.contains(&format!("eth{interface}")))
+                && rule
+                    .source
+                    .iter()
+                    .any(|range| (range.first..=range.last).contains(&source))
+                && (rule.interfaces.is_empty()
+                    || rule.interfaces.contains(&format!("eth{interface}")))
                 && (rule.vlans.is_empty() || rule.vlans.contains(&vlan))
                 && (rule.schedule.is_none() || scheduled)
         };
-        policy.rules.iter().position(matches).map_or(0, |place| place + 1)
+        policy
+            .rules
+            .iter()
+            .position(matches)
+            .map_or(0, |place| place + 1)
     }
 
     /// Xorshift: the same numbers on every run.
@@ -275,8 +317,14 @@ mod tests {
             let source = (0..self.below(4)).map(|_| {
                 let (one, other) = (self.address(), self.address());
                 match self.below(3) {
-                    0 => Range { first: one, last: one },
-                    _ => Range { first: one.min(other), last: one.max(other) },
+                    0 => Range {
+                        first: one,
+                        last: one,
+                    },
+                    _ => Range {
+                        first: one.min(other),
+                        last: one.max(other),
+                    },
                 }
             });
             let source = match source.collect::<Vec<_>>() {
@@ -288,9 +336,21 @@ mod tests {
                 name: format!("rule{number}").into(),
                 enabled: self.below(5) != 0,
                 source: source.into(),
-                vlans: if condition == 0 { vec![1 + self.below(3) as u16] } else { Vec::new() },
-                interfaces: if condition == 1 { vec![format!("eth{}", 1 + self.below(3))] } else { Vec::new() },
-                schedule: (condition == 2).then(|| Schedule { days: 127, times: vec![(0, 1)], zone: TimeZone::UTC }),
+                vlans: if condition == 0 {
+                    vec![1 + self.below(3) as u16]
+                } else {
+                    Vec::new()
+                },
+                interfaces: if condition == 1 {
+                    vec![format!("eth{}", 1 + self.below(3))]
+                } else {
+                    Vec::new()
+                },
+                schedule: (condition == 2).then(|| Schedule {
+                    days: 127,
+                    times: vec![(0, 1)],
+                    zone: TimeZone::UTC,
+                }),
                 action: Action::Drop,
                 log: false,
             }
@@ -298,7 +358,12 @@ mod tests {
     }
 
     fn policy(rules: Vec<Rule>) -> Policy {
-        Policy { name: "edge".into(), default: Action::Accept, log: false, rules }
+        Policy {
+            name: "edge".into(),
+            default: Action::Accept,
+            log: false,
+            rules,
+        }
     }
 
     #[test]
@@ -311,10 +376,21 @@ mod tests {
             for scheduled in [false, true] {
                 let memory = Memory::new(&policy, scheduled);
                 for _ in 0..400 {
-                    let (source, interface, vlan) = (random.address(), random.below(5) as u32, random.below(5) as u16);
+                    let (source, interface, vlan) = (
+                        random.address(),
+                        random.below(5) as u32,
+                        random.below(5) as u16,
+                    );
                     let expected = naive(&policy, scheduled, source, interface, vlan);
-                    assert_eq!(memory.matching(source, interface, vlan), expected, "{source:x} {interface} {vlan} {policy:#?}");
-                    assert!(shadowed.iter().all(|(rule, _)| *rule != expected), "{expected} {policy:#?}");
+                    assert_eq!(
+                        memory.matching(source, interface, vlan),
+                        expected,
+                        "{source:x} {interface} {vlan} {policy:#?}"
+                    );
+                    assert!(
+                        shadowed.iter().all(|(rule, _)| *rule != expected),
+                        "{expected} {policy:#?}"
+                    );
                 }
             }
             for (rule, by) in shadowed {
@@ -327,9 +403,16 @@ mod tests {
     fn a_rule_behind_a_wider_one_is_shadowed() {
         let mut random = Random(1);
         let mut rules: Vec<Rule> = (0..6).map(|number| random.rule(number)).collect();
-        let net = |low: u128, high: u128| -> std::sync::Arc<[Range]> { vec![Range { first: low, last: high }].into() };
+        let net = |low: u128, high: u128| -> std::sync::Arc<[Range]> {
+            vec![Range {
+                first: low,
+                last: high,
+            }]
+            .into()
+        };
         for rule in &mut rules {
-            (rule.enabled, rule.vlans, rule.interfaces, rule.schedule) = (true, vec![], vec![], None);
+            (rule.enabled, rule.vlans, rule.interfaces, rule.schedule) =
+                (true, vec![], vec![], None);
         }
         rules[0].source = net(10, 19);
         rules[1].source = net(20, 29);
@@ -348,17 +431,34 @@ mod tests {
     #[test]
     fn a_hundred_thousand_prefixes_stay_within_their_bounds() {
         let every_other = |start: u128| -> Vec<Range> {
-            (0..50_000).map(|place| start + 2 * place).map(|at| Range { first: at, last: at }).collect()
+            (0..50_000)
+                .map(|place| start + 2 * place)
+                .map(|at| Range {
+                    first: at,
+                    last: at,
+                })
+                .collect()
         };
         let mut random = Random(2);
         let mut rules = vec![random.rule(0), random.rule(1)];
         for (rule, start) in rules.iter_mut().zip([0xffff_0a00_0000, 0x2001_0db8 << 96]) {
-            *rule = Rule { enabled: true, source: every_other(start).into(), vlans: vec![], interfaces: vec![], schedule: None, ..rule.clone() };
+            *rule = Rule {
+                enabled: true,
+                source: every_other(start).into(),
+                vlans: vec![],
+                interfaces: vec![],
+                schedule: None,
+                ..rule.clone()
+            };
         }
         let policy = policy(rules);
         let started = Instant::now();
         let compiled = compile(&policy).unwrap();
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
         assert_eq!(compiled.bounds.len(), 200_001);
         assert!(compiled.bounds.len() <= access::MAX_BOUNDS as usize);
     }

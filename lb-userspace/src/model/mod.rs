@@ -7,6 +7,7 @@ pub mod policy;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -80,12 +81,8 @@ pub enum Attach {
 pub struct VirtualServer {
     /// The table's name.
     pub name: Name,
-    /// The virtual address, or the first of the prefix.
-    pub address: IpAddr,
-    /// Bits of the address that count: 32 or 128, less for a prefix.
-    pub length: u8,
-    /// TCP ports from the first to the last, host order; never empty, never 0, sorted and disjoint.
-    pub ports: Vec<(u16, u16)>,
+    /// Where clients connect to.
+    pub at: Places,
     /// Which plane carries it, and how.
     pub forward: Forward,
     /// The pool that serves it.
@@ -97,6 +94,24 @@ pub struct VirtualServer {
 impl VirtualServer {
     /// Its first address and port together: no other virtual server has them, unless one has a longer prefix.
     pub fn socket_addr(&self) -> SocketAddr {
+        self.at.first()
+    }
+}
+
+/// Addresses and ports of a virtual server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The virtual address, or the first of the prefix.
+    pub address: IpAddr,
+    /// Bits of the address that count: 32 or 128, less for a prefix.
+    pub length: u8,
+    /// TCP ports from the first to the last, host order; never empty, never 0, sorted and disjoint.
+    pub ports: Vec<(u16, u16)>,
+}
+
+impl Places {
+    /// The first address and port together.
+    pub fn first(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.ports.first().map_or(0, |range| range.0))
     }
 
@@ -107,19 +122,35 @@ impl VirtualServer {
 
     /// Does it serve this address and port?
     pub fn serves(&self, address: SocketAddr) -> bool {
-        let ports = self.ports.iter();
+        let mut ports = self.ports.iter();
+        self.holds(address.ip()) && ports.any(|(from, to)| (from..=to).contains(&&address.port()))
+    }
+
+    /// Is this address one of them?
+    pub fn holds(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4()
-            && Range::prefix(address.ip(), self.length) == Range::prefix(self.address, self.length)
-            && ports.clone().any(|(from, to)| (from..=to).contains(&&address.port()))
+            && Range::prefix(address, self.length) == Range::prefix(self.address, self.length)
     }
 
     /// Every port.
     pub fn each_port(&self) -> impl Iterator<Item = u16> + '_ {
         self.ports.iter().flat_map(|(from, to)| *from..=*to)
     }
+}
 
-    /// As people write it: `203.0.113.10:465`, `[2001:db8::/64]:25,587,1000-1010`.
-    pub fn place(&self) -> String {
+impl From<SocketAddr> for Places {
+    fn from(at: SocketAddr) -> Self {
+        Self {
+            address: at.ip(),
+            length: if at.is_ipv4() { 32 } else { 128 },
+            ports: vec![(at.port(), at.port())],
+        }
+    }
+}
+
+/// As people write it: `203.0.113.10:465`, `[2001:db8::/64]:25,587,1000-1010`.
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut address = self.address.to_string();
         if self.is_prefix() {
             address.push_str(&format!("/{}", self.length));
@@ -131,7 +162,7 @@ impl VirtualServer {
             true => from.to_string(),
             false => format!("{from}-{to}"),
         });
-        format!("{address}:{}", ports.collect::<Vec<_>>().join(","))
+        write!(f, "{address}:{}", ports.collect::<Vec<_>>().join(","))
     }
 }
 

@@ -54,8 +54,7 @@ impl Rule {
     /// Does it match wherever and whenever the other does?
     pub fn is_as_wide_as(&self, other: &Self) -> bool {
         fn holds<T: PartialEq>(wide: &[T], narrow: &[T]) -> bool {
-            wide.is_empty()
-                || (!narrow.is_empty() && narrow.iter().all(|item| wide.contains(item)))
+            wide.is_empty() || (!narrow.is_empty() && narrow.iter().all(|item| wide.contains(item)))
         }
         holds(&self.vlans, &other.vlans)
             && holds(&self.interfaces, &other.interfaces)
@@ -191,28 +190,41 @@ mod tests {
 
     #[test]
     fn prefixes_become_ranges() {
-        let ends = |first: &str, last: &str| {
-            Range::new(first.parse().unwrap(), last.parse().unwrap())
-        };
+        let ends =
+            |first: &str, last: &str| Range::new(first.parse().unwrap(), last.parse().unwrap());
         assert_eq!(range("192.0.2.77/24"), ends("192.0.2.0", "192.0.2.255"));
         assert_eq!(range("0.0.0.0/0"), ends("0.0.0.0", "255.255.255.255"));
         assert_eq!(range("192.0.2.1/32"), ends("192.0.2.1", "192.0.2.1"));
-        assert_eq!(range("2001:db8::/64"), ends("2001:db8::", "2001:db8::ffff:ffff:ffff:ffff"));
+        assert_eq!(
+            range("2001:db8::/64"),
+            ends("2001:db8::", "2001:db8::ffff:ffff:ffff:ffff")
+        );
         assert_eq!(range("::/0"), Range::ALL);
         assert_eq!(range("::1/128"), ends("::1", "::1"));
     }
 
     #[test]
     fn ranges_that_touch_become_one() {
-        let merged = Range::merged(vec![range("192.0.2.128/25"), range("192.0.2.0/25"), range("10.0.0.0/8")]);
+        let merged = Range::merged(vec![
+            range("192.0.2.128/25"),
+            range("192.0.2.0/25"),
+            range("10.0.0.0/8"),
+        ]);
         assert_eq!(merged, [range("10.0.0.0/8"), range("192.0.2.0/24")]);
-        assert_eq!(Range::merged(vec![Range::ALL, range("10.0.0.0/8")]), [Range::ALL]);
+        assert_eq!(
+            Range::merged(vec![Range::ALL, range("10.0.0.0/8")]),
+            [Range::ALL]
+        );
     }
 
     #[test]
     fn a_schedule_follows_its_own_clock() {
         let zone = TimeZone::get("Europe/Berlin").unwrap();
-        let weekdays = Schedule { days: 0b001_1111, times: vec![(8 * 60, 18 * 60)], zone: zone.clone() };
+        let weekdays = Schedule {
+            days: 0b001_1111,
+            times: vec![(8 * 60, 18 * 60)],
+            zone: zone.clone(),
+        };
         let holds = |schedule: &Schedule, text: &str| schedule.holds(text.parse().unwrap());
         // Wednesday; one hour before UTC in winter, two in summer.
         assert!(!holds(&weekdays, "2026-01-14T06:59:59Z"));
@@ -220,9 +232,16 @@ mod tests {
         assert!(holds(&weekdays, "2026-07-15T06:00:00Z"));
         assert!(!holds(&weekdays, "2026-07-15T16:00:00Z"));
         assert!(!holds(&weekdays, "2026-01-17T10:00:00Z"), "Saturday");
-        let night = Schedule { days: 0b001_0000, times: vec![(22 * 60, 6 * 60)], zone };
+        let night = Schedule {
+            days: 0b001_0000,
+            times: vec![(22 * 60, 6 * 60)],
+            zone,
+        };
         assert!(holds(&night, "2026-01-16T21:30:00Z"), "Friday night");
-        assert!(holds(&night, "2026-01-17T04:59:00Z"), "goes on into Saturday");
+        assert!(
+            holds(&night, "2026-01-17T04:59:00Z"),
+            "goes on into Saturday"
+        );
         assert!(!holds(&night, "2026-01-17T21:30:00Z"));
         assert!(!holds(&night, "2026-01-16T04:59:00Z"), "Thursday night");
     }

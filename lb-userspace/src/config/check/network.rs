@@ -27,8 +27,18 @@ pub(super) fn network(
         .virtual_servers
         .iter()
         .find(|server| server.forward.get() == Some(&Plane::Passthrough));
-    let client_interfaces = interfaces(&network.client_interfaces, "client_interfaces", "network", faults);
-    let server_interfaces = interfaces(&network.server_interfaces, "server_interfaces", "network", faults);
+    let client_interfaces = interfaces(
+        &network.client_interfaces,
+        "client_interfaces",
+        "network",
+        faults,
+    );
+    let server_interfaces = interfaces(
+        &network.server_interfaces,
+        "server_interfaces",
+        "network",
+        faults,
+    );
     if let (Some(server), true) = (
         raw.virtual_servers.first(),
         none(&network.client_interfaces),

@@ -35,7 +35,10 @@ pub(super) fn policies(
     directory: &Path,
     faults: &mut Faults,
 ) -> Option<BTreeMap<Name, Arc<Policy>>> {
-    let policies = all(raw.policies.iter().map(|raw| policy(raw, directory, faults)))?;
+    let policies = all(raw
+        .policies
+        .iter()
+        .map(|raw| policy(raw, directory, faults)))?;
     let (mut bounds, mut rules) = (0, 0);
     for (policy, raw) in policies.iter().zip(&raw.policies) {
         rules += policy.rules.len() + 1;
@@ -72,12 +75,7 @@ pub(super) fn policies(
     Some(policies.into_iter().map(named).collect())
 }
 
-fn shadowed(
-    policy: &Policy,
-    raw: &raw::Policy<'_>,
-    found: &[(usize, usize)],
-    faults: &mut Faults,
-) {
+fn shadowed(policy: &Policy, raw: &raw::Policy<'_>, found: &[(usize, usize)], faults: &mut Faults) {
     let rules = raw.rules.get().map_or(&[][..], Vec::as_slice);
     for (rule, by) in found {
         let (Some(raw), Some(earlier)) = (rules.get(rule - 1), policy.rules.get(by - 1)) else {
@@ -87,7 +85,10 @@ fn shadowed(
             raw.at,
             &raw.object,
             "can never match",
-            format!("Rule {} before it takes its connections.", quoted(&earlier.name)),
+            format!(
+                "Rule {} before it takes its connections.",
+                quoted(&earlier.name)
+            ),
             "Put it before that rule, narrow that rule, or remove it.",
         );
     }
@@ -190,7 +191,10 @@ fn source_file(raw: &raw::Rule<'_>, path: &Path, faults: &mut Faults) -> Option<
             faults.error(
                 at,
                 &raw.object,
-                format!("has a source_file that cannot be read: {}: {error}", path.display()),
+                format!(
+                    "has a source_file that cannot be read: {}: {error}",
+                    path.display()
+                ),
                 nothing,
                 "Check the path and its permissions.",
             );
@@ -209,7 +213,11 @@ fn source_file(raw: &raw::Rule<'_>, path: &Path, faults: &mut Faults) -> Option<
                         faults.error(
                             at,
                             &raw.object,
-                            format!("has a fault in {}:{line}: {}, which {fault}", path.display(), quoted(entry)),
+                            format!(
+                                "has a fault in {}:{line}: {}, which {fault}",
+                                path.display(),
+                                quoted(entry)
+                            ),
                             "It would match nothing, or too much.",
                             "Write one address, prefix or range per line; `#` begins a comment.",
                         );
@@ -232,9 +240,14 @@ fn source_file(raw: &raw::Rule<'_>, path: &Path, faults: &mut Faults) -> Option<
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MAX_SOURCE_FILE + 1).read_to_string(&mut text)?;
+    File::open(path)?
+        .take(MAX_SOURCE_FILE + 1)
+        .read_to_string(&mut text)?;
     if text.len() as u64 > MAX_SOURCE_FILE {
-        return Err(io::Error::other(format!("is longer than {} MiB", MAX_SOURCE_FILE >> 20)));
+        return Err(io::Error::other(format!(
+            "is longer than {} MiB",
+            MAX_SOURCE_FILE >> 20
+        )));
     }
     Ok(text)
 }

@@ -14,7 +14,7 @@ use crate::{
         raw::{self, Encryption, Plane, Raw},
         reader::{At, Field},
     },
-    model::{ClientTls, Forward, Mode, Name, Snat, StartTls, VirtualServer},
+    model::{ClientTls, Forward, Mode, Name, Places, Snat, StartTls, VirtualServer},
 };
 
 /// Number 0 of the table of the kernel plane means "none".
@@ -85,9 +85,11 @@ pub(super) fn virtual_server(
     let (address, length) = *raw.address.get()?;
     Some(VirtualServer {
         name: raw.name.value.into(),
-        address,
-        length,
-        ports: raw.ports.get()?.clone(),
+        at: Places {
+            address,
+            length,
+            ports: raw.ports.get()?.clone(),
+        },
         forward: forward?,
         pool: pool?,
         guard: guard?,

@@ -43,7 +43,10 @@ fn prefix(
         faults.error(
             text.at,
             object,
-            format!("has address = {}, whose prefix length is out of range", quoted(text.value)),
+            format!(
+                "has address = {}, whose prefix length is out of range",
+                quoted(text.value)
+            ),
             format!("It goes from {} to {}.", bounds.start(), bounds.end()),
             "Write for example `address = \"203.0.113.0/24\"`.",
         );
@@ -58,7 +61,10 @@ fn prefix(
         faults.error(
             text.at,
             object,
-            format!("has address = {}, which does not begin its prefix", quoted(text.value)),
+            format!(
+                "has address = {}, which does not begin its prefix",
+                quoted(text.value)
+            ),
             "It could mean the one address as well as all of them.",
             format!("Write `address = \"{first}/{length}\"`, or the address alone."),
         );

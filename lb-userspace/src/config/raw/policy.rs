@@ -92,7 +92,11 @@ pub(super) fn read<'d>(
     let example = format!("[[policy.{}.rule]]", name.value);
     let rules = section.list("rule", &example, faults).and_then(|list| {
         let rules = list.value.into_iter();
-        Some(rules.map(|section| rule(name.value, section, faults)).collect())
+        Some(
+            rules
+                .map(|section| rule(name.value, section, faults))
+                .collect(),
+        )
     });
     let object = section.object.clone();
     section.finish(faults);
@@ -129,7 +133,11 @@ fn rule<'d>(policy: &str, mut section: Section<'d, '_>, faults: &mut Faults) -> 
     );
     let enabled = section.switch("enabled", faults);
     let source = source::read(&mut section, faults);
-    let source_file = section.string("source_file", "source_file = \"/etc/smtplb/bad.txt\"", faults);
+    let source_file = section.string(
+        "source_file",
+        "source_file = \"/etc/smtplb/bad.txt\"",
+        faults,
+    );
     let vlans = section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults);
     let interfaces = section.strings("interfaces", "interfaces = [\"eth0\"]", faults);
     let action = section.choice(

@@ -32,9 +32,15 @@ pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<
             );
             return Field::Wrong;
         }
-        DeValue::Array(items) => items.iter().map(|item| one(item, section, faults)).collect(),
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| one(item, section, faults))
+            .collect(),
         DeValue::String(_) => one(value, section, faults).map(|range| vec![range]),
-        _ => return port_number(key, section, faults).and_then(|port| Some(vec![(port.value, port.value)])),
+        _ => {
+            return port_number(key, section, faults)
+                .and_then(|port| Some(vec![(port.value, port.value)]));
+        }
     };
     let Some(mut ranges): Option<Vec<(u16, u16)>> = ranges else {
         return Field::Wrong;
@@ -50,7 +56,10 @@ pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<
         );
         return Field::Wrong;
     }
-    let count: usize = ranges.iter().map(|(from, to)| usize::from(to - from) + 1).sum();
+    let count: usize = ranges
+        .iter()
+        .map(|(from, to)| usize::from(to - from) + 1)
+        .sum();
     if count > MOST {
         faults.error(
             at,
@@ -65,7 +74,11 @@ pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<
 }
 
 /// One entry of the list.
-fn one(value: &Spanned<DeValue<'_>>, section: &Section<'_, '_>, faults: &mut Faults) -> Option<(u16, u16)> {
+fn one(
+    value: &Spanned<DeValue<'_>>,
+    section: &Section<'_, '_>,
+    faults: &mut Faults,
+) -> Option<(u16, u16)> {
     let text = match value.get_ref() {
         DeValue::String(text) => text.as_ref(),
         DeValue::Integer(number) => {
@@ -90,7 +103,11 @@ fn one(value: &Spanned<DeValue<'_>>, section: &Section<'_, '_>, faults: &mut Fau
         return Some((from, to));
     }
     let guess = did_you_mean(text, SERVICES.iter().map(|(name, _)| *name));
-    let shown = if text.is_empty() { "in its list".to_owned() } else { quoted(text) };
+    let shown = if text.is_empty() {
+        "in its list".to_owned()
+    } else {
+        quoted(text)
+    };
     faults.error(
         value.span().start,
         &section.object,

@@ -58,7 +58,10 @@ fn plain(address: IpAddr) -> Result<IpAddr, NoSource> {
 
 /// `source`: one text or a list of texts, each with one entry or several with spaces between.
 pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Vec<Range>> {
-    let (key, example) = ("source", "source = [\"198.51.100.0/24\", \"192.0.2.10-192.0.2.20\"]");
+    let (key, example) = (
+        "source",
+        "source = [\"198.51.100.0/24\", \"192.0.2.10-192.0.2.20\"]",
+    );
     let texts = match section.value(key).map(|value| value.get_ref()) {
         Some(DeValue::String(_)) => section
             .string(key, example, faults)
@@ -216,33 +219,41 @@ const MOST: u32 = 1_000_000;
 /// `connection_rate = { per_source = "50/s", burst = 100 }`.
 pub(super) fn rate(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Rate> {
     let example = "connection_rate = { per_source = \"50/s\", burst = 100 }";
-    section.table("connection_rate", example, faults).and_then(|found| {
-        let mut section = found.value;
-        let per_source = section.string("per_source", "per_source = \"50/s\"", faults).and_then(|given| {
-            let read = per(given.value);
-            if read.is_none() {
-                faults.error(
+    section
+        .table("connection_rate", example, faults)
+        .and_then(|found| {
+            let mut section = found.value;
+            let per_source =
+                section
+                    .string("per_source", "per_source = \"50/s\"", faults)
+                    .and_then(|given| {
+                        let read = per(given.value);
+                        if read.is_none() {
+                            faults.error(
                     given.at,
                     &section.object,
                     format!("has per_source = {}, which is no rate", quoted(given.value)),
                     format!("A rate is a whole number from 1 to {MOST} and one of /s, /m, /h."),
                     "Write for example `per_source = \"50/s\"`.",
                 );
-            }
-            read
-        });
-        let per_source = section.required(
-            per_source,
-            "per_source",
-            "It would limit nothing.",
-            "per_source = \"50/s\"",
-            faults,
-        );
-        let burst = section.integer("burst", 1..=MOST, "burst = 100", faults);
-        section.finish(faults);
-        let (count, period) = *per_source.get()?;
-        Some(Rate { interval: (period / u64::from(count)).max(1), burst: burst.or(count)? })
-    })
+                        }
+                        read
+                    });
+            let per_source = section.required(
+                per_source,
+                "per_source",
+                "It would limit nothing.",
+                "per_source = \"50/s\"",
+                faults,
+            );
+            let burst = section.integer("burst", 1..=MOST, "burst = 100", faults);
+            section.finish(faults);
+            let (count, period) = *per_source.get()?;
+            Some(Rate {
+                interval: (period / u64::from(count)).max(1),
+                burst: burst.or(count)?,
+            })
+        })
 }
 
 /// How many, in how many nanoseconds.
@@ -255,7 +266,10 @@ fn per(text: &str) -> Option<(u32, u64)> {
         _ => return None,
     };
     let digits = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
-    let count = count.parse().ok().filter(|count| digits && (1..=MOST).contains(count))?;
+    let count = count
+        .parse()
+        .ok()
+        .filter(|count| digits && (1..=MOST).contains(count))?;
     Some((count, seconds * 1_000_000_000))
 }
 
@@ -265,14 +279,33 @@ mod tests {
 
     #[test]
     fn sources_of_every_kind_are_read() {
-        let ends = |first: &str, last: &str| Ok(Range::new(first.parse().unwrap(), last.parse().unwrap()));
+        let ends =
+            |first: &str, last: &str| Ok(Range::new(first.parse().unwrap(), last.parse().unwrap()));
         assert_eq!(range("192.0.2.1"), ends("192.0.2.1", "192.0.2.1"));
         assert_eq!(range("192.0.2.9/24"), ends("192.0.2.0", "192.0.2.255"));
-        assert_eq!(range("192.0.2.10-192.0.2.20"), ends("192.0.2.10", "192.0.2.20"));
+        assert_eq!(
+            range("192.0.2.10-192.0.2.20"),
+            ends("192.0.2.10", "192.0.2.20")
+        );
         assert_eq!(range("2001:db8::/127"), ends("2001:db8::", "2001:db8::1"));
-        assert_eq!(range("2001:db8::1-2001:db8::9"), ends("2001:db8::1", "2001:db8::9"));
-        for wrong in ["", "mail.example.org", "192.0.2.1/33", "2001:db8::/129", "192.0.2.1/", "192.0.2.9-192.0.2.1",
-            "192.0.2.1-2001:db8::1", "::ffff:192.0.2.1", "192.0.2.1:25", "192.0.2.1-", "1.2.3.4/24/8", "::ffff:1.2.3.4/120"] {
+        assert_eq!(
+            range("2001:db8::1-2001:db8::9"),
+            ends("2001:db8::1", "2001:db8::9")
+        );
+        for wrong in [
+            "",
+            "mail.example.org",
+            "192.0.2.1/33",
+            "2001:db8::/129",
+            "192.0.2.1/",
+            "192.0.2.9-192.0.2.1",
+            "192.0.2.1-2001:db8::1",
+            "::ffff:192.0.2.1",
+            "192.0.2.1:25",
+            "192.0.2.1-",
+            "1.2.3.4/24/8",
+            "::ffff:1.2.3.4/120",
+        ] {
             assert!(range(wrong).is_err(), "{wrong:?}");
         }
     }
@@ -286,12 +319,29 @@ mod tests {
         assert_eq!(time_of("08:00-18:30"), Some((480, 1110)));
         assert_eq!(time_of("22:00-06:00"), Some((1320, 360)));
         assert_eq!(time_of("00:00-24:00"), Some(ALL_DAY));
-        for wrong in ["8-18", "08:00", "08:60-09:00", "24:00-01:00", "25:00-26:00", "+8:00-09:00"] {
+        for wrong in [
+            "8-18",
+            "08:00",
+            "08:60-09:00",
+            "24:00-01:00",
+            "25:00-26:00",
+            "+8:00-09:00",
+        ] {
             assert_eq!(time_of(wrong), None, "{wrong:?}");
         }
         assert_eq!(per("50/s"), Some((50, 1_000_000_000)));
         assert_eq!(per("1/h"), Some((1, 3_600_000_000_000)));
-        for wrong in ["50", "50/", "0/s", "/s", "1.5/s", "50/d", "+5/s", "1000001/s", "5 /s"] {
+        for wrong in [
+            "50",
+            "50/",
+            "0/s",
+            "/s",
+            "1.5/s",
+            "50/d",
+            "+5/s",
+            "1000001/s",
+            "5 /s",
+        ] {
             assert_eq!(per(wrong), None, "{wrong:?}");
         }
     }
