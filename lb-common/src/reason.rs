@@ -14,6 +14,15 @@ macro_rules! reasons {
                 matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow)
             }
 
+            /// Does its sender get an answer that says so, ICMP or RST?
+            #[inline(always)]
+            pub const fn answered(self) -> bool {
+                matches!(
+                    self,
+                    Self::TtlExceeded | Self::TooBig | Self::PolicyReject | Self::PolicyReset
+                )
+            }
+
             /// Every reason, by number.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
@@ -50,12 +59,20 @@ reasons! {
     NoSnatAddress = 10 "no-snat-address",
     /// A connection to a proxy virtual server while no proxy worker listens; the client gets a RST.
     NoWorker = 11 "no-worker",
+    /// A tagged frame for a virtual server, of a VLAN that `vlans` does not name.
+    ForeignVlan = 12 "foreign-vlan",
+    /// An ICMP redirect about a flow: it would lead one end around the translation.
+    IcmpRedirect = 13 "icmp-redirect",
+    /// A packet that an ICMP error would have answered, but there were too many, or it is no first fragment.
+    NoAnswer = 14 "no-answer",
     /// A policy drops the connection, and the client is told nothing.
-    PolicyDrop = 12 "policy-drop",
-    /// A policy rejects the connection; the client is answered by ICMP or RST.
-    PolicyReject = 13 "policy-reject",
+    PolicyDrop = 15 "policy-drop",
+    /// A policy rejects the connection; the client is told by ICMP.
+    PolicyReject = 16 "policy-reject",
+    /// A policy rejects the connection; the client is told by RST.
+    PolicyReset = 17 "policy-reset",
     /// The client's network connects too often; the new connection is dropped and may be retried.
-    RateLimited = 14 "rate-limited",
+    RateLimited = 18 "rate-limited",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -8,51 +8,41 @@ use lb_common::{
     service::Config,
 };
 
-use crate::{Egress, Frame, Packet, Tables, Verdict, answer};
+use crate::{
+    Frame, Tables,
+    parse::{self, Deep},
+    tables::Access,
+};
 
 /// A connection that somebody wants to open.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Knock<'a> {
+pub struct Knock {
     /// Addresses and ports.
-    pub(crate) key: &'a FlowKey,
+    pub(crate) key: FlowKey,
     /// Where it comes in.
     pub(crate) arrival: Arrival,
     /// Number of the virtual server.
     pub(crate) virtual_server: u16,
 }
 
-impl<'a> Knock<'a> {
+impl Knock {
     /// From a packet and where it was met.
     #[inline(always)]
-    pub(crate) fn new<F: Frame>(frame: &F, packet: &'a Packet, virtual_server: u16) -> Self {
+    pub(crate) fn new<F: Frame>(frame: &F, deep: &Deep, virtual_server: u16) -> Self {
+        let key = deep.packet.key;
         let arrival = Arrival {
-            source: packet.key.src,
-            interface: frame.interface(),
-            vlan: vlan(frame, packet),
+            source: key.src,
+            interface: frame.ingress(),
+            vlan: parse::outer(deep.link.vlan) as u16,
         };
         Self {
-            key: &packet.key,
+            key,
             arrival,
             virtual_server,
         }
     }
 }
-
-/// The outermost VLAN of a packet; 0 without a tag.
-#[inline(always)]
-fn vlan<F: Frame>(frame: &F, packet: &Packet) -> u16 {
-    match frame.vlan() {
-        0 if packet.l3 > ETHERNET => {
-            u16::from_be(frame.load(ETHERNET).unwrap_or_default()) & VLAN_ID
-        }
-        vlan => vlan & VLAN_ID,
-    }
-}
-
-/// Length of an Ethernet header without tags, bytes.
-const ETHERNET: usize = 14;
-/// The identifier in a tag (IEEE 802.1Q).
-const VLAN_ID: u16 = 0x0fff;
 
 /// What guards a virtual server; `None` when nothing does.
 #[inline(always)]
@@ -66,39 +56,38 @@ pub(crate) fn guard<'a, T: Tables>(
         .filter(|guard| !guard.is_open())
 }
 
-/// Lets a connection pass, or refuses it: `Ok(None)` when it may go on, else what becomes of its packet.
+/// Lets a connection pass.
 ///
 /// # Errors
 ///
-/// Why it is dropped.
+/// Why it is refused.
 #[inline(always)]
 pub(crate) fn admit<F: Frame, T: Tables>(
-    frame: &mut F,
+    frame: &F,
     tables: &T,
     config: &Config,
-    packet: &Packet,
+    deep: &Deep,
     virtual_server: u16,
-    egress: &mut Egress,
-) -> Result<Option<Verdict>, DropReason> {
+) -> Result<(), DropReason> {
     let Some(guard) = guard(tables, config, virtual_server) else {
-        return Ok(None);
+        return Ok(());
     };
-    let knock = Knock::new(frame, packet, virtual_server);
-    let action = match judge(tables, guard, &knock) {
-        ACCEPTED => return Ok(None),
-        LIMITED => return Err(DropReason::RateLimited),
-        action => Action::from_u8(action as u8),
-    };
-    if action == Action::Drop {
-        return Err(DropReason::PolicyDrop);
+    let knock = Knock::new(frame, deep, virtual_server);
+    match judge(tables, guard, &knock) {
+        ACCEPTED => Ok(()),
+        LIMITED => Err(DropReason::RateLimited),
+        action => Err(reason(action as u8)),
     }
-    // An answer that cannot be given leaves a connection that is dropped.
-    if action == Action::RejectIcmp && !tables.spend(Spending::Answers) {
-        return Err(DropReason::PolicyReject);
+}
+
+/// Why an action that refuses does.
+#[inline(always)]
+pub(crate) const fn reason(action: u8) -> DropReason {
+    match Action::from_u8(action) {
+        Action::RejectIcmp => DropReason::PolicyReject,
+        Action::RejectRst => DropReason::PolicyReset,
+        _ => DropReason::PolicyDrop,
     }
-    answer::reject(frame, packet, action, egress)?;
-    tables.count_drop(DropReason::PolicyReject);
-    Ok(Some(Verdict::Send))
 }
 
 /// What [`judge`] says beside the actions that refuse.
@@ -109,13 +98,14 @@ pub(crate) const LIMITED: u32 = 16;
 ///
 /// A function of its own: its event needs stack.
 #[inline(never)]
-pub(crate) fn judge<T: Tables>(tables: &T, guard: &Guard, knock: &Knock<'_>) -> u32 {
-    let mut action = ask(tables, guard.enforced[0], Event::ENFORCED, knock);
+pub(crate) fn judge<T: Tables>(tables: &T, guard: &Guard, knock: &Knock) -> u32 {
+    tables.hold(knock);
+    let mut action = tables.ask(guard.enforced[0], Event::ENFORCED, knock);
     if action == ACCEPTED {
-        action = ask(tables, guard.enforced[1], Event::ENFORCED, knock);
+        action = tables.ask(guard.enforced[1], Event::ENFORCED, knock);
     }
-    if ask(tables, guard.staged[0], Event::STAGED, knock) == ACCEPTED {
-        ask(tables, guard.staged[1], Event::STAGED, knock);
+    if tables.ask(guard.staged[0], Event::STAGED, knock) == ACCEPTED {
+        tables.ask(guard.staged[1], Event::STAGED, knock);
     }
     if action != ACCEPTED || guard.interval == 0 {
         return action;
@@ -129,8 +119,8 @@ pub(crate) fn judge<T: Tables>(tables: &T, guard: &Guard, knock: &Knock<'_>) -> 
 }
 
 /// What one policy says; its rule counts, and reports itself where it is logged.
-#[inline(never)]
-fn ask<T: Tables>(tables: &T, policy: u32, kind: u8, knock: &Knock<'_>) -> u32 {
+#[inline(always)]
+pub(crate) fn ask<T: Access>(tables: &T, policy: u32, kind: u8, knock: &Knock) -> u32 {
     if policy == 0 {
         return ACCEPTED;
     }
@@ -149,12 +139,12 @@ fn ask<T: Tables>(tables: &T, policy: u32, kind: u8, knock: &Knock<'_>) -> u32 {
 
 /// Tells userspace, as far as this CPU's budget goes.
 #[inline(never)]
-fn report<T: Tables>(tables: &T, knock: &Knock<'_>, rule: u16, action: u8, kind: u8) {
+fn report<T: Access>(tables: &T, knock: &Knock, rule: u16, action: u8, kind: u8) {
     if !tables.spend(Spending::Events) {
         return;
     }
     tables.report(&Event {
-        time: tables.now(),
+        time: tables.clock(),
         source: knock.key.src,
         destination: knock.key.dst,
         sport: knock.key.sport,

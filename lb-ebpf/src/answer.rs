@@ -1,224 +1,270 @@
-//! Rejections: the first packet of a connection, turned into the answer and sent back the way it came.
+//! Answers of our own: ICMP errors about a packet that cannot go on because its time is over, because the next link is too
+//! small, or because a policy rejects it; and RST, where the policy says so.
+//!
+//! The error goes back the way the packet came, and says it is from where the packet was sent to: the client talks to
+//! the virtual address and to nobody else, and so does the member to the SNAT address. nftables NAT does the same.
 
 use core::mem::offset_of;
 
 use lb_common::{
-    access::Action,
-    addr::Addr,
-    checksum::{Delta, fold},
+    checksum::fold,
+    layout::Jump,
     reason::DropReason,
 };
 use network_types::{
+    eth::EtherType,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
-    tcp::TcpHdr,
 };
 
 use crate::{
-    Egress, Frame, Packet,
-    frame::{halves, word},
+    Egress, Frame, Tables, Verdict,
+    frame::{Partial, addresses, halves},
+    parse::{self, Link},
+    reset::reset,
 };
 
-/// TTL and hop limit of what we say (RFC 1700).
-const TTL: u8 = 64;
-/// Offset of the checksum in the TCP header.
-const TCP_CHECKSUM: usize = 16;
-/// Length of an ICMP header (RFC 792), bytes.
-const ICMP: usize = 8;
-/// Destination unreachable, communication administratively prohibited (RFC 1812 §5.2.7.1; RFC 4443 §3.1).
-const PROHIBITED: [[u8; 2]; 2] = [[3, 13], [1, 1]];
-/// Longest packet that is quoted whole: the answer stays below what every host takes (RFC 1812 §4.3.2.3). Only a SYN with
-/// data (RFC 7413) is longer; it comes again without.
-const QUOTED: u32 = 548;
-/// First two bytes of an IPv4 header without options, of the precedence that errors have (RFC 1812 §4.3.2.5).
-const VERSION_AND_TOS: u16 = u16::from_ne_bytes([0x45, 0xc0]);
+/// What the first program found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notice {
+    /// A [`DropReason`].
+    pub reason: u32,
+    /// The largest IP packet that the next link takes, bytes.
+    pub mtu: u32,
+    /// Tick of the last answer.
+    pub tick: u32,
+    /// Answers in that tick.
+    pub count: u32,
+    /// Tags to put on the answer.
+    pub vlan: u32,
+}
 
-/// Makes an answer of a SYN, and says that it leaves by the interface it came in by.
+/// Answers of one CPU in a tick (1.07 s); the kernel's own limit is 1000 a second (`net.ipv4.icmp_msgs_per_sec`).
+pub const ANSWERS: u32 = 1000;
+/// Lengths of the headers that come before the quoted packet.
+const ROOM4: u32 = (Ipv4Hdr::LEN + 8) as u32;
+const ROOM6: u32 = (Ipv6Hdr::LEN + 8) as u32;
+/// Longest answers: what every host takes (RFC 1812 §4.3.2.3), what every link takes (RFC 4443 §2.4 (c)); bytes.
+const LONGEST4: u32 = 576;
+const LONGEST6: u32 = 1280;
+/// TTL of an answer, as Linux sends it.
+const TTL: u8 = 64;
+/// Precedence "internetwork control" (RFC 1812 §4.3.2.5); of the packet's own only these bits stay.
+const PRECEDENCE: u8 = 0xc0;
+const SERVICE: u8 = 0x1e;
+/// The fragment offset (RFC 791 §3.1), network order.
+const OFFSET: u16 = 0x1fff_u16.to_be();
+/// Offset of the checksum in a TCP header.
+const TCP_CHECK: usize = 16;
+
+/// Turns a packet into the error about it.
 ///
 /// # Errors
 ///
-/// When the packet cannot be made one; it is dropped then.
+/// The reason why there is no answer.
 #[inline(always)]
-pub(crate) fn reject<F: Frame>(
+pub fn answer<F: Frame, T: Tables>(
     frame: &mut F,
-    packet: &Packet,
-    action: Action,
+    tables: &T,
+    notice: &Notice,
     egress: &mut Egress,
-) -> Result<(), DropReason> {
-    egress.interface = frame.interface();
+) -> Result<Verdict, DropReason> {
+    let mut link = Link::default();
+    if !parse::link(frame, &mut link) {
+        return Err(DropReason::Internal);
+    }
+    if link.inside != 0 || link.outside {
+        // The kernel makes room behind a plain Ethernet header only. So once more, without tags.
+        frame.retag(&link, 0)?;
+        tables.keep_tags(link.vlan);
+        return Ok(Verdict::Jump(Jump::Answer));
+    }
+    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
+    egress.interface = frame.ingress();
     egress.known = true;
-    match action {
-        Action::RejectRst => reset(frame, packet),
-        _ => prohibit(frame, packet),
+    for (to, pair) in egress.macs.iter_mut().zip([[d, e], [f, a], [b, c]]) {
+        *to = crate::frame::word(pair);
     }
-}
-
-/// The sum of the addresses of a packet, either way round.
-#[inline(always)]
-fn addresses(packet: &Packet) -> u64 {
-    let sum = |address: &Addr| {
-        let words = &address.0;
-        match packet.v6 {
-            true => words.iter().map(|word| u64::from(*word)).sum(),
-            false => u64::from(words[3]),
-        }
-    };
-    sum(&packet.key.src) + sum(&packet.key.dst)
-}
-
-/// The sum of the pseudo-header of a segment, unfolded.
-#[inline(always)]
-fn pseudo(packet: &Packet, protocol: u8, segment: u32) -> u64 {
-    addresses(packet) + u64::from(u32::from(protocol).to_be()) + u64::from(segment.to_be())
-}
-
-/// RST with the acknowledgement that a SYN gets (RFC 9293 §3.10.7.1).
-#[inline(always)]
-fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> {
-    let Packet { l3, l4, .. } = *packet;
-    let segment = packet.length.saturating_sub((l4 - l3) as u32);
-    let sum: u16 = frame.load(l4 + TCP_CHECKSUM)?;
-    // As everywhere: a field that equals the pseudo-header sum was left for a device to finish.
-    let unfinished = F::DEVICE_FINISHES && sum == fold(pseudo(packet, IpProto::Tcp as u8, segment));
-    frame.cut(l4 + TcpHdr::LEN)?;
-    let macs: [u16; 6] = frame.load(0)?;
-    frame.store(0, swapped(macs))?;
-    let length = TcpHdr::LEN as u32;
-    if packet.v6 {
-        let payload = (l4 - l3 - Ipv6Hdr::LEN) as u32 + length;
-        let key = &packet.key;
-        frame.store(
-            l3 + offset_of!(Ipv6Hdr, payload_len),
-            (payload as u16).to_be(),
-        )?;
-        frame.store(l3 + offset_of!(Ipv6Hdr, hop_limit), TTL)?;
-        frame.store(l3 + offset_of!(Ipv6Hdr, src_addr), both(&key.dst, &key.src))?;
+    let [kind4, kind6] = kinds(notice.reason);
+    if notice.reason == DropReason::PolicyReset as u32 {
+        reset(frame)?;
+    } else if link.kind == EtherType::Ipv4 as u16 {
+        v4(frame, &link, kind4, notice.mtu, tables.now())?;
     } else {
-        let [at_length, at_ttl, at_sum] = [
-            offset_of!(Ipv4Hdr, tot_len),
-            offset_of!(Ipv4Hdr, ttl),
-            offset_of!(Ipv4Hdr, check),
-        ]
-        .map(|at| l3 + at);
-        let (old_length, old_ttl): (u16, u16) = (frame.load(at_length)?, frame.load(at_ttl)?);
-        let new_length = (((l4 - l3) as u32 + length) as u16).to_be();
-        let new_ttl = u16::from_ne_bytes([TTL, IpProto::Tcp as u8]);
-        let delta = Delta::NONE
-            .half(old_length, new_length)
-            .half(old_ttl, new_ttl);
-        let sum: u16 = frame.load(at_sum)?;
-        frame.store(at_length, new_length)?;
-        frame.store(at_ttl, new_ttl)?;
-        frame.store(at_sum, delta.apply(sum))?;
-        let [src, dst] = [packet.key.dst, packet.key.src].map(|address| halves(address.0[3]));
-        frame.store(l3 + offset_of!(Ipv4Hdr, src_addr), src)?;
-        frame.store(l3 + offset_of!(Ipv4Hdr, dst_addr), dst)?;
+        v6(frame, &link, kind6, notice.mtu)?;
     }
-    let [high, low] = halves(packet.next().to_be());
-    let (sport, dport) = (packet.key.dport, packet.key.sport);
-    // Header of five words; RST and ACK.
-    let offset_and_flags = u16::from_ne_bytes([5 << 4, 0x14]);
-    let words = [sport, dport, high, low, offset_and_flags];
-    let base = pseudo(packet, IpProto::Tcp as u8, length);
-    let sum = match unfinished {
-        true => fold(base),
-        false => !fold(base + words.iter().map(|word| u64::from(*word)).sum::<u64>()),
+    frame.address(egress)?;
+    if notice.vlan != 0 {
+        frame.retag(&link, notice.vlan)?;
+    }
+    Ok(Verdict::Send)
+}
+
+/// Type and code for IPv4 and IPv6 (RFC 792, RFC 1812 §5.2.7.1, RFC 4443 §3).
+#[inline(always)]
+const fn kinds(reason: u32) -> [[u8; 2]; 2] {
+    const EXPIRED: u32 = DropReason::TtlExceeded as u32;
+    const PROHIBITED: u32 = DropReason::PolicyReject as u32;
+    match reason {
+        EXPIRED => [[11, 0], [3, 0]],
+        PROHIBITED => [[3, 13], [1, 1]],
+        _ => [[3, 4], [2, 0]],
+    }
+}
+
+#[inline(always)]
+fn v4<F: Frame>(
+    frame: &mut F,
+    link: &Link,
+    kind: [u8; 2],
+    mtu: u32,
+    now: u64,
+) -> Result<(), DropReason> {
+    let l3 = link.l3;
+    let ip: Ipv4Hdr = frame.load(l3)?;
+    if u16::from_ne_bytes(ip.frags) & OFFSET != 0 {
+        // Only about the first fragment (RFC 1812 §4.3.2.7).
+        return Err(DropReason::NoAnswer);
+    }
+    let key = addresses(frame, l3, false)?;
+    let length = u32::from(u16::from_be_bytes(ip.tot_len));
+    let keep = length.min(LONGEST4 - ROOM4);
+    let header = u32::from(ip.vihl & 0x0f) * 4;
+    let finished = finished(frame, l3, header, length, keep, sum_of(&key, false))?;
+    frame.quote(link, length, keep, ROOM4)?;
+    let total = (keep + ROOM4) as u16;
+    let id = (now >> 12) as u16;
+    let first = [0x45, (ip.tos & SERVICE) | PRECEDENCE];
+    let ([sa, sb], [da, db]) = (halves(key.dst.0[3]), halves(key.src.0[3]));
+    let time = u16::from_ne_bytes([TTL, 1]);
+    let first = u16::from_ne_bytes(first);
+    let words = [first, total.to_be(), id, 0, time, sa, sb, da, db];
+    let check = !fold(words.into_iter().map(u64::from).sum());
+    frame.store(l3, [first, total.to_be(), id, 0])?;
+    frame.store(l3 + 8, [time, check])?;
+    frame.store(l3 + 12, [sa, sb, da, db])?;
+    let words = message(kind, if kind[0] == 3 { mtu } else { 0 });
+    let sum = finished_sum(frame, l3 as u32 + ROOM4, header, keep, finished)?;
+    store_message(frame, l3 + Ipv4Hdr::LEN, words, sum)
+}
+
+#[inline(always)]
+fn v6<F: Frame>(
+    frame: &mut F,
+    link: &Link,
+    kind: [u8; 2],
+    mtu: u32,
+) -> Result<(), DropReason> {
+    let l3 = link.l3;
+    let ip: Ipv6Hdr = frame.load(l3)?;
+    let key = addresses(frame, l3, true)?;
+    let length = Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(ip.payload_len));
+    let keep = length.min(LONGEST6 - ROOM6);
+    let header = if ip.next_hdr == IpProto::Tcp as u8 {
+        Ipv6Hdr::LEN as u32
+    } else {
+        0
     };
-    frame.store(l4, [sport, dport, 0, 0, high, low])?;
-    frame.store(l4 + 12, [offset_and_flags, 0])?;
-    frame.store(l4 + TCP_CHECKSUM, [sum, 0])
-}
-
-/// ICMP destination unreachable around the whole packet.
-///
-/// No byte of it has to be summed: a complete TCP segment sums to the complement of its pseudo-header, and so does one
-/// that a device still finishes, once it has; an IPv4 header sums to zero.
-#[inline(always)]
-fn prohibit<F: Frame>(frame: &mut F, packet: &Packet) -> Result<(), DropReason> {
-    let l3 = packet.l3;
-    let plain = packet.l4 - l3 == Ipv6Hdr::LEN;
-    if packet.length > QUOTED || (packet.v6 && !plain) {
-        return Err(DropReason::PolicyReject);
-    }
-    let segment = packet.length.saturating_sub((packet.l4 - l3) as u32);
-    let quoted = u64::from(!fold(pseudo(packet, IpProto::Tcp as u8, segment)));
-    let kind = u16::from_ne_bytes(PROHIBITED[usize::from(packet.v6)]);
-    let macs: [u16; 6] = frame.load(0)?;
-    // Tags and Ethernet type, of which there are two to ten bytes; what follows is written over.
-    let types: [u16; 6] = frame.load(12)?;
-    let mut sum = u64::from(kind) + quoted;
-    if packet.v6 {
-        for at in [l3, l3 + 4] {
-            sum += u64::from(word(frame.load(at)?));
-        }
-        sum += addresses(packet);
-        let length = ICMP as u32 + packet.length;
-        sum += pseudo(packet, IpProto::Ipv6Icmp as u8, length);
-        frame.grow((Ipv6Hdr::LEN + ICMP) as u32)?;
-        frame.reach(l3 + Ipv6Hdr::LEN + ICMP)?;
-        frame.store(0, swapped(macs))?;
-        frame.store(12, types)?;
-        frame.store(l3, [0x60u8, 0])?;
-        frame.store(l3 + 2, 0u16)?;
-        frame.store(
-            l3 + offset_of!(Ipv6Hdr, payload_len),
-            (length as u16).to_be(),
-        )?;
-        frame.store(
-            l3 + offset_of!(Ipv6Hdr, next_hdr),
-            [IpProto::Ipv6Icmp as u8, TTL],
-        )?;
-        frame.store(
-            l3 + offset_of!(Ipv6Hdr, src_addr),
-            both(&packet.key.dst, &packet.key.src),
-        )?;
-        return icmp(frame, l3 + Ipv6Hdr::LEN, kind, !fold(sum));
-    }
-    let length = ((Ipv4Hdr::LEN + ICMP) as u32 + packet.length) as u16;
-    let dont_fragment = 0x4000u16.to_be();
-    let life = u16::from_ne_bytes([TTL, IpProto::Icmp as u8]);
-    let header = [VERSION_AND_TOS, length.to_be(), dont_fragment, life];
-    let check = !fold(header.iter().map(|half| u64::from(*half)).sum::<u64>() + addresses(packet));
-    frame.grow((Ipv4Hdr::LEN + ICMP) as u32)?;
-    frame.reach(l3 + Ipv4Hdr::LEN + ICMP)?;
-    frame.store(0, swapped(macs))?;
-    frame.store(12, types)?;
-    frame.store(
-        l3,
-        [
-            VERSION_AND_TOS,
-            length.to_be(),
-            0,
-            dont_fragment,
-            life,
-            check,
-        ],
-    )?;
-    let [src, dst] = [packet.key.dst, packet.key.src].map(|address| halves(address.0[3]));
-    frame.store(l3 + offset_of!(Ipv4Hdr, src_addr), src)?;
-    frame.store(l3 + offset_of!(Ipv4Hdr, dst_addr), dst)?;
-    icmp(frame, l3 + Ipv4Hdr::LEN, kind, !fold(sum))
-}
-
-#[inline(always)]
-fn icmp<F: Frame>(frame: &mut F, at: usize, kind: u16, sum: u16) -> Result<(), DropReason> {
-    frame.store(at, [kind, sum])?;
-    frame.store(at + 4, [0u16, 0])
-}
-
-/// Back to where it came from.
-#[inline(always)]
-const fn swapped(macs: [u16; 6]) -> [u16; 6] {
-    let [a, b, c, d, e, f] = macs;
-    [d, e, f, a, b, c]
-}
-
-/// Source and destination of an IPv6 header.
-#[inline(always)]
-fn both(src: &Addr, dst: &Addr) -> [u16; 16] {
-    let mut out = [0; 16];
+    let ends = sum_of(&key, true);
+    let finished = finished(frame, l3, header, length, keep, ends)?;
+    frame.quote(link, length, keep, ROOM6)?;
+    let payload = (keep + 8) as u16;
+    frame.store(l3, [0x6000_u16.to_be(), 0, payload.to_be(), u16::from_ne_bytes([58, TTL])])?;
+    let mut words = [0u16; 16];
     for at in 0..4 {
-        [out[2 * at], out[2 * at + 1]] = halves(src.0[at]);
-        [out[8 + 2 * at], out[9 + 2 * at]] = halves(dst.0[at]);
+        [words[2 * at], words[2 * at + 1]] = halves(key.dst.0[at]);
+        [words[8 + 2 * at], words[9 + 2 * at]] = halves(key.src.0[at]);
     }
-    out
+    frame.store(l3 + offset_of!(Ipv6Hdr, src_addr), words)?;
+    let words = message(kind, if kind[0] == 2 { mtu } else { 0 });
+    let pseudo = ends + u64::from(u32::from(payload).to_be()) + u64::from(58u32.to_be());
+    let sum = finished_sum(frame, l3 as u32 + ROOM6, header, keep, finished)?;
+    store_message(frame, l3 + Ipv6Hdr::LEN, words, sum + pseudo)
 }
+
+/// Type, code, checksum, and the word behind them.
+#[inline(always)]
+fn message(kind: [u8; 2], word: u32) -> [u16; 4] {
+    let [high, low] = halves(word.to_be());
+    [u16::from_ne_bytes(kind), 0, high, low]
+}
+
+#[inline(always)]
+fn store_message<F: Frame>(
+    frame: &mut F,
+    at: usize,
+    mut words: [u16; 4],
+    sum: u64,
+) -> Result<(), DropReason> {
+    let own: u64 = words.into_iter().map(u64::from).sum();
+    words[1] = !fold(sum + own);
+    frame.store(at, words)
+}
+
+/// The sum of both addresses, which is the same in either direction.
+#[inline(always)]
+fn sum_of(key: &lb_common::flow::FlowKey, v6: bool) -> u64 {
+    let mut sum = 0;
+    for word in 0..4 {
+        if v6 || word == 3 {
+            sum += u64::from(key.src.0[word]) + u64::from(key.dst.0[word]);
+        }
+    }
+    sum
+}
+
+/// What the TCP segment of a packet will add to a sum once a device has finished its checksum; `u64::MAX` when it is
+/// finished already.
+///
+/// A local sender leaves the sum of the pseudo-header in the field. The packet keeps its note that a device has to finish
+/// it, which will make the segment, however short it is cut, sum up to the complement of what the field says now.
+#[inline(always)]
+fn finished<F: Frame>(
+    frame: &mut F,
+    l3: usize,
+    header: u32,
+    length: u32,
+    keep: u32,
+    ends: u64,
+) -> Result<u64, DropReason> {
+    let l4 = l3 + header as usize;
+    let at = l4 + TCP_CHECK;
+    let may = frame.may_be_partial();
+    let short = header + TCP_CHECK as u32 + 2 > keep;
+    if may == Partial::Never || header == 0 || short || frame.reach(at + 2).is_err() {
+        return Ok(u64::MAX);
+    }
+    let field: u16 = frame.load(at)?;
+    let segment = length.saturating_sub(header);
+    let pseudo =
+        ends + u64::from(u32::from(IpProto::Tcp as u8).to_be()) + u64::from(segment.to_be());
+    if may == Partial::Perhaps {
+        // One complete packet in 65,536 looks the same by chance: that one adds up.
+        if field != fold(pseudo)
+            || segment <= SUMMED && fold(frame.sum(l4 as u32, segment)? + pseudo) == u16::MAX
+        {
+            return Ok(u64::MAX);
+        }
+    }
+    Ok(u64::from(!field))
+}
+
+/// The longest segment that is summed, bytes.
+const SUMMED: u32 = 1536;
+
+/// The sum of the quoted packet as it will be when a device has finished it.
+#[inline(always)]
+fn finished_sum<F: Frame>(
+    frame: &F,
+    at: u32,
+    header: u32,
+    keep: u32,
+    finished: u64,
+) -> Result<u64, DropReason> {
+    let (length, more) = match finished {
+        u64::MAX => (keep, 0),
+        segment => (header, segment),
+    };
+    Ok(frame.sum(at, length)? + more)
+}
+

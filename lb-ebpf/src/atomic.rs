@@ -17,11 +17,6 @@ mod imp {
     pub(crate) fn swap_if(cell: &AtomicU32, old: u32, new: u32) -> bool {
         cell.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
     }
-
-    #[cfg(test)]
-    pub(crate) fn swap_wide(cell: &AtomicU64, old: u64, new: u64) -> bool {
-        cell.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
-    }
 }
 
 #[cfg(target_arch = "bpf")]
@@ -87,7 +82,7 @@ pub(crate) fn swap_if(cell: &AtomicU32, old: u32, new: u32) -> bool {
 }
 
 /// The same of a wide cell.
-#[cfg(any(target_arch = "bpf", test))]
+#[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub(crate) fn swap_wide(cell: &AtomicU64, old: u64, new: u64) -> bool {
     imp::swap_wide(cell, old, new)

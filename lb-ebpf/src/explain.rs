@@ -1,16 +1,17 @@
 //! What would become of a connection: the path of [`crate::open`] that changes nothing.
 
 use lb_common::{
-    access::{self, Action, Event, Explanation, Guard, SourceKey},
+    access::{Action, Explanation, Guard, SourceKey},
     addr::Addr,
     reason::DropReason,
     service::{Config, Service},
 };
 
 use crate::{
-    Frame, Packet, Tables,
-    access::{Knock, guard},
-    parse, service,
+    Frame, Tables,
+    access::{ACCEPTED, Knock, guard, reason},
+    parse::Deep,
+    service,
 };
 
 /// Looks at a SYN that nobody sent, and writes down what would become of it.
@@ -28,21 +29,25 @@ pub fn explain<F: Frame, T: Tables>(frame: &mut F, tables: &T) {
         slot: 0,
         pad: 0,
     };
-    if let Ok(Some(packet)) = parse::packet(frame)
+    let mut room = Deep::default();
+    if let Ok(Some(deep)) = frame.deep(&mut room)
         && let Some(config) = tables.config()
-        && let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport)
+        && let Some(service) =
+            service::find(tables, config, &deep.packet.key.dst, deep.packet.key.dport)
     {
-        look(frame, tables, config, &packet, service, &mut found);
+        // The record of the parser lies in a map, the frame is free again.
+        let knock = Knock::new(frame, deep, service.virtual_server);
+        look(tables, config, &knock, deep.link.vlan, service, &mut found);
     }
     tables.explain(&found);
 }
 
 #[inline(always)]
-fn look<F: Frame, T: Tables>(
-    frame: &F,
+fn look<T: Tables>(
     tables: &T,
     config: &Config,
-    packet: &Packet,
+    knock: &Knock,
+    vlan: u32,
     service: &Service,
     found: &mut Explanation,
 ) {
@@ -51,12 +56,15 @@ fn look<F: Frame, T: Tables>(
         Service::PASSTHROUGH => Explanation::PASSTHROUGH,
         _ => Explanation::PROXY,
     };
-    if let Some(guard) = guard(tables, config, service.virtual_server) {
-        let knock = Knock::new(frame, packet, service.virtual_server);
-        if let Err(reason) = judge(tables, guard, &knock, found) {
-            refuse(found, reason);
-            return;
-        }
+    if found.outcome == Explanation::PASSTHROUGH && vlan != 0 && !tables.vlan_allowed(vlan) {
+        refuse(found, DropReason::ForeignVlan);
+        return;
+    }
+    if let Some(guard) = guard(tables, config, service.virtual_server)
+        && let Err(reason) = judge(tables, guard, knock, found)
+    {
+        refuse(found, reason);
+        return;
     }
     found.member = tables.peek(service.pool);
     if found.member == 0 {
@@ -77,43 +85,23 @@ fn refuse(found: &mut Explanation, reason: DropReason) {
 }
 
 /// As [`crate::access::judge`], but nothing is counted and nobody is told.
-#[inline(never)]
+#[inline(always)]
 fn judge<T: Tables>(
     tables: &T,
     guard: &Guard,
-    knock: &Knock<'_>,
+    knock: &Knock,
     found: &mut Explanation,
 ) -> Result<(), DropReason> {
-    let mut reason = None;
-    let policies = [
-        (guard.enforced[0], Event::ENFORCED),
-        (guard.enforced[1], Event::ENFORCED),
-        (guard.staged[0], Event::STAGED),
-        (guard.staged[1], Event::STAGED),
-    ];
-    let mut asked = [true; 2];
-    for (place, (policy, kind)) in policies.into_iter().enumerate() {
-        let kind = usize::from(kind) & 1;
-        if policy == 0 || !asked[kind] {
-            continue;
-        }
-        let rule = access::matching(tables, policy, &knock.arrival).unwrap_or(0);
-        found.rules[place & 3] = rule;
-        let action = tables
-            .rule(rule)
-            .map_or(Action::Drop as u8, |rule| rule.action);
-        let action = Action::from_u8(action);
-        asked[kind] = action == Action::Accept;
-        if place < 2 {
-            reason = match action {
-                Action::Accept => None,
-                Action::Drop => Some(DropReason::PolicyDrop),
-                Action::RejectIcmp | Action::RejectRst => Some(DropReason::PolicyReject),
-            };
-        }
+    tables.hold(knock);
+    let mut action = ask(tables, guard.enforced[0], knock, &mut found.rules[0]);
+    if action == ACCEPTED {
+        action = ask(tables, guard.enforced[1], knock, &mut found.rules[1]);
     }
-    if let Some(reason) = reason {
-        return Err(reason);
+    if ask(tables, guard.staged[0], knock, &mut found.rules[2]) == ACCEPTED {
+        ask(tables, guard.staged[1], knock, &mut found.rules[3]);
+    }
+    if action != ACCEPTED {
+        return Err(reason(action as u8));
     }
     let source = SourceKey::new(&knock.arrival.source, knock.virtual_server);
     if guard.interval != 0 && !tables.within_rate(&source, guard.interval, guard.ahead, false) {
@@ -121,4 +109,15 @@ fn judge<T: Tables>(
         return Err(DropReason::RateLimited);
     }
     Ok(())
+}
+
+/// What one policy says, and by which rule.
+#[inline(always)]
+fn ask<T: Tables>(tables: &T, policy: u32, knock: &Knock, rule: &mut u32) -> u32 {
+    if policy == 0 {
+        return ACCEPTED;
+    }
+    *rule = tables.match_rule(policy, knock);
+    let found = tables.rule(*rule);
+    found.map_or(Action::Drop as u32, |rule| u32::from(rule.action))
 }

@@ -13,18 +13,24 @@
     )
 )]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
 mod access;
-mod answer;
+pub mod answer;
 mod atomic;
 mod expire;
 pub mod explain;
 mod flow;
 pub mod forward;
 pub mod frame;
+mod icmp;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod odd;
 mod opaque;
 mod parse;
+mod reset;
 mod rewrite;
 mod select;
 mod service;
@@ -35,10 +41,20 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{flow::Hit, layout::Jump, reason::DropReason, service::Service, tcp::Direction};
+use core::sync::atomic::Ordering::Relaxed;
 
-use crate::flow::Note;
-pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
+use lb_common::{
+    flow::Hit,
+    layout::Jump,
+    reason::DropReason,
+    service::{Config, Service},
+    tcp::Direction,
+};
+
+use crate::{flow::Note, parse::Deep};
+pub use crate::{
+    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet, tables::Tables,
+};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +79,7 @@ pub fn balance<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let Some(packet) = parse::packet(frame)? else {
-        return Ok(Verdict::Pass);
+        return Ok(parse::other(frame));
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
@@ -74,6 +90,17 @@ pub fn balance<F: Frame, T: Tables>(
     let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
         return Ok(Verdict::Pass);
     };
+    first::<F, T>(tables, config, service, &packet)
+}
+
+/// Says who goes on with a packet for a virtual server that belongs to no flow.
+#[inline(always)]
+fn first<F: Frame, T: Tables>(
+    tables: &T,
+    config: &Config,
+    service: &Service,
+    packet: &Packet,
+) -> Result<Verdict, DropReason> {
     if service.forward == Service::PASSTHROUGH {
         return match packet.flags.opens() {
             true => Ok(Verdict::Jump(Jump::Open)),
@@ -81,16 +108,14 @@ pub fn balance<F: Frame, T: Tables>(
         };
     }
     // What XDP passes is met again by the TC program behind it, and shall be judged once.
-    if F::ASKS
-        && packet.flags.opens()
-        && access::guard(tables, config, service.virtual_server).is_some()
-    {
+    let guarded = || access::guard(tables, config, service.virtual_server).is_some();
+    if F::ASKS && packet.flags.opens() && guarded() {
         return Ok(Verdict::Jump(Jump::Open));
     }
     Ok(Verdict::Pass)
 }
 
-/// Opens a flow for the first packet of a connection that may be made, and carries it.
+/// Opens a flow for the first packet of a connection that may be made; [`odd`] carries it, whatever it looks like.
 ///
 /// # Errors
 ///
@@ -99,32 +124,24 @@ pub fn balance<F: Frame, T: Tables>(
 pub fn open<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
-    let Some(packet) = parse::packet(frame)? else {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
+    let key = &deep.packet.key;
+    let Some(service) = service::find(tables, config, &key.dst, key.dport) else {
         return Ok(Verdict::Pass);
     };
-    let number = service.virtual_server;
-    if let Some(verdict) = access::admit(frame, tables, config, &packet, number, egress)? {
-        return Ok(verdict);
-    }
+    access::admit(frame, tables, config, deep, service.virtual_server)?;
     if service.forward != Service::PASSTHROUGH {
         return Ok(Verdict::Pass);
     }
-    let slot = flow::open(tables, service, &packet, tables.now())?;
-    carry(
-        frame,
-        tables,
-        &packet,
-        Hit::new(slot, Direction::Forward),
-        egress,
-    )
+    flow::open(tables, service, &deep.packet, tables.now())?;
+    Ok(Verdict::Jump(Jump::Odd))
 }
 
 /// Rewrites a packet of a flow and finds its way out.
@@ -138,12 +155,20 @@ fn carry<F: Frame, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
+    if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
+        return Ok(Verdict::Jump(Jump::Odd));
+    }
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
     tables.track(hit.slot(), &Note::of(packet, direction));
-    rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;
+    rewrite::apply(
+        frame,
+        packet,
+        &flow.route.leave[direction as usize & 1],
+        false,
+    )?;
     frame.address(egress)?;
     Ok(Verdict::Send)
 }

@@ -70,7 +70,7 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
             dport: port,
         };
         let knock = Knock {
-            key: &key,
+            key,
             arrival: Arrival {
                 source: key.src,
                 interface: interface(context),
@@ -81,7 +81,7 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
         let reason = match access::judge(tables, guard, &knock) {
             access::ACCEPTED => None,
             access::LIMITED => Some(DropReason::RateLimited),
-            _ => Some(DropReason::PolicyReject),
+            action => Some(access::reason(action as u8)),
         };
         if let Some(reason) = reason {
             maps::count_drop(reason);

@@ -1,9 +1,9 @@
 //! What the pipeline reads and writes, without saying where it lies.
 
 use lb_common::{
-    access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending},
+    access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending, matching},
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit},
+    flow::{Flow, FlowKey, FragmentKey, Hit},
     member::Member,
     reason::DropReason,
     service::{Config, Pool, PrefixKey, Service, ServiceKey},
@@ -11,7 +11,7 @@ use lb_common::{
     tcp::{Direction, Phase},
 };
 
-use crate::flow::Note;
+use crate::{access::Knock, flow::Note};
 
 /// Where new flow records come from. One record, shared by all CPUs.
 #[repr(C)]
@@ -29,6 +29,8 @@ pub struct Allocation {
 
 /// What is asked before a connection is opened.
 pub trait Access: Policies {
+    /// Monotonic time of an event, nanoseconds.
+    fn clock(&self) -> u64;
     /// What guards a virtual server, epoch included.
     fn guard(&self, index: u32) -> Option<&Guard>;
     /// A rule by index, epoch included.
@@ -47,6 +49,27 @@ pub trait Access: Policies {
     fn report(&self, event: &Event);
     /// Answers `smtplb explain`.
     fn explain(&self, explanation: &Explanation);
+
+    /// Lays down who knocks, for [`Self::ask`] behind a call.
+    fn hold(&self, _: &Knock) {}
+
+    /// [`crate::access::ask`], behind a call that the verifier checks once. There the one who was laid down is asked about.
+    #[inline(always)]
+    fn ask(&self, policy: u32, kind: u8, knock: &Knock) -> u32
+    where
+        Self: Sized,
+    {
+        crate::access::ask(self, policy, kind, knock)
+    }
+
+    /// [`lb_common::access::matching`] for who was laid down, in the same way; 0 without a policy.
+    #[inline(always)]
+    fn match_rule(&self, policy: u32, knock: &Knock) -> u32
+    where
+        Self: Sized,
+    {
+        matching(self, policy, &knock.arrival).unwrap_or(0)
+    }
 }
 
 /// The tables of the kernel plane: maps in the kernel, plain memory in tests.
@@ -84,6 +107,15 @@ pub trait Tables: Access {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+
+    /// The flow of a fragmented packet whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
+    /// Remembers whose later fragments will follow.
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Keeps the tags of a packet for its answer.
+    fn keep_tags(&self, vlan: u32);
+    /// May clients use this VLAN?
+    fn vlan_allowed(&self, vlan: u32) -> bool;
 
     /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
     fn select(&self, pool: u32) -> u32

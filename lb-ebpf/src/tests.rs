@@ -6,13 +6,17 @@ use std::{
 };
 
 use lb_common::{
+    access::{
+        Bound, Event, Explanation, Guard, PlaceKey, Policies, Policy, Rule, SourceKey, Spending,
+        admit,
+    },
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit, Route},
+    flow::{Flow, FlowKey, FragmentKey, Hit, Route},
     layout::Jump,
     member::Member,
     reason::DropReason,
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service, ServiceKey},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
@@ -21,10 +25,12 @@ use crate::{
     Egress, Verdict, balance,
     frame::MemoryFrame,
     sweep,
-    tables::{Allocation, Tables},
+    tables::{Access, Allocation, Tables},
 };
 
 const FLOWS: usize = 16;
+/// A VLAN that clients may not use.
+const FOREIGN_VLAN: u32 = 66;
 const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
 const VIA: Egress = Egress {
     interface: 7,
@@ -46,6 +52,15 @@ struct MemoryTables {
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
+    fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
+    tags: Cell<u32>,
+    guard: Guard,
+    policies: Vec<Policy>,
+    bounds: Vec<Bound>,
+    rules: Vec<Rule>,
+    hits: RefCell<Vec<(u32, bool)>>,
+    sources: RefCell<HashMap<([u32; 2], u16), u64>>,
+    events: RefCell<Vec<Event>>,
 }
 
 impl MemoryTables {
@@ -81,6 +96,7 @@ impl MemoryTables {
                 workers: 1,
                 owner: 1,
                 instance: 1,
+                prefixes: 0,
             },
             services: HashMap::from([((address(100), 465u16.to_be()), service)]),
             pool,
@@ -96,24 +112,40 @@ impl MemoryTables {
                 port: AtomicU32::new(0),
             },
             free: RefCell::default(),
+            fragments: RefCell::default(),
+            tags: Cell::new(0),
+            guard: Guard::OPEN,
+            policies: Vec::new(),
+            bounds: Vec::new(),
+            rules: Vec::new(),
+            hits: RefCell::default(),
+            sources: RefCell::default(),
+            events: RefCell::default(),
         }
     }
 
-    fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
+    fn send(&self, frame: &mut Vec<u8>) -> Result<Verdict, DropReason> {
         self.send_by(frame, Ok(VIA))
     }
 
     fn send_by(
         &self,
-        frame: &mut [u8],
+        frame: &mut Vec<u8>,
         way: Result<Egress, DropReason>,
     ) -> Result<Verdict, DropReason> {
         let mut frame = MemoryFrame::new(frame, way);
         let mut egress = Egress::default();
-        match balance(&mut frame, self, &mut egress)? {
-            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
-            verdict => Ok(verdict),
+        let mut verdict = balance(&mut frame, self, &mut egress)?;
+        // Nobody jumps more often: to what looks closer, to what opens, and back.
+        for _ in 0..3 {
+            verdict = match verdict {
+                Verdict::Jump(Jump::Open) => crate::open(&mut frame, self)?,
+                Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress)?,
+                Verdict::Jump(Jump::Odd) => crate::odd(&mut frame, self, &mut egress)?,
+                verdict => return Ok(verdict),
+            };
         }
+        Ok(verdict)
     }
 
     fn active(&self) -> u64 {
@@ -153,6 +185,54 @@ fn unset() -> Route {
 
 fn flat(key: &FlowKey) -> (Addr, Addr, u16, u16) {
     (key.src, key.dst, key.sport, key.dport)
+}
+
+impl Policies for MemoryTables {
+    fn policy(&self, index: u32) -> Option<&Policy> {
+        self.policies.get(index as usize)
+    }
+    fn bound(&self, index: u32) -> Option<&Bound> {
+        self.bounds.get(index as usize)
+    }
+    fn scheduled(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+    fn place(&self, _: &PlaceKey) -> Option<u64> {
+        None
+    }
+}
+
+impl Access for MemoryTables {
+    fn clock(&self) -> u64 {
+        self.now.get()
+    }
+    fn guard(&self, _: u32) -> Option<&Guard> {
+        Some(&self.guard)
+    }
+    fn rule(&self, index: u32) -> Option<&Rule> {
+        self.rules.get(index as usize)
+    }
+    fn prefix(&self, key: &PrefixKey) -> Option<&Service> {
+        self.services.get(&(Addr::UNSET, key.port))
+    }
+    fn count_rule(&self, number: u32, staged: bool) {
+        self.hits.borrow_mut().push((number, staged));
+    }
+    fn count_drop(&self, _: DropReason) {}
+    fn within_rate(&self, key: &SourceKey, interval: u64, ahead: u64, counts: bool) -> bool {
+        let mut sources = self.sources.borrow_mut();
+        let due = sources.entry((key.network, key.family)).or_default();
+        let next = admit(*due, self.now.get(), interval, ahead);
+        *due = next.filter(|_| counts).unwrap_or(*due);
+        next.is_some()
+    }
+    fn spend(&self, _: Spending) -> bool {
+        true
+    }
+    fn report(&self, event: &Event) {
+        self.events.borrow_mut().push(*event);
+    }
+    fn explain(&self, _: &Explanation) {}
 }
 
 impl Tables for MemoryTables {
@@ -205,6 +285,19 @@ impl Tables for MemoryTables {
     }
     fn allocation(&self) -> Option<&Allocation> {
         Some(&self.allocation)
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
+        self.fragments.borrow().get(&(key.src, key.dst, key.id)).copied()
+    }
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
+        let key = (key.src, key.dst, key.id);
+        self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn keep_tags(&self, vlan: u32) {
+        self.tags.set(vlan);
+    }
+    fn vlan_allowed(&self, vlan: u32) -> bool {
+        vlan != FOREIGN_VLAN
     }
     fn pop_free(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()

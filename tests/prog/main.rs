@@ -5,5 +5,7 @@ mod clsact;
 mod flows;
 mod packet;
 mod pins;
+mod policies;
+mod prefixes;
 mod rewrites;
 mod rig;

@@ -140,6 +140,15 @@ impl Rig {
         (outcome, out)
     }
 
+    /// Goes on with another generation.
+    pub fn apply(&mut self, generation: Generation) {
+        self.numbers = self.plane.number(&generation).expect("numbers");
+        self.plane
+            .apply(&generation, &self.numbers, |_| true, 1)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.generation = generation;
+    }
+
     /// Where the maps are pinned.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
@@ -209,11 +218,14 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             server_interfaces: vec!["s0".to_owned()],
             attach: Attach::Auto,
             max_flows: 1024,
+            vlans: Default::default(),
+            guard: Default::default(),
         },
         virtual_servers: Vec::new(),
         pools: Default::default(),
         monitors: Default::default(),
         certificates: Default::default(),
+        policies: Default::default(),
     };
     for (name, address, snat, members) in servers {
         let address: SocketAddr = address.parse().expect("an address");
@@ -227,10 +239,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             .collect();
         generation.virtual_servers.push(Arc::new(VirtualServer {
             name: name.clone(),
-            address: address.ip(),
-            port: address.port(),
+            at: address.into(),
             forward: Forward::Passthrough { snat: *snat },
             pool: name.clone(),
+            guard: Default::default(),
         }));
         let pool = Pool {
             name: name.clone(),

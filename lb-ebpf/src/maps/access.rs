@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `PREFIXES`, `GUARDS`, `POLICIES`, `RULES`, `BOUNDS`, `SCHEDULED`, `CONDITIONS` | daemon | the generation is refused before anything changes |
 //! | `JUDGED` | daemon | fixed |
-//! | `RULE_CELLS`, `BUDGETS` | programs | fixed |
+//! | `RULE_CELLS`, `BUDGETS`, `KNOCK` | programs | fixed |
 //! | `SOURCES` | programs | the source that was quiet longest is forgotten |
 //! | `EVENTS` | programs, emptied by the daemon | events are left out and counted |
 //! | `EXPLANATION` | `explain_tc` | one record |
@@ -18,9 +18,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     access::{
-        Bound, Budget, Event, Explanation, Guard, MAX_BOUNDS, MAX_CONDITIONS, MAX_POLICIES,
+        Action, Bound, Budget, Event, Explanation, Guard, MAX_BOUNDS, MAX_CONDITIONS, MAX_POLICIES,
         MAX_RULES, MAX_SOURCES, PlaceKey, Policies, Policy, Rule, RuleCell, SourceKey, Spending,
-        admit, search,
+        admit, matching, search,
     },
     atomic::AtomicU64,
     layout::{EPOCHS, MAX_PLACES, MAX_VIRTUAL_SERVERS},
@@ -29,7 +29,12 @@ use lb_common::{
 };
 
 use super::{BPF_F_MMAPABLE, BPF_NOEXIST, KernelTables, count_drop, record};
-use crate::{atomic, tables::Access};
+use crate::{
+    access::{self as ask, Knock},
+    atomic,
+    opaque::opaque,
+    tables::Access,
+};
 
 #[map]
 static PREFIXES: LpmTrie<PrefixKey, Service> = LpmTrie::with_max_entries(EPOCHS * MAX_PLACES, 0);
@@ -58,6 +63,9 @@ static BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(Spending::CO
 /// Linux 5.8.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+/// Who wants to connect, for the functions that are asked about it.
+#[map]
+static KNOCK: PerCpuArray<Knock> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static EXPLANATION: Array<Explanation> = Array::with_max_entries(1, 0);
 
@@ -100,6 +108,11 @@ impl Policies for KernelTables {
     }
 
     #[inline(always)]
+    fn opaque(&self, number: u32) -> u32 {
+        opaque(u64::from(number)) as u32
+    }
+
+    #[inline(always)]
     fn search(&self, first: u32, count: u32, high: u64, low: u64) -> u32 {
         search_bounds(first, count, high, low)
     }
@@ -113,6 +126,11 @@ pub extern "C" fn search_bounds(first: u32, count: u32, high: u64, low: u64) -> 
 }
 
 impl Access for KernelTables {
+    #[inline(always)]
+    fn clock(&self) -> u64 {
+        precise()
+    }
+
     #[inline(always)]
     fn guard(&self, index: u32) -> Option<&Guard> {
         record(&GUARDS, index)
@@ -205,4 +223,51 @@ impl Access for KernelTables {
     fn explain(&self, explanation: &Explanation) {
         let _ = EXPLANATION.set(0, explanation, 0);
     }
+
+    #[inline(always)]
+    fn hold(&self, knock: &Knock) {
+        if let Some(held) = KNOCK.get_ptr_mut(0) {
+            // SAFETY: the record is this CPU's own.
+            unsafe { *held = *knock };
+        }
+    }
+
+    #[inline(always)]
+    fn ask(&self, policy: u32, kind: u8, _: &Knock) -> u32 {
+        if policy == 0 {
+            return ask::ACCEPTED;
+        }
+        ask_policy(policy, u32::from(kind))
+    }
+
+    #[inline(always)]
+    fn match_rule(&self, policy: u32, _: &Knock) -> u32 {
+        if policy == 0 {
+            return 0;
+        }
+        match_policy(policy)
+    }
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ask_policy(policy: u32, kind: u32) -> u32 {
+    let Some(knock) = KNOCK.get_ptr(0) else {
+        return Action::Drop as u32;
+    };
+    // SAFETY: the record is this CPU's own.
+    ask::ask(&KernelTables, policy, kind as u8, unsafe { &*knock })
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn match_policy(policy: u32) -> u32 {
+    let Some(knock) = KNOCK.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: the record is this CPU's own.
+    let arrival = unsafe { &(*knock).arrival };
+    matching(&KernelTables, policy, arrival).unwrap_or(0)
 }

@@ -140,9 +140,47 @@ impl<'d, 'i> Section<'d, 'i> {
         example: &str,
         faults: &mut Faults,
     ) -> Field<u32> {
+        match self.value(key) {
+            None => Field::Absent,
+            Some(value) => self.number(key, value, &bounds, example, faults),
+        }
+    }
+
+    /// A list of whole numbers within bounds.
+    pub(super) fn integers(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u32>,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<Vec<At<u32>>> {
         let Some(value) = self.value(key) else {
             return Field::Absent;
         };
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.mistyped(key, value, "a list", example, faults);
+        };
+        let mut numbers = Vec::with_capacity(items.len());
+        for item in items {
+            match self.number(key, item, &bounds, example, faults) {
+                Field::Is(number) => numbers.push(number),
+                _ => return Field::Wrong,
+            }
+        }
+        Field::Is(At {
+            value: numbers,
+            at: value.span().start,
+        })
+    }
+
+    fn number(
+        &self,
+        key: &'static str,
+        value: &Spanned<DeValue<'i>>,
+        bounds: &RangeInclusive<u32>,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<u32> {
         let DeValue::Integer(number) = value.get_ref() else {
             return self.mistyped(key, value, "a whole number", example, faults);
         };
@@ -160,45 +198,6 @@ impl<'d, 'i> Section<'d, 'i> {
                 Field::Wrong
             }
         }
-    }
-
-    /// Whole numbers within bounds.
-    pub(super) fn integers(
-        &mut self,
-        key: &'static str,
-        bounds: RangeInclusive<u16>,
-        example: &str,
-        faults: &mut Faults,
-    ) -> Field<Vec<u16>> {
-        let Some(value) = self.value(key) else {
-            return Field::Absent;
-        };
-        let DeValue::Array(items) = value.get_ref() else {
-            return self.mistyped(key, value, "a list", example, faults);
-        };
-        let mut numbers = Vec::with_capacity(items.len());
-        for item in items {
-            let DeValue::Integer(number) = item.get_ref() else {
-                return self.mistyped(key, item, "a list of whole numbers", example, faults);
-            };
-            match i64::from_str_radix(number.as_str(), number.radix()).map(u16::try_from) {
-                Ok(Ok(number)) if bounds.contains(&number) => numbers.push(number),
-                _ => {
-                    faults.error(
-                        item.span().start,
-                        &self.object,
-                        format!("has {} in {key}, which is out of range", shown(item)),
-                        format!("{key} go from {} to {}.", bounds.start(), bounds.end()),
-                        format!("Write for example `{example}`."),
-                    );
-                    return Field::Wrong;
-                }
-            }
-        }
-        Field::Is(At {
-            value: numbers,
-            at: value.span().start,
-        })
     }
 
     /// True or false.

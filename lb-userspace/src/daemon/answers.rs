@@ -208,12 +208,8 @@ impl Source for Shared {
         });
         let proxy = lock(&self.proxy);
         let mut events = proxy.as_ref().map_or_else(BTreeMap::new, Proxy::events);
-        for (name, what) in [
-            ("firewall-events-suppressed", Spending::Events),
-            ("rejects-suppressed", Spending::Answers),
-        ] {
-            events.insert(name.to_owned(), plane.refused(what));
-        }
+        let suppressed = plane.refused(Spending::Events);
+        events.insert("firewall-events-suppressed".to_owned(), suppressed);
         Stats {
             drops: plane.drops(),
             events,

@@ -74,7 +74,8 @@ impl Names {
             (Event::LIMITED, _) => Some(DropReason::RateLimited),
             (Event::STAGED, _) | (_, Action::Accept) => None,
             (_, Action::Drop) => Some(DropReason::PolicyDrop),
-            _ => Some(DropReason::PolicyReject),
+            (_, Action::RejectIcmp) => Some(DropReason::PolicyReject),
+            (_, Action::RejectRst) => Some(DropReason::PolicyReset),
         };
         let since = SignedDuration::from_nanos(event.time.cast_signed());
         FirewallEvent {

@@ -29,6 +29,8 @@ pub(super) const PINNED: &[&str] = &[
     "DROPS",
     "LISTENERS",
     "SCRATCH",
+    "FRAGMENTS",
+    "VLANS",
     "PREFIXES",
     "GUARDS",
     "POLICIES",

@@ -6,7 +6,7 @@ pub mod compile;
 pub mod policy;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -59,6 +59,8 @@ pub struct Network {
     pub attach: Attach,
     /// How many passthrough flows are tracked at once (`max_flows`).
     pub max_flows: u32,
+    /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
+    pub vlans: BTreeSet<u16>,
     /// What guards every virtual server before its own policy; has no connection rate.
     pub guard: Guard,
 }

@@ -10,7 +10,7 @@
 
 mod namespace;
 mod pass;
-mod prefix;
+pub(crate) mod prefix;
 mod wiring;
 
 use std::{
@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use self::pass::Pass;
 pub use self::{namespace::Namespace, prefix::remove_leftovers, wiring::VIRTUAL};
 
 /// How the machines are wired.

@@ -139,6 +139,10 @@ fn rule<'d>(policy: &str, mut section: Section<'d, '_>, faults: &mut Faults) -> 
         faults,
     );
     let vlans = section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults);
+    let vlans = vlans.and_then(|list| {
+        let numbers = list.value.iter();
+        numbers.map(|vlan| u16::try_from(vlan.value).ok()).collect()
+    });
     let interfaces = section.strings("interfaces", "interfaces = [\"eth0\"]", faults);
     let action = section.choice(
         "action",
