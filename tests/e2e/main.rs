@@ -5,6 +5,8 @@ mod hostile;
 mod install;
 mod member_down;
 mod passthrough;
+mod policies;
+mod prefixes;
 mod proxy;
 mod refusal;
 mod sandbox;

@@ -188,7 +188,7 @@ pub fn mac(interface: &str) -> [u8; 6] {
     mac
 }
 
-fn index(interface: &str) -> u32 {
+pub fn index(interface: &str) -> u32 {
     ip(&format!("-o link show {interface}"))
         .split(':')
         .next()

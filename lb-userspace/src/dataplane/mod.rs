@@ -395,11 +395,27 @@ impl KernelPlane {
         packet: &[u8],
         ingress: u32,
     ) -> Result<(u32, Vec<u8>)> {
+        self.run_packets(program, packet, ingress, 1)
+    }
+
+    /// Runs the same packet over and over; what a program has changed in it stays changed.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::run_packet`].
+    pub fn run_packets(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        ingress: u32,
+        repeat: u32,
+    ) -> Result<(u32, Vec<u8>)> {
         self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            repeat,
             ..TestRunOptions::new()
         };
         let mut context;
