@@ -371,7 +371,9 @@ pub fn matching<T: Policies>(tables: &T, index: u32, arrival: &Arrival) -> Optio
     }
     let rule = match open {
         0 => bound.rule,
-        _ => u32::from(policy.conditional[tables.opaque(open.trailing_zeros()) as usize & (CONDITIONAL - 1)]),
+        _ => u32::from(
+            policy.conditional[tables.opaque(open.trailing_zeros()) as usize & (CONDITIONAL - 1)],
+        ),
     };
     Some(policy.rules.wrapping_add(rule))
 }

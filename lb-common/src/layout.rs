@@ -40,13 +40,7 @@ pub enum Jump {
 
 impl Jump {
     /// Every one, by index.
-    pub const ALL: [Self; 5] = [
-        Self::Open,
-        Self::Shift,
-        Self::Icmp,
-        Self::Odd,
-        Self::Answer,
-    ];
+    pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
 
     /// The first word of its program's name.
     pub const fn word(self) -> &'static str {

@@ -6,11 +6,7 @@
 
 use core::mem::offset_of;
 
-use lb_common::{
-    checksum::fold,
-    layout::Jump,
-    reason::DropReason,
-};
+use lb_common::{checksum::fold, layout::Jump, reason::DropReason};
 use network_types::{
     eth::EtherType,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -149,12 +145,7 @@ fn v4<F: Frame>(
 }
 
 #[inline(always)]
-fn v6<F: Frame>(
-    frame: &mut F,
-    link: &Link,
-    kind: [u8; 2],
-    mtu: u32,
-) -> Result<(), DropReason> {
+fn v6<F: Frame>(frame: &mut F, link: &Link, kind: [u8; 2], mtu: u32) -> Result<(), DropReason> {
     let l3 = link.l3;
     let ip: Ipv6Hdr = frame.load(l3)?;
     let key = addresses(frame, l3, true)?;
@@ -169,7 +160,15 @@ fn v6<F: Frame>(
     let finished = finished(frame, l3, header, length, keep, ends)?;
     frame.quote(link, length, keep, ROOM6)?;
     let payload = (keep + 8) as u16;
-    frame.store(l3, [0x6000_u16.to_be(), 0, payload.to_be(), u16::from_ne_bytes([58, TTL])])?;
+    frame.store(
+        l3,
+        [
+            0x6000_u16.to_be(),
+            0,
+            payload.to_be(),
+            u16::from_ne_bytes([58, TTL]),
+        ],
+    )?;
     let mut words = [0u16; 16];
     for at in 0..4 {
         [words[2 * at], words[2 * at + 1]] = halves(key.dst.0[at]);
@@ -267,4 +266,3 @@ fn finished_sum<F: Frame>(
     };
     Ok(frame.sum(at, length)? + more)
 }
-

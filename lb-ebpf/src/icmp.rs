@@ -173,7 +173,10 @@ pub(crate) fn parse<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, 
     let errors = match quote.link.kind {
         kind if kind == EtherType::Ipv4 as u16 => {
             // The shortest that is of use: 8 bytes of TCP in an IPv4 packet without options.
-            if frame.reach(l3 + 2 * Ipv4Hdr::LEN + HEADER + QUOTED).is_err() {
+            if frame
+                .reach(l3 + 2 * Ipv4Hdr::LEN + HEADER + QUOTED)
+                .is_err()
+            {
                 return Ok(false);
             }
             let ip: Ipv4Hdr = frame.load(l3)?;
@@ -189,7 +192,10 @@ pub(crate) fn parse<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, 
             1 << 3 | 1 << 4 | 1 << REDIRECT | 1 << 11 | 1 << 12
         }
         kind if kind == EtherType::Ipv6 as u16 => {
-            if frame.reach(l3 + 2 * Ipv6Hdr::LEN + HEADER + QUOTED).is_err() {
+            if frame
+                .reach(l3 + 2 * Ipv6Hdr::LEN + HEADER + QUOTED)
+                .is_err()
+            {
                 return Ok(false);
             }
             let ip: Ipv6Hdr = frame.load(l3)?;
@@ -252,4 +258,3 @@ fn transport<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropRea
     let end = quote.outer.l3 + quote.outer.length as usize;
     Ok(quote.about.l4 + QUOTED <= end && frame.reach(quote.about.l4 + QUOTED).is_ok())
 }
-

@@ -51,10 +51,11 @@ use lb_common::{
     tcp::Direction,
 };
 
-use crate::{flow::Note, parse::Deep};
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet, tables::Tables,
+    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    tables::Tables,
 };
+use crate::{flow::Note, parse::Deep};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,10 +122,7 @@ fn first<F: Frame, T: Tables>(
 ///
 /// The reason why the connection was refused.
 #[inline(always)]
-pub fn open<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-) -> Result<Verdict, DropReason> {
+pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, DropReason> {
     let mut room = Deep::default();
     let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);

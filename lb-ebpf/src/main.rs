@@ -19,10 +19,13 @@ use aya_ebpf::{
 use aya_log_ebpf::info;
 use lb_common::{layout::Jump, reason::DropReason};
 use lb_ebpf::{
-    Egress, Verdict, answer::answer, balance, explain,
+    Egress, Verdict,
+    answer::answer,
+    balance, explain,
     frame::{TcFrame, XdpFrame, tc, xdp},
+    icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
-    icmp, odd, open, steer, sweep,
+    odd, open, steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.

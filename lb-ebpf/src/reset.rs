@@ -80,7 +80,10 @@ fn header<F: Frame>(
         return frame.store(l3 + offset_of!(Ipv6Hdr, src_addr), both);
     }
     let at = |offset: usize| l3 + offset;
-    let (length_at, ttl_at) = (at(offset_of!(Ipv4Hdr, tot_len)), at(offset_of!(Ipv4Hdr, ttl)));
+    let (length_at, ttl_at) = (
+        at(offset_of!(Ipv4Hdr, tot_len)),
+        at(offset_of!(Ipv4Hdr, ttl)),
+    );
     let check_at = at(offset_of!(Ipv4Hdr, check));
     let (old_length, old_life): (u16, u16) = (frame.load(length_at)?, frame.load(ttl_at)?);
     let length = ((packet.l4 - l3) as u16 + length).to_be();

@@ -61,10 +61,11 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
         return SK_DROP;
     }
     if let Some(guard) = access::guard(tables, config, service.virtual_server)
-        && judges(context)
+        && let src = source(context, v6)
+        && judges(context, &src, &address)
     {
         let key = FlowKey {
-            src: source(context, v6),
+            src,
             dst: address,
             sport: sport(context),
             dport: port,
@@ -107,12 +108,28 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
 static STEER_JUDGES: u32 = 0;
 
 /// Has nobody judged this connection yet? On an interface with a packet program, that one has.
+///
+/// A connection from the box itself seems to come in by the interface that has the virtual address, but its source is that
+/// address too, or one of loopback. From outside the kernel takes neither (RFC 1122 §3.2.1.3).
 #[inline(always)]
 #[expect(unsafe_code, reason = "a tunable")]
-fn judges(context: &SkLookupContext) -> bool {
+fn judges(context: &SkLookupContext, source: &Addr, destination: &Addr) -> bool {
+    if source == destination || is_loopback(source) {
+        return true;
+    }
     // SAFETY: the loader writes it once, before the program runs; volatile, so that the value here is not assumed.
     let able = unsafe { core::ptr::read_volatile(&raw const STEER_JUDGES) } != 0;
     able && maps::is_unjudged(interface(context))
+}
+
+/// 127.0.0.0/8 and ::1.
+#[inline(always)]
+fn is_loopback(address: &Addr) -> bool {
+    let words = &address.0;
+    match address.is_v4() {
+        true => u32::from_be(words[3]) >> 24 == 127,
+        false => words[0] | words[1] | words[2] == 0 && words[3] == 1u32.to_be(),
+    }
 }
 
 #[inline(always)]

@@ -287,7 +287,10 @@ impl Tables for MemoryTables {
         Some(&self.allocation)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
-        self.fragments.borrow().get(&(key.src, key.dst, key.id)).copied()
+        self.fragments
+            .borrow()
+            .get(&(key.src, key.dst, key.id))
+            .copied()
     }
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let key = (key.src, key.dst, key.id);

@@ -17,9 +17,15 @@ use crate::scene::{Scene, play};
 fn prefix(family: Family) -> (&'static str, [IpAddr; 3]) {
     let (prefix, addresses) = match family {
         Family::V4 => ("10.79.0.0/24", ["10.79.0.0", "10.79.0.77", "10.79.0.255"]),
-        Family::V6 => ("fd79::/64", ["fd79::1", "fd79::77", "fd79::ffff:ffff:ffff:ffff"]),
+        Family::V6 => (
+            "fd79::/64",
+            ["fd79::1", "fd79::77", "fd79::ffff:ffff:ffff:ffff"],
+        ),
     };
-    (prefix, addresses.map(|address| address.parse().expect("an address")))
+    (
+        prefix,
+        addresses.map(|address| address.parse().expect("an address")),
+    )
 }
 
 fn config(lab: &Lab, site: &Site) -> Config {
@@ -42,7 +48,13 @@ fn config(lab: &Lab, site: &Site) -> Config {
         ));
         // One address of the prefix belongs to somebody else.
         let own = prefix(family).1[1];
-        config.proxy(&format!("own-{tag}"), own, 2587, &format!("p25-{tag}"), ClientTls::None);
+        config.proxy(
+            &format!("own-{tag}"),
+            own,
+            2587,
+            &format!("p25-{tag}"),
+            ClientTls::None,
+        );
     }
     config
 }
@@ -56,7 +68,9 @@ fn carry(scene: &mut Scene<'_>) -> Result<()> {
             Family::V4 => "10.71.0.1",
             Family::V6 => "fd71::1",
         };
-        client.namespace.ip(&[format!("route add {prefix} via {via}")])?;
+        client
+            .namespace
+            .ip(&[format!("route add {prefix} via {via}")])?;
         let mut ways: Vec<(SocketAddr, Mode)> = Vec::new();
         for address in addresses {
             ways.extend([465, 1466].map(|port| ((address, port).into(), Mode::Implicit)));
@@ -74,20 +88,37 @@ fn carry(scene: &mut Scene<'_>) -> Result<()> {
             };
             sent.extend(scene.send(client, &options)?);
         }
-        let closed = client.namespace.enter(|| {
-            Ok(std::net::TcpStream::connect((addresses[0], 26)))
-        })?;
+        let closed = client
+            .namespace
+            .enter(|| Ok(std::net::TcpStream::connect((addresses[0], 26))))?;
         ensure!(
-            closed.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused),
+            closed
+                .as_ref()
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused),
             "{closed:?}"
         );
     }
     scene.check_balance(&sent)?;
-    let shown: Vec<_> = scene.daemon.status()?.virtual_servers.into_iter().map(|server| server.address).collect();
-    ensure!(shown.contains(&"10.79.0.0/24:465,1465-1467".to_owned()), "{shown:?}");
-    ensure!(shown.contains(&"[fd79::/64]:587,2587".to_owned()), "{shown:?}");
+    let shown: Vec<_> = scene
+        .daemon
+        .status()?
+        .virtual_servers
+        .into_iter()
+        .map(|server| server.address)
+        .collect();
+    ensure!(
+        shown.contains(&"10.79.0.0/24:465,1465-1467".to_owned()),
+        "{shown:?}"
+    );
+    ensure!(
+        shown.contains(&"[fd79::/64]:587,2587".to_owned()),
+        "{shown:?}"
+    );
     scene.daemon.stop()?;
-    let routes = scene.lab.balancer.run(std::process::Command::new("ip").args(["route", "show", "table", "local"]))?;
+    let routes = scene
+        .lab
+        .balancer
+        .run(std::process::Command::new("ip").args(["route", "show", "table", "local"]))?;
     ensure!(!routes.contains("10.79.0.0"), "{routes}");
     Ok(())
 }

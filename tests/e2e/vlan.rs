@@ -118,7 +118,12 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
     let expected = delivered(sent, Leg::Delivery, ends, port);
     ensure!(out == frame_to(MEMBER, &[], &expected), "SYN: {out:02x?}");
     for payload in [0, 1, 1000] {
-        let answer = segment(Leg::Answer, if payload == 0 { SYN | ACK } else { ACK }, payload, 64);
+        let answer = segment(
+            Leg::Answer,
+            if payload == 0 { SYN | ACK } else { ACK },
+            payload,
+            64,
+        );
         let mut packet = Packet::Whole(answer);
         trunk.pass(&mut packet, ends, port, &[])?;
         let out = trunk.next(CLIENT, is_tcp)?;
@@ -150,7 +155,10 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
         for fragment in 0..2 {
             let out = trunk.next(side, is_tcp)?;
             let start = 12 + tags_out.len();
-            ensure!(out[12..start] == *tags_out, "fragment {fragment}: {out:02x?}");
+            ensure!(
+                out[12..start] == *tags_out,
+                "fragment {fragment}: {out:02x?}"
+            );
         }
     }
     // At the end of its life: answered with the tags it came with.

@@ -15,8 +15,20 @@ fn places(servers: &[(&str, &str, u8, &[(u16, u16)])]) -> Generation {
         .iter()
         .map(|(name, address, ..)| {
             let six = address.contains(':');
-            let at = if six { format!("[{address}]:1") } else { format!("{address}:1") };
-            (*name, at, if six { "[fd00:2::11]:4465" } else { "10.0.2.11:4465" })
+            let at = if six {
+                format!("[{address}]:1")
+            } else {
+                format!("{address}:1")
+            };
+            (
+                *name,
+                at,
+                if six {
+                    "[fd00:2::11]:4465"
+                } else {
+                    "10.0.2.11:4465"
+                },
+            )
         })
         .collect();
     let members: Vec<_> = hosts.iter().map(|(_, _, member)| [*member]).collect();
@@ -26,7 +38,8 @@ fn places(servers: &[(&str, &str, u8, &[(u16, u16)])]) -> Generation {
         .map(|((name, at, _), members)| (*name, at.as_str(), Snat::Automap, &members[..]))
         .collect();
     let mut generation = generation(Method::RoundRobin, &listed);
-    for (server, (_, address, length, ports)) in generation.virtual_servers.iter_mut().zip(servers) {
+    for (server, (_, address, length, ports)) in generation.virtual_servers.iter_mut().zip(servers)
+    {
         *server = Arc::new(VirtualServer {
             at: Places {
                 address: address.parse().expect("an address"),
@@ -42,13 +55,22 @@ fn places(servers: &[(&str, &str, u8, &[(u16, u16)])]) -> Generation {
 /// The virtual server that took a connection to here, by name.
 fn taken(rig: &mut Rig, from: &str, to: &str) -> Option<String> {
     let before = rig.plane.flows().len();
-    let syn = Packet::new(from.parse().expect("an address"), to.parse().expect("an address"), SYN);
+    let syn = Packet::new(
+        from.parse().expect("an address"),
+        to.parse().expect("an address"),
+        SYN,
+    );
     let (outcome, _) = rig.send(&syn.bytes(), "c0");
     let flows = rig.plane.flows();
     assert_eq!(outcome == Outcome::Sent, flows.len() > before, "{to}");
-    let flow = flows.iter().find(|flow| flow.route.client().0.to_socket_addr(flow.route.client().1) == syn.src)?;
+    let flow = flows
+        .iter()
+        .find(|flow| flow.route.client().0.to_socket_addr(flow.route.client().1) == syn.src)?;
     let names = &rig.numbers.virtual_servers;
-    names.iter().find(|(_, number)| **number == flow.virtual_server).map(|(name, _)| name.to_string())
+    names
+        .iter()
+        .find(|(_, number)| **number == flow.virtual_server)
+        .map(|(name, _)| name.to_string())
 }
 
 #[test]
@@ -65,7 +87,11 @@ fn the_longest_prefix_takes_the_connection() {
         let mut port = 1000;
         let mut to = |rig: &mut Rig, at: &str| {
             port += 1;
-            let from = if at.starts_with('[') { format!("[fd00:1::2]:{port}") } else { format!("10.0.1.2:{port}") };
+            let from = if at.starts_with('[') {
+                format!("[fd00:1::2]:{port}")
+            } else {
+                format!("10.0.1.2:{port}")
+            };
             taken(rig, &from, at)
         };
         let cases = [

@@ -252,8 +252,15 @@ fn what_is_ours_but_cannot_go_is_counted_by_name() {
             let mut old = Packet::new(at(CLIENT), at(SERVICE), SYN);
             old.ttl = 1;
             let (outcome, out) = rig.send(&old.bytes(), "c0");
-            assert_eq!((outcome, out[34]), (Outcome::Sent, 11), "ICMP time exceeded");
-            assert_eq!(out[..14], [&old.src_mac[..], &old.dst_mac, &[8, 0]].concat());
+            assert_eq!(
+                (outcome, out[34]),
+                (Outcome::Sent, 11),
+                "ICMP time exceeded"
+            );
+            assert_eq!(
+                out[..14],
+                [&old.src_mac[..], &old.dst_mac, &[8, 0]].concat()
+            );
             assert_eq!(rig.drops("ttl-exceeded"), 1);
             let (number, pool) = (rig.member("four", 0), rig.generation.pools["four"].clone());
             rig.plane

@@ -5,13 +5,18 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers,
     programs::TcContext,
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib, pointer, read, write};
+use super::{
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded,
+    decoded, fib, pointer, read, write,
+};
 use crate::{
     Egress, Packet,
     icmp::{self, Quote},
@@ -271,9 +276,7 @@ pub extern "C" fn sum_skb(skb: *mut __sk_buff, at: u32, length: u32) -> u64 {
         }
         sum += super::chunk(scratch, (length - done).min(CHUNK), |into, length| {
             // SAFETY: the scratch record has room for a chunk.
-            unsafe {
-                helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length)
-            }
+            unsafe { helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length) }
         });
     }
     sum

@@ -12,7 +12,8 @@ use aya_ebpf::{
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves, coded, decoded, fib, pointer, read, write,
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire,
+    address_halves, coded, decoded, fib, pointer, read, write,
 };
 use crate::{
     Egress, Packet,

@@ -10,12 +10,12 @@ use network_types::{
     tcp::TcpHdr,
 };
 
+#[cfg(target_arch = "bpf")]
+pub(crate) use self::link::tag as link_tag;
 pub(crate) use self::{
     deep::{Deep, Part, QUOTED_TCP, Walk, deep, walk_extensions},
     link::{Link, link, outer, untag},
 };
-#[cfg(target_arch = "bpf")]
-pub(crate) use self::link::tag as link_tag;
 use crate::{
     Frame, Verdict,
     frame::{addresses, word},

@@ -174,12 +174,10 @@ fn twin(prefix: &str, name: &str, outside: &Namespace) -> Result<TwinBox> {
     let mut lines = Vec::new();
     for (side, (interface, net)) in [("cli0", 71), ("srv0", 72)].into_iter().enumerate() {
         let port = format!("{name}-{}", ["c", "s"][side]);
-        outside.ip(&[
-            format!(
-                "link add {port} type veth peer name {interface} netns {}",
-                namespace.name()
-            ),
-        ])?;
+        outside.ip(&[format!(
+            "link add {port} type veth peer name {interface} netns {}",
+            namespace.name()
+        )])?;
         // No stack takes part out there.
         outside.sysctl(&format!("net/ipv6/conf/{port}/disable_ipv6"), "1")?;
         outside.ip(&[format!("link set {port} up")])?;
@@ -187,7 +185,10 @@ fn twin(prefix: &str, name: &str, outside: &Namespace) -> Result<TwinBox> {
             format!("link set {interface} address {}", mac(BOX_MACS[side])),
             format!("link set {interface} up"),
             format!("address add {}/24 dev {interface}", address(net, 1, false)),
-            format!("address add {}/64 dev {interface} nodad", address(net, 1, true)),
+            format!(
+                "address add {}/64 dev {interface} nodad",
+                address(net, 1, true)
+            ),
         ]);
         let neighbour = mac([CLIENT_MAC, MEMBER_MAC][side]);
         for host in [11, 12, 13, 14, 21, 22, 250] {
@@ -200,8 +201,14 @@ fn twin(prefix: &str, name: &str, outside: &Namespace) -> Result<TwinBox> {
         }
     }
     for service in 0..SERVICES {
-        lines.push(format!("address add {}/32 dev cli0", address(71, 100 + service, false)));
-        lines.push(format!("address add {}/128 dev cli0 nodad", address(71, 100 + service, true)));
+        lines.push(format!(
+            "address add {}/32 dev cli0",
+            address(71, 100 + service, false)
+        ));
+        lines.push(format!(
+            "address add {}/128 dev cli0 nodad",
+            address(71, 100 + service, true)
+        ));
     }
     lines.push(format!("link set srv0 mtu {MEMBER_MTU}"));
     namespace.ip(&lines)?;
@@ -243,7 +250,11 @@ fn ruleset() -> String {
         chain before { type nat hook prerouting priority dstnat;\n"
         .to_owned();
     for v6 in [false, true] {
-        let (family, open, close) = if v6 { ("ip6", "[", "]") } else { ("ip", "", "") };
+        let (family, open, close) = if v6 {
+            ("ip6", "[", "]")
+        } else {
+            ("ip", "", "")
+        };
         for service in 0..SERVICES {
             let ends = ends(usize::from(service), v6);
             let _ = writeln!(

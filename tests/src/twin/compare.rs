@@ -153,10 +153,7 @@ pub fn show(left: (&str, &[Vec<u8>]), right: (&str, &[Vec<u8>])) -> String {
     let mut text = String::new();
     for at in 0..left.1.len().max(right.1.len()) {
         let pair = [left.1.get(at), right.1.get(at)];
-        for (name, frame, other) in [
-            (left.0, pair[0], pair[1]),
-            (right.0, pair[1], pair[0]),
-        ] {
+        for (name, frame, other) in [(left.0, pair[0], pair[1]), (right.0, pair[1], pair[0])] {
             let Some(frame) = frame else {
                 let _ = writeln!(text, "  {name}: nothing");
                 continue;

@@ -174,7 +174,8 @@ impl Dice<'_> {
                 let mut large = self.segment(leg, ACK);
                 large.df = true;
                 large.ttl = 64;
-                let length = 1421 + self.random.below(80) - large.ip_header(self.v6) - large.tcp_header();
+                let length =
+                    1421 + self.random.below(80) - large.ip_header(self.v6) - large.tcp_header();
                 large.payload = self.bytes(length);
                 self.steps.push(Packet::Whole(large));
             }
@@ -230,8 +231,13 @@ impl Dice<'_> {
         let own = usize::from(leg == Leg::Answer);
         self.seq[own] = self.seq[own].wrapping_add(400);
         let size = 8 * (16 + self.random.below(100));
-        let fixed = if self.v6 { 40 } else { 20 + segment.options.len() };
-        let body = segment.ip_header(self.v6) - fixed + segment.tcp_header() + segment.payload.len();
+        let fixed = if self.v6 {
+            40
+        } else {
+            20 + segment.options.len()
+        };
+        let body =
+            segment.ip_header(self.v6) - fixed + segment.tcp_header() + segment.payload.len();
         let mut order: Vec<usize> = (0..body.div_ceil(size)).collect();
         // The rest may come in any order once the first has come.
         if order.len() > 2 && self.one_in(3) {

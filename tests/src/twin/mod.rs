@@ -113,7 +113,10 @@ fn round(
                 tag: packet.tag(),
                 generated: false,
             };
-            if let Some(port) = own.get(&origin).and_then(|frames| source_port(frames.first()?)) {
+            if let Some(port) = own
+                .get(&origin)
+                .and_then(|frames| source_port(frames.first()?))
+            {
                 connection.port = port;
                 chosen.push((connection.ends, port));
             }
@@ -220,7 +223,11 @@ fn judge(
             } else {
                 let class = format!(
                     "{kind}, IPv{}, towards the {}: {}",
-                    if connection.ends.client.is_ipv6() { 6 } else { 4 },
+                    if connection.ends.client.is_ipv6() {
+                        6
+                    } else {
+                        4
+                    },
                     if to_client { "client" } else { "member" },
                     match (left.is_empty(), right.is_empty()) {
                         (true, _) => "only nft",

@@ -278,11 +278,7 @@ impl Header {
 /// Cuts an IP packet as a router or sender does (RFC 791 §3.2, RFC 8200 §4.5).
 fn pieces(ip: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
     let v6 = ip[0] >> 4 == 6;
-    let header = if v6 {
-        40
-    } else {
-        usize::from(ip[0] & 0xf) * 4
-    };
+    let header = if v6 { 40 } else { usize::from(ip[0] & 0xf) * 4 };
     let (head, body) = ip.split_at(header);
     let chunks: Vec<&[u8]> = body.chunks(size).collect();
     let piece = |(at, chunk): (usize, &&[u8])| {
