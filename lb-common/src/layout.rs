@@ -19,6 +19,8 @@ pub const MAX_WORKERS: u32 = 64;
 pub const EPOCHS: u32 = 2;
 /// Flow records that one run of the sweep program looks at.
 pub const SWEEP: u32 = 32;
+/// Flows that one run of the ending program ends.
+pub const ENDS: u32 = 64;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 
@@ -56,6 +58,8 @@ impl Jump {
 
 /// Fragmented packets under way at once.
 pub const FRAGMENTED: u32 = 8192;
+/// Fragments that came before the first of their packet, remembered at once.
+pub const EARLY: u32 = 1024;
 /// Words of the table of VLANs.
 pub const VLAN_WORDS: u32 = 4096 / 64;
 

@@ -7,6 +7,7 @@ pub mod access;
 pub mod addr;
 pub mod atomic;
 pub mod checksum;
+pub mod event;
 pub mod flow;
 pub mod layout;
 pub mod member;

@@ -65,14 +65,16 @@ reasons! {
     IcmpRedirect = 13 "icmp-redirect",
     /// A packet that an ICMP error would have answered, but there were too many, or it is no first fragment.
     NoAnswer = 14 "no-answer",
+    /// A fragment of a flow's packet that came before the first; the stack got it, the sender repeats the segment.
+    EarlyFragment = 15 "early-fragment",
     /// A policy drops the connection, and the client is told nothing.
-    PolicyDrop = 15 "policy-drop",
+    PolicyDrop = 16 "policy-drop",
     /// A policy rejects the connection; the client is told by ICMP.
-    PolicyReject = 16 "policy-reject",
+    PolicyReject = 17 "policy-reject",
     /// A policy rejects the connection; the client is told by RST.
-    PolicyReset = 17 "policy-reset",
+    PolicyReset = 18 "policy-reset",
     /// The client's network connects too often; the new connection is dropped and may be retried.
-    RateLimited = 18 "rate-limited",
+    RateLimited = 19 "rate-limited",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -143,7 +143,7 @@ fn report<T: Access>(tables: &T, knock: &Knock, rule: u16, action: u8, kind: u8)
     if !tables.spend(Spending::Events) {
         return;
     }
-    tables.report(&Event {
+    tables.announce(&Event {
         time: tables.clock(),
         source: knock.key.src,
         destination: knock.key.dst,

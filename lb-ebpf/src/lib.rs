@@ -30,6 +30,7 @@ pub mod maps;
 mod odd;
 mod opaque;
 mod parse;
+mod report;
 mod reset;
 mod rewrite;
 mod select;

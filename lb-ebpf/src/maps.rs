@@ -7,9 +7,10 @@
 //! | `TURNS`, `ALLOCATION` | programs | fixed |
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
 //! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
-//! | `DROPS` | programs | fixed |
+//! | `DROPS`, `FLOW_ENDS_LOST` | programs | fixed |
+//! | `FLOW_ENDS` (in `report.rs`) | programs; the daemon takes out | ends of flows are lost for the log, and counted |
 //! | `LISTENERS` | daemon | fixed |
-//! | `FRAGMENTS` | programs | the oldest make room |
+//! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
 //! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
@@ -28,9 +29,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     atomic::AtomicU32,
+    event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     layout::{
-        EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS,
         MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
@@ -47,7 +49,7 @@ use crate::{
     flow::{self, Note},
     icmp::Quote,
     parse::Deep,
-    select, snat,
+    report, select, snat,
     tables::{Allocation, Tables},
 };
 
@@ -96,6 +98,9 @@ pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_
 /// Fragmented packets whose first fragment has passed. The oldest make room: a packet's fragments come close together.
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Hit> = LruHashMap::with_max_entries(FRAGMENTED, 0);
+/// TCP fragments whose first has not passed, whoever they are for: only the first tells. The oldest make room.
+#[map]
+static EARLY_FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(EARLY, 0);
 /// A bit for each VLAN that clients may use; the last record says whether there are any.
 #[map]
 static VLANS: Array<u64> = Array::with_max_entries(VLAN_WORDS + 1, 0);
@@ -245,6 +250,14 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let _ = FRAGMENTS.insert(key, hit, 0);
+        if EARLY_FRAGMENTS.remove(key).is_ok() {
+            count_drop(DropReason::EarlyFragment);
+        }
+    }
+
+    #[inline(always)]
+    fn note_early(&self, key: &FragmentKey) {
+        let _ = EARLY_FRAGMENTS.insert(key, 1, 0);
     }
 
     #[inline(always)]
@@ -287,8 +300,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn release(&self, slot: u32, phase: Phase) -> bool {
-        release_flow(slot, phase as u32) != 0
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        if let Some(flow) = self.flow(slot) {
+            report::write(flow, phase, cause, self.now());
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool {
+        release_flow(slot, phase as u32, cause as u32) != 0
     }
 
     #[inline(always)]
@@ -338,8 +358,17 @@ pub extern "C" fn reclaim_flow(slot: u32) -> u32 {
 /// A function of its own for the verifier (Linux 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn release_flow(slot: u32, phase: u32) -> u32 {
-    u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)))
+pub extern "C" fn release_flow(slot: u32, phase: u32, cause: u32) -> u32 {
+    let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
+    u32::from(flow::release(&KernelTables, slot, phase, cause))
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end_flow(slot: u32, created: u32, member: u32, cause: u32) -> u32 {
+    let cause = Cause::from_u8(cause as u8);
+    u32::from(flow::end(&KernelTables, slot, created, member, cause))
 }
 
 /// A function of its own for the verifier (Linux 5.6).

@@ -107,6 +107,9 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
 #[expect(unsafe_code, reason = "a tunable is an exported symbol")]
 static STEER_JUDGES: u32 = 0;
 
+/// Index of loopback, in every network namespace (net/net_namespace.h).
+const LOOPBACK: u32 = 1;
+
 /// Has nobody judged this connection yet? On an interface with a packet program, that one has.
 ///
 /// A connection from the box itself seems to come in by the interface that has the virtual address, but its source is that
@@ -115,7 +118,7 @@ static STEER_JUDGES: u32 = 0;
 #[expect(unsafe_code, reason = "a tunable")]
 fn judges(context: &SkLookupContext, source: &Addr, destination: &Addr) -> bool {
     if source == destination || is_loopback(source) {
-        return true;
+        return maps::is_unjudged(LOOPBACK);
     }
     // SAFETY: the loader writes it once, before the program runs; volatile, so that the value here is not assumed.
     let able = unsafe { core::ptr::read_volatile(&raw const STEER_JUDGES) } != 0;

@@ -3,6 +3,7 @@
 use lb_common::{
     access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending, matching},
     atomic::AtomicU32,
+    event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     member::Member,
     reason::DropReason,
@@ -46,7 +47,7 @@ pub trait Access: Policies {
     /// Takes a piece of this CPU's budget; false when it is used up, which is counted.
     fn spend(&self, what: Spending) -> bool;
     /// Hands an event to userspace.
-    fn report(&self, event: &Event);
+    fn announce(&self, event: &Event);
     /// Answers `smtplb explain`.
     fn explain(&self, explanation: &Explanation);
 
@@ -107,11 +108,15 @@ pub trait Tables: Access {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+    /// Tells the daemon that a flow has ended, if it listens.
+    fn report(&self, slot: u32, phase: Phase, cause: Cause);
 
     /// The flow of a fragmented packet whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
-    /// Remembers whose later fragments will follow.
+    /// Remembers whose later fragments will follow, and counts one that came before.
     fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Remembers a fragment whose first has not come.
+    fn note_early(&self, key: &FragmentKey);
     /// Keeps the tags of a packet for its answer.
     fn keep_tags(&self, vlan: u32);
     /// May clients use this VLAN?
@@ -150,11 +155,11 @@ pub trait Tables: Access {
     }
 
     /// [`crate::flow::release`], behind such a call.
-    fn release(&self, slot: u32, phase: Phase) -> bool
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool
     where
         Self: Sized,
     {
-        crate::flow::release(self, slot, phase)
+        crate::flow::release(self, slot, phase, cause)
     }
 
     /// [`crate::flow::track`], behind such a call.

@@ -1,14 +1,19 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
 mod differential;
+mod flow_log;
 mod hostile;
+mod icmp;
 mod install;
 mod member_down;
+mod members;
+mod mtu;
 mod passthrough;
 mod policies;
 mod prefixes;
 mod proxy;
 mod refusal;
+mod reload;
 mod sandbox;
 mod scene;
 mod survival;

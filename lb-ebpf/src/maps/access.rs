@@ -210,7 +210,7 @@ impl Access for KernelTables {
     }
 
     #[inline(always)]
-    fn report(&self, event: &Event) {
+    fn announce(&self, event: &Event) {
         if EVENTS.output::<Event>(event, 0).is_err()
             && let Some(budget) = BUDGETS.get_ptr_mut(Spending::Events as u32)
         {

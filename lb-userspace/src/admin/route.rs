@@ -19,13 +19,48 @@ pub enum Route {
     Sessions,
     /// [`super::view::Stats`]
     Stats,
+    /// [`super::view::ConfigView`]
+    Config,
+    /// [`super::view::CountView`]
+    FlowCount,
     /// A list of [`super::view::PolicyView`]
     Policies,
+    /// [`super::view::ExplanationView`]. Query: [`Question::query`].
+    Explain,
 }
+
+/// What the admin API can be told to do, by POST.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Read the configuration again: [`super::view::ReloadView`]. Query: `dry_run=1`.
+    Reload,
+    /// Set what is wanted of a member: [`super::view::MemberView`]. Query: `member`, `state`, `deadline_ms`.
+    Member,
+}
+
+impl Action {
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Reload => "/v1/reload",
+            Self::Member => "/v1/members",
+        }
+    }
+
+    /// The action at `path`, if there is one.
+    pub fn at(path: &str) -> Option<Self> {
+        [Self::Reload, Self::Member]
+            .into_iter()
+            .find(|action| action.path() == path)
+    }
+}
+
+/// The header that tells where the next portion of a list begins.
+pub const NEXT: &str = "smtplb-next";
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -33,7 +68,10 @@ impl Route {
         Self::Flows,
         Self::Sessions,
         Self::Stats,
+        Self::Config,
+        Self::FlowCount,
         Self::Policies,
+        Self::Explain,
     ];
 
     /// Its path. The version moves when a field changes its meaning or goes away, not when one is added.
@@ -46,7 +84,10 @@ impl Route {
             Self::Flows => "/v1/flows",
             Self::Sessions => "/v1/sessions",
             Self::Stats => "/v1/stats",
+            Self::Config => "/v1/config",
+            Self::FlowCount => "/v1/flows/count",
             Self::Policies => "/v1/policies",
+            Self::Explain => "/v1/explain",
         }
     }
 
@@ -55,9 +96,6 @@ impl Route {
         Self::ALL.into_iter().find(|route| route.path() == path)
     }
 }
-
-/// Where [`super::view::Question`] is asked; answered by [`super::view::ExplanationView`].
-pub const EXPLAIN: &str = "/v1/explain";
 
 impl Question {
     /// The question as a query.

@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, thread};
 use tokio::net::UnixListener;
 
 use super::{
-    Source,
+    FlowPage, MemberOrder, Refusal, Source,
+    query::FlowQuery,
     route::Route,
     server,
     view::{
-        AttachmentView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
-        Question, RuleView, SessionView, Stats, Status, Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, ExplanationView, FlowView, KernelView, MemberView,
+        PolicyView, PoolView, Question, ReloadView, RuleView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
 /// The JSON of every resource, as a person reads it with `--json`.
-pub(crate) const GOLDEN: [(Route, &str); 8] = [
+pub(crate) const GOLDEN: [(Route, &str); 10] = [
     (Route::Status, include_str!("golden/status.json")),
     (
         Route::VirtualServers,
@@ -27,6 +28,8 @@ pub(crate) const GOLDEN: [(Route, &str); 8] = [
     (Route::Sessions, include_str!("golden/sessions.json")),
     (Route::Stats, include_str!("golden/stats.json")),
     (Route::Policies, include_str!("golden/policies.json")),
+    (Route::Config, include_str!("golden/config.json")),
+    (Route::FlowCount, include_str!("golden/flow-count.json")),
 ];
 
 /// Always says the same.
@@ -79,12 +82,13 @@ impl Source for FakeSource {
                 ],
                 flows: 2,
                 flows_max: 1_048_576,
+                degraded: Vec::new(),
             },
             workers: 2,
             virtual_servers: vec![
                 VirtualServerView {
                     name: "smtps".into(),
-                    address: "203.0.113.10:465".into(),
+                    address: "203.0.113.10:465".parse().unwrap(),
                     forward: "passthrough".into(),
                     client_tls: None,
                     pool: "mx-tls".into(),
@@ -143,8 +147,20 @@ impl Source for FakeSource {
         }
     }
 
-    fn flows(&self) -> Vec<FlowView> {
-        vec![FlowView {
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, Refusal> {
+        if query.after > 0 {
+            return Ok(FlowPage::default());
+        }
+        match query.virtual_server.as_deref() {
+            None | Some("smtps") => {}
+            Some("submission6") => return Ok(FlowPage::default()),
+            Some(name) => {
+                return Err(Refusal::unknown(format!(
+                    "no virtual server is named \"{name}\"\n  The daemon knows: smtps, submission6."
+                )));
+            }
+        }
+        let flows = vec![FlowView {
             virtual_server: "smtps".into(),
             client: "198.51.100.7:40312".parse().unwrap(),
             address: "203.0.113.10:465".parse().unwrap(),
@@ -157,7 +173,91 @@ impl Source for FakeSource {
             bytes_out: 1536,
             packets_in: 18_000,
             packets_out: 9000,
+        }];
+        Ok(FlowPage {
+            flows,
+            next: Some(7),
+        })
+    }
+
+    fn count_flows(&self, _: &FlowQuery) -> Result<u64, Refusal> {
+        Ok(1)
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        let rule = |name: &str, action: &str, hits| RuleView {
+            name: name.into(),
+            enabled: true,
+            action: action.into(),
+            ranges: 2,
+            vlans: vec![10],
+            interfaces: vec!["eth0".into()],
+            in_time: true,
+            log: action == "drop",
+            hits,
+            staged_hits: 0,
+        };
+        vec![PolicyView {
+            name: "edge".into(),
+            enforced_by: vec!["smtps".into()],
+            staged_by: vec![],
+            rules: vec![rule("bad-net", "drop", 17), rule("default", "accept", 4321)],
         }]
+    }
+
+    fn explain(&self, question: &Question) -> Result<ExplanationView, Refusal> {
+        if question.interface.as_deref() != Some("eth0") {
+            return Err(Refusal::unknown("there is no such interface"));
+        }
+        Ok(ExplanationView {
+            from: question.from,
+            to: question.to,
+            interface: "eth0".into(),
+            vlan: question.vlan,
+            verdict: "refused".into(),
+            reason: Some("policy-drop".into()),
+            virtual_server: Some("smtps".into()),
+            forward: Some("passthrough".into()),
+            rules: Vec::new(),
+            pool: Some("mx-tls".into()),
+            member: None,
+            member_address: None,
+            snat: None,
+        })
+    }
+
+    fn config(&self) -> ConfigView {
+        ConfigView {
+            generation: 3,
+            text: "mode = \"mixed\"\n".into(),
+        }
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<ReloadView, Refusal> {
+        Ok(ReloadView {
+            applied: !dry_run,
+            generation: 3,
+            changes: vec![ChangeView {
+                object: "pool \"msa\"".into(),
+                change: "changed".into(),
+                details: vec!["method: \"round-robin\" → \"least-connections\"".into()],
+            }],
+            warnings: Vec::new(),
+        })
+    }
+
+    fn set_member(&self, order: &MemberOrder) -> Result<MemberView, Refusal> {
+        let members = self.status().into_members();
+        let found = members
+            .into_iter()
+            .find(|member| member.pool == order.pool && member.name == order.member);
+        let member = found.ok_or_else(|| Refusal::unknown("no such member"))?;
+        Ok(MemberView {
+            state: order.admin.word().into(),
+            admin: order.admin.word().into(),
+            deadline_s: order.deadline.map(|limit| limit.as_secs()),
+            ..member
+        })
     }
 
     fn sessions(&self) -> Vec<SessionView> {
@@ -192,48 +292,6 @@ impl Source for FakeSource {
             ]),
         }
     }
-
-    fn policies(&self) -> Vec<PolicyView> {
-        let rule = |name: &str, action: &str, hits| RuleView {
-            name: name.into(),
-            enabled: true,
-            action: action.into(),
-            ranges: 2,
-            vlans: vec![10],
-            interfaces: vec!["eth0".into()],
-            in_time: true,
-            log: action == "drop",
-            hits,
-            staged_hits: 0,
-        };
-        vec![PolicyView {
-            name: "edge".into(),
-            enforced_by: vec!["smtps".into()],
-            staged_by: vec![],
-            rules: vec![rule("bad-net", "drop", 17), rule("default", "accept", 4321)],
-        }]
-    }
-
-    fn explain(&self, question: &Question) -> Result<ExplanationView, String> {
-        if question.interface.as_deref() != Some("eth0") {
-            return Err("there is no such interface".into());
-        }
-        Ok(ExplanationView {
-            from: question.from,
-            to: question.to,
-            interface: "eth0".into(),
-            vlan: question.vlan,
-            verdict: "refused".into(),
-            reason: Some("policy-drop".into()),
-            virtual_server: Some("smtps".into()),
-            forward: Some("passthrough".into()),
-            rules: Vec::new(),
-            pool: Some("mx-tls".into()),
-            member: None,
-            member_address: None,
-            snat: None,
-        })
-    }
 }
 
 fn member(pool: &str, name: &str, address: &str, state: &str, reason: Option<&str>) -> MemberView {
@@ -242,6 +300,9 @@ fn member(pool: &str, name: &str, address: &str, state: &str, reason: Option<&st
         name: name.into(),
         address: address.parse().unwrap(),
         state: state.into(),
+        state_s: 120,
+        admin: "ready".into(),
+        deadline_s: None,
         reason: reason.map(Into::into),
         traffic: traffic(3, 1230),
         kernel: traffic(2, 1200),

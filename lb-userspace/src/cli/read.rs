@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     admin::{
+        RefusalKind,
         client::{Client, ClientError},
         view::{Question, Status},
     },
@@ -21,7 +22,13 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => Exit::Unreachable,
             ClientError::Denied { .. } => Exit::Privilege,
             ClientError::Late { .. } => Exit::Temporary,
-            ClientError::Refused { .. } | ClientError::Answer { .. } => Exit::Failed,
+            ClientError::Answer { .. } => Exit::Failed,
+            ClientError::Refused(ref refusal) => match refusal.kind {
+                RefusalKind::Config => Exit::Config,
+                RefusalKind::Privilege => Exit::Privilege,
+                RefusalKind::Temporary => Exit::Temporary,
+                RefusalKind::Unknown | RefusalKind::Request | RefusalKind::Failed => Exit::Failed,
+            },
         };
         Self::new(code, error)
     }
@@ -35,6 +42,15 @@ pub(super) fn status(client: &Client, format: Format) -> Result<String, Failure>
 /// `stats`.
 pub(super) fn stats(client: &Client, format: Format) -> Result<String, Failure> {
     render(format, &client.stats()?, text::stats)
+}
+
+/// `explain`.
+pub(super) fn explain(
+    client: &Client,
+    question: &Question,
+    format: Format,
+) -> Result<String, Failure> {
+    render(format, &client.explain(question)?, text::explanation)
 }
 
 /// `show KIND [NAME]`.
@@ -81,16 +97,8 @@ pub(super) fn show(
             }
             render(format, &members, |members| text::members(members))
         }
-        Kind::Flows => {
-            let mut flows = client.flows()?;
-            if let Some(name) = name {
-                flows.retain(|flow| flow.virtual_server == name);
-                if flows.is_empty() {
-                    known_server(client.status()?, name)?;
-                }
-            }
-            render(format, &flows, |flows| text::flows(flows))
-        }
+        // Listed portion by portion: see `flows`.
+        Kind::Flows => Ok(String::new()),
         Kind::Policy => {
             let mut policies = client.policies()?;
             if let Some(name) = name {
@@ -111,15 +119,6 @@ pub(super) fn show(
             render(format, &sessions, |sessions| text::sessions(sessions))
         }
     }
-}
-
-/// `explain`.
-pub(super) fn explain(
-    client: &Client,
-    question: &Question,
-    format: Format,
-) -> Result<String, Failure> {
-    render(format, &client.explain(question)?, text::explanation)
 }
 
 /// No flow of a virtual server is an answer; no such virtual server is a mistake.
@@ -153,7 +152,7 @@ fn found<T>(hits: &[T], kind: &str, name: &str, known: Vec<String>) -> Result<()
 }
 
 /// Both forms of an answer come from the same value, so that they cannot disagree.
-fn render<T: Serialize>(
+pub(super) fn render<T: Serialize>(
     format: Format,
     value: &T,
     text: impl FnOnce(&T) -> String,

@@ -11,9 +11,12 @@ use lb_common::{
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::answers::Shared;
+use super::running::Shared;
 use crate::{
-    admin::view::{ExplanationView, PolicyView, RuleView, VerdictView},
+    admin::{
+        Refusal,
+        view::{ExplanationView, PolicyView, RuleView, VerdictView},
+    },
     dataplane::{self, KernelPlane, Question},
     model::{Generation, Name},
     telemetry::firewall::FirewallEvent,
@@ -38,6 +41,7 @@ pub(super) async fn log_events(shared: Arc<Shared>, mut ring: RingBuf<MapData>) 
         let names = Names {
             rules,
             servers: shared
+                .running()
                 .numbers
                 .virtual_servers
                 .iter()
@@ -165,11 +169,13 @@ pub(super) fn policies(generation: &Generation, plane: &KernelPlane) -> Vec<Poli
 pub(super) fn explain(
     shared: &Shared,
     question: &crate::admin::view::Question,
-) -> Result<ExplanationView, String> {
-    let generation = &shared.generation;
+) -> Result<ExplanationView, Refusal> {
+    let running = shared.running();
+    let generation = &running.generation;
     let first = generation.network.client_interfaces.first();
     let interface = question.interface.as_ref().or(first);
-    let interface = interface.ok_or("no client interface is configured; name one")?;
+    let interface =
+        interface.ok_or_else(|| Refusal::unknown("no client interface is configured; name one"))?;
     let asked = Question {
         from: question.from,
         to: question.to,
@@ -179,12 +185,12 @@ pub(super) fn explain(
     let found = shared
         .plane()
         .explain(&asked)
-        .map_err(|error| format!("{error:#}"))?;
-    let numbers = &shared.numbers;
+        .map_err(|error| Refusal::unknown(format!("{error:#}")))?;
+    let numbers = &running.numbers;
     let server = generation.virtual_servers.iter().find(|server| {
         found.virtual_server != 0 && numbers.virtual_servers[&server.name] == found.virtual_server
     });
-    let member = shared.pools.iter().find_map(|(pool, live)| {
+    let member = running.pools.iter().find_map(|(pool, live)| {
         let members = live.members().iter();
         let member = members
             .clone()

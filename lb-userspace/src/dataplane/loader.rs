@@ -27,6 +27,8 @@ pub(super) const PINNED: &[&str] = &[
     "FREE",
     "ALLOCATION",
     "DROPS",
+    "FLOW_ENDS",
+    "FLOW_ENDS_LOST",
     "LISTENERS",
     "SCRATCH",
     "FRAGMENTS",

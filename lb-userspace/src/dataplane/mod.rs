@@ -3,11 +3,15 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod ends;
 mod explain;
+mod flows;
 mod jumps;
 mod links;
 mod loader;
 mod policies;
+mod probe;
+mod reset;
 mod routes;
 mod sys;
 mod tables;
@@ -25,25 +29,29 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, RingBuf, SockMap},
+    maps::{MapData, PerCpuArray, RingBuf, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use jiff::Timestamp;
 use lb_common::{
     access::Spending,
-    layout::{MAX_WORKERS, SWEEP},
+    event::Cause,
+    layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
     stats::TrafficCell,
 };
 
 pub use self::{
     addresses::Addresses,
+    ends::FlowEnds,
     explain::{Found, Question},
+    flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
     policies::RuleCount,
+    probe::{Feature, features},
     sys::event,
-    tables::{FlowSnapshot, Numbers},
+    tables::Numbers,
 };
 use self::{
     bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables, tables::Tables,
@@ -67,7 +75,12 @@ pub struct KernelPlane {
     policies: PolicyTables,
     jumps: Jumps,
     listeners: SockMap<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    /// Opened when a flow has to be ended.
+    resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
+    /// Pins of the links that the generation in use needs.
+    links: Vec<String>,
     adopted: bool,
     /// Tells this daemon from every other.
     instance: u32,
@@ -99,6 +112,7 @@ impl KernelPlane {
         let tables = Tables::open(&mut ebpf)?;
         let policies = PolicyTables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
@@ -107,7 +121,10 @@ impl KernelPlane {
             policies,
             jumps: Jumps::new(instance),
             listeners,
+            lost,
+            resets: None,
             attachments: Vec::new(),
+            links: Vec::new(),
             adopted,
             instance,
         })
@@ -198,7 +215,7 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        self.attachments = links::attach(
+        (self.attachments, self.links) = links::attach(
             &mut self.ebpf,
             &self.pins,
             &mut self.jumps,
@@ -209,6 +226,36 @@ impl KernelPlane {
             .iter()
             .map(|place| place.interface.as_str());
         self.policies.set_judged(judged)
+    }
+
+    /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn detach_others(&self, old: &Generation, new: &Generation) -> Result<()> {
+        links::detach_filters(&old.network, Some(&new.network));
+        links::detach_others(&self.pins, &self.links)?;
+        self.jumps.unpin_others(&self.pins)
+    }
+
+    /// Makes the tables for passthrough flows where there were none yet. What else is there is taken over: programs,
+    /// counters, the generation in use.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses something; then everything is as before.
+    pub fn grow(&mut self, flows: u32, kernel_log: bool) -> Result<()> {
+        if self.flows_max() + 1 > u64::from(FEW_FLOWS) {
+            return Ok(());
+        }
+        let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;
+        next.instance = self.instance;
+        next.jumps = Jumps::new(self.instance);
+        next.adopted = self.adopted;
+        next.policies.take_over(&mut self.policies);
+        *self = next;
+        Ok(())
     }
 
     /// Attaches the TC program the way of kernels before 6.6, whatever this one can do.
@@ -241,15 +288,12 @@ impl KernelPlane {
     ///
     /// When a pin cannot be removed.
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
-        for name in self.pins.names() {
-            if (name.starts_with("link-") && name != links::STEERING) || name.starts_with("jumps-")
-            {
-                self.pins.unpin(&name)?;
-            }
-        }
+        links::detach_filters(&generation.network, None);
         self.attachments.clear();
-        self.policies.set_judged(std::iter::empty())
+        self.policies.set_judged(std::iter::empty())?;
+        self.links.clear();
+        links::detach_others(&self.pins, &self.links)?;
+        Jumps::new(self.instance).unpin_others(&self.pins)
     }
 
     /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
@@ -444,9 +488,82 @@ impl KernelPlane {
         &self.attachments
     }
 
-    /// Every flow.
-    pub fn flows(&self) -> Vec<FlowSnapshot> {
-        self.tables.flows().collect()
+    /// The flow records, to be read without holding the plane.
+    pub fn flow_table(&self) -> FlowTable {
+        self.tables.flow_table()
+    }
+
+    /// Ends flows of a member, at most [`ENDS`] of them: their records are free at once, and both peers get a reset with
+    /// the sequence number they expect. How many were ended; one that has ended by itself meanwhile is left alone.
+    ///
+    /// A peer that has more data on its way does not believe the reset (RFC 5961 §3); its next packet belongs to no flow,
+    /// and the stack answers it with a reset that it believes.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run the program.
+    pub fn end_flows(
+        &mut self,
+        member: u16,
+        flows: &[FlowSnapshot],
+        cause: Cause,
+    ) -> Result<usize> {
+        let mut packet = Vec::with_capacity(4 * (3 + 2 * ENDS as usize));
+        for word in [cause as u32, u32::from(member), flows.len() as u32] {
+            packet.extend_from_slice(&word.to_ne_bytes());
+        }
+        for flow in flows {
+            packet.extend_from_slice(&flow.slot.to_ne_bytes());
+            packet.extend_from_slice(&flow.created.to_ne_bytes());
+        }
+        // The kernel wants an Ethernet header at least.
+        packet.resize(packet.len().max(64), 0);
+        let program: &mut SchedClassifier = loader::classifier(&mut self.ebpf, "end_flows")?;
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ..TestRunOptions::new()
+        };
+        let result = program
+            .test_run(options)
+            .context("cannot run the program that ends flows")?;
+        let sender = self.resets.get_or_insert_with(reset::Sender::open);
+        for flow in flows {
+            sender.send(&reset::to_client(flow));
+            sender.send(&reset::to_member(flow));
+        }
+        Ok(result.return_value as usize)
+    }
+
+    /// Opens the ring buffer of ended flows. Only one process may read it at a time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn flow_ends(&self) -> Result<FlowEnds> {
+        FlowEnds::open(&self.pins)
+    }
+
+    /// Ends of flows that found the ring buffer full, ever.
+    pub fn flow_ends_lost(&self) -> u64 {
+        self.lost.get(&0, 0).map_or(0, |cpus| cpus.iter().sum())
+    }
+
+    /// What this kernel or our privileges do not allow, and what follows from it.
+    pub fn degraded(&self) -> Vec<String> {
+        let mut degraded = Vec::new();
+        if !reset::may_send() {
+            degraded.push(
+                "CAP_NET_RAW is missing: connections of a member that is ended are reset when their peers speak next"
+                    .to_owned(),
+            );
+        }
+        if !links::has_tcx() {
+            degraded.push(
+                "no tcx (Linux 6.6): TC filters sit in the clsact qdisc, whoever flushes it removes them"
+                    .to_owned(),
+            );
+        }
+        degraded
     }
 
     /// How many flows fit.
@@ -505,7 +622,7 @@ impl Remover {
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
+        links::detach_filters(&generation.network, None);
         self.pins.clear().context("cannot remove the pins")
     }
 }

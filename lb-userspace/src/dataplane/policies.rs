@@ -121,6 +121,11 @@ impl PolicyTables {
         })
     }
 
+    /// Goes on with what another load of the same tables has filled in.
+    pub(super) fn take_over(&mut self, other: &mut Self) {
+        self.filled = std::mem::take(&mut other.filled);
+    }
+
     /// Fills in a generation's policies, and what they guard, for an epoch that is not in use.
     ///
     /// # Errors

@@ -22,52 +22,70 @@ const LOCAL: u32 = 255;
 /// A prefix: its first address and its length.
 type Prefix = (IpAddr, u8);
 
-/// Makes the prefixes of a generation local, those of an earlier one no longer. `own` are the addresses that the box has
-/// by itself, `lo` the index of loopback.
+/// Makes the prefixes of a generation local. `own` are the addresses that the box has by itself, `lo` the index of
+/// loopback.
 ///
 /// # Errors
 ///
 /// When a prefix holds an address of the box, which would cut it off from its neighbours, or the kernel refuses.
-pub(super) async fn apply(
+pub(super) async fn add_all(
     handle: &Handle,
     generation: &Generation,
     own: &[IpAddr],
     lo: u32,
 ) -> Result<()> {
-    let servers = generation.virtual_servers.iter();
-    let prefixes = servers.filter(|server| server.at.is_prefix());
-    let wanted: BTreeSet<Prefix> = prefixes
-        .map(|server| {
-            for address in own {
-                if server.at.holds(*address) {
-                    bail!(
-                        "virtual server {:?} takes {}, which holds the box's own address {address}\n  \
-                         The box could no longer reach its neighbours there. Use a prefix that is routed to the box.",
-                        server.name,
-                        server.at
-                    );
-                }
-            }
-            Ok((server.at.address, server.at.length))
-        })
-        .collect::<Result<_>>()?;
+    for server in &generation.virtual_servers {
+        let held = own.iter().find(|address| server.at.is_prefix() && server.at.holds(**address));
+        if let Some(address) = held {
+            bail!(
+                "virtual server {:?} takes {}, which holds the box's own address {address}\n  \
+                 The box could no longer reach its neighbours there. Use a prefix that is routed to the box.",
+                server.name,
+                server.at
+            );
+        }
+    }
     let present = list(handle).await?;
-    for (address, length) in &wanted {
+    for (address, length) in wanted(generation) {
         let known = present
             .iter()
-            .any(|route| prefix(route) == Some((*address, *length)));
+            .any(|route| prefix(route) == Some((address, length)));
         if !known {
-            let route = message(*address, *length, lo);
+            let route = message(address, length, lo);
             let added = handle.route().add(route).execute().await;
             added.with_context(|| format!("cannot make {address}/{length} local"))?;
         }
     }
-    for route in present {
-        if !prefix(&route).is_some_and(|prefix| wanted.contains(&prefix)) {
+    Ok(())
+}
+
+/// Removes prefixes of ours that a generation does not have, save those that `lingering` connections use.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) async fn prune(
+    handle: &Handle,
+    generation: &Generation,
+    lingering: &[IpAddr],
+) -> Result<()> {
+    let wanted = wanted(generation);
+    for route in list(handle).await? {
+        let stays = prefix(&route)
+            .is_some_and(|prefix| wanted.contains(&prefix) || lingering.contains(&prefix.0));
+        if !stays {
             handle.route().del(route).execute().await?;
         }
     }
     Ok(())
+}
+
+fn wanted(generation: &Generation) -> BTreeSet<Prefix> {
+    let servers = generation.virtual_servers.iter();
+    let prefixes = servers.filter(|server| server.at.is_prefix());
+    prefixes
+        .map(|server| (server.at.address, server.at.length))
+        .collect()
 }
 
 /// Removes every route of ours.

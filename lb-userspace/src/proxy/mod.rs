@@ -12,6 +12,7 @@ mod client;
 pub mod events;
 mod listener;
 mod live;
+mod orders;
 mod pump;
 mod session;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use lb_common::stats::TrafficCell;
 
 pub use self::{
     listener::{WorkerListeners, bind_listeners},
+    orders::{Control, Orders},
     worker::{DrainReport, Proxy},
 };
 use crate::{
@@ -82,17 +84,18 @@ struct Found {
 
 impl Services {
     /// These virtual servers.
-    pub fn new(services: impl IntoIterator<Item = Service>) -> Self {
+    pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
         let new = Self::default();
         new.replace(services);
         new
     }
 
     /// Serves these from now on; sessions that run keep what they started with.
-    pub fn replace(&self, services: impl IntoIterator<Item = Service>) {
+    ///
+    /// Of two with the same address the last counts.
+    pub fn replace(&self, services: impl IntoIterator<Item = Arc<Service>>) {
         let mut found = Found::default();
         for service in services {
-            let service = Arc::new(service);
             if service.at.is_prefix() {
                 found.prefixes.push(service);
                 continue;

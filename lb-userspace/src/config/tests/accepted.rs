@@ -366,12 +366,12 @@ action = "reject"
 #[test]
 fn a_hundred_thousand_sources_come_from_a_file() {
     let directory = tempfile::tempdir().unwrap();
-    let mut text = "# feed of bad networks\n\n".to_owned();
+    let mut feed = "# feed of bad networks\n\n".to_owned();
     for place in 0..100_000u32 {
         let [a, b, c, d] = (0x0a00_0000 + place * 512).to_be_bytes();
-        text.push_str(&format!("{a}.{b}.{c}.{d}/24 # {place}\n"));
+        feed.push_str(&format!("{a}.{b}.{c}.{d}/24 # {place}\n"));
     }
-    std::fs::write(directory.path().join("bad.txt"), text).unwrap();
+    std::fs::write(directory.path().join("bad.txt"), feed).unwrap();
     let policy = "[policy.edge]\ndefault = \"accept\"\n[[policy.edge.rule]]\nname = \"bad\"\nsource_file = \"bad.txt\"\naction = \"drop\"\n";
     let server = "address = \"203.0.113.10\"\nport = 465\npolicy = \"edge\"\n";
     let path = directory.path().join("smtplb.toml");
