@@ -25,7 +25,7 @@ pub const MAX_SLOTS: u32 = 1 << 24;
 /// Buckets of the table of pairs, of each generation.
 pub const PAIR_BUCKETS: u32 = 1024;
 /// Buckets of the table of virtual servers, of each generation.
-pub const SERVICE_BUCKETS: u32 = 4096;
+pub const SERVICE_BUCKETS: u32 = 8192;
 /// Virtual servers in a bucket.
 pub const SERVICE_WAYS: usize = 4;
 

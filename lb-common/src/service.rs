@@ -1,11 +1,25 @@
 //! Virtual servers and pools as the kernel plane sees them.
 
 use crate::{
+    addr::Addr,
     index::HASH_KEYS,
     layout::POOL_MEMBERS,
     map_record,
     tcp::{LIMITS, Limit, Phase, RESET_LIMIT},
 };
+
+map_record!(
+    /// What is looked up when no virtual server has the very address: the longest prefix of these bits wins. The first
+    /// 32 always count.
+    PrefixKey {
+        /// Which of the generations side by side: 0 or 1.
+        epoch: u16,
+        /// Port, network order.
+        port: u16,
+        /// The virtual address.
+        address: Addr,
+    } size 20 align 4
+);
 
 map_record!(
     /// A virtual server.
@@ -86,8 +100,8 @@ map_record!(
         owner: u32,
         /// A random number of that daemon: process ids repeat, in containers above all.
         instance: u32,
-        /// Unused.
-        spare: u32,
+        /// Do virtual servers on prefixes exist? 0 or 1.
+        prefixes: u32,
         /// Seeds of the tables of virtual servers and pairs, by epoch.
         seeds: [u64; 2],
         /// What flows are hashed by; never changed while there is a table of flows.

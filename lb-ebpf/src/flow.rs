@@ -39,17 +39,6 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     (!reopens(flow, found.hit, packet.flags)).then_some(found.hit)
 }
 
-/// The passthrough virtual server that a packet is for.
-#[inline(always)]
-pub(crate) fn service<'a, T: Tables>(
-    tables: &'a T,
-    config: &Config,
-    packet: &Packet,
-) -> Option<&'a Service> {
-    service::find(tables, config, &packet.key.dst, packet.key.dport)
-        .filter(|service| service.forward == Service::PASSTHROUGH)
-}
-
 /// The virtual server that a packet is for, and the live flow that it belongs to.
 #[inline(always)]
 pub(crate) fn look_up<'a, T: Tables>(tables: &'a T, config: &Config, key: &FlowKey) -> Found<'a> {

@@ -3,7 +3,7 @@
 //! | map | writer | when full |
 //! | --- | --- | --- |
 //! | `CONFIG` | daemon | one record |
-//! | `SERVICES`, `PAIR_INDEX`, `POOLS`, `SOURCES`, `MEMBERS`, `PORT_SETS` | daemon | the generation is refused before anything changes |
+//! | `SERVICES`, `PAIR_INDEX`, `POOLS`, `SNAT_SOURCES`, `MEMBERS`, `PORT_SETS` | daemon | the generation is refused before anything changes |
 //! | `TURNS`, `ALLOCATION` | programs | fixed |
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
 //! | `PAIRS` | daemon: who; programs: which ports | the generation is refused before anything changes |
@@ -16,8 +16,12 @@
 //! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
+//! Those of policies, rates and events are in [`access`].
+//!
 //! Capacities of `FLOWS`, `CHUNKS`, `FREE` and `FLOW_INDEX` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
+
+mod access;
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -47,6 +51,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, tick},
 };
 
+pub use self::access::is_unjudged;
 use crate::{
     answer::{ANSWERS, Notice},
     expire,
@@ -70,7 +75,7 @@ static PAIR_INDEX: Array<Bucket> = Array::with_max_entries(EPOCHS * PAIR_BUCKETS
 #[map]
 static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_VIEWS, 0);
 #[map]
-static SOURCES: Array<Source> = Array::with_max_entries(EPOCHS * MAX_SOURCES, 0);
+static SNAT_SOURCES: Array<Source> = Array::with_max_entries(EPOCHS * MAX_SOURCES, 0);
 #[map]
 static PORT_SETS: Array<PortSet> = Array::with_max_entries(MAX_PORT_SETS, BPF_F_MMAPABLE);
 #[map]
@@ -232,7 +237,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn source(&self, index: u32) -> Option<&Source> {
-        record(&SOURCES, index)
+        record(&SNAT_SOURCES, index)
     }
 
     #[inline(always)]
@@ -437,6 +442,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn peek(&self, pool: u32) -> u32 {
+        peek_member(pool)
+    }
+
+    #[inline(always)]
     fn report(&self, slot: u32, phase: Phase, cause: Cause) {
         if let Some(flow) = self.flow(slot) {
             report::write(flow, phase, cause, self.now());
@@ -486,6 +496,7 @@ macro_rules! functions {
 
 functions! {
     select_member(pool) -> u32 = select::member(&KernelTables, pool);
+    peek_member(pool) -> u32 = select::peek(&KernelTables, pool);
     busy_member(member) -> u64 = select::busy(&KernelTables, member);
     take_port(source, pressed) -> u64 = ports::take(&KernelTables, source, pressed);
     take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);

@@ -7,13 +7,14 @@ use lb_common::{
     flow::FlowKey,
     index::{BY_KEY, SERVICE_WAYS, WAYS, pair_bucket, service_bucket},
     pair::{PLACES, slot},
-    service::{Config, Service},
+    service::{Config, PrefixKey, Service},
     tcp::{Direction, Phase},
 };
 
 use crate::{Tables, index};
 
-/// The virtual server on an address and port (network order).
+/// The virtual server of an address and port (network order): the one with this very address, else the one with the
+/// longest prefix.
 #[inline(always)]
 pub(crate) fn find<'a, T: Tables>(
     tables: &'a T,
@@ -26,13 +27,20 @@ pub(crate) fn find<'a, T: Tables>(
     for place in 0..SERVICE_WAYS {
         let entry = &bucket.entries[place];
         if entry.used == 0 {
-            return None;
+            break;
         }
         if entry.port == port && entry.address == *address {
             return Some(&entry.service);
         }
     }
-    None
+    if config.prefixes == 0 {
+        return None;
+    }
+    tables.prefix(&PrefixKey {
+        epoch: config.epoch as u16,
+        port,
+        address: *address,
+    })
 }
 
 /// The slot of the flow that a member's packet belongs to; 0 for none.

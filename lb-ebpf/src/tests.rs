@@ -9,6 +9,10 @@ use std::{
 };
 
 use lb_common::{
+    access::{
+        Bound, Event, Explanation, Guard, PlaceKey, Policies, Policy, Rule, SourceKey, Spending,
+        admit,
+    },
     addr::Addr,
     atomic::AtomicU32,
     event::Cause,
@@ -21,12 +25,17 @@ use lb_common::{
     member::Member,
     pair::{Allocation, CHUNK, Chunk, Mark, PLACES, Pair, SOURCE_PAIRS, Source},
     reason::DropReason,
-    service::{Config, Pool, Service},
+    service::{Config, Pool, PrefixKey, Service},
     stats::TrafficCell,
     tcp::{DEFAULT_LIMITS, Direction, Phase},
 };
 
-use crate::{Egress, Verdict, balance, frame::MemoryFrame, sweep, tables::Tables};
+use crate::{
+    Egress, Verdict, balance,
+    frame::MemoryFrame,
+    sweep,
+    tables::{Access, Tables},
+};
 
 /// A VLAN that clients may not use.
 const FOREIGN_VLAN: u32 = 66;
@@ -62,6 +71,14 @@ struct MemoryTables {
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
     tags: Cell<u32>,
     early: Cell<Option<(Addr, Addr, u32)>>,
+    guard: Guard,
+    policies: Vec<Policy>,
+    bounds: Vec<Bound>,
+    rules: Vec<Rule>,
+    hits: RefCell<Vec<(u32, bool)>>,
+    rates: RefCell<HashMap<([u32; 2], u16), u64>>,
+    prefix: Option<Service>,
+    events: RefCell<Vec<Event>>,
 }
 
 impl MemoryTables {
@@ -95,7 +112,7 @@ impl MemoryTables {
             workers: 1,
             owner: 1,
             instance: 1,
-            spare: 0,
+            prefixes: 0,
             seeds: [77, 78],
             hash: std::array::from_fn(|place| {
                 let word = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -190,6 +207,14 @@ impl MemoryTables {
             fragments: RefCell::default(),
             tags: Cell::new(0),
             early: Cell::new(None),
+            guard: Guard::OPEN,
+            policies: Vec::new(),
+            bounds: Vec::new(),
+            rules: Vec::new(),
+            hits: RefCell::default(),
+            rates: RefCell::default(),
+            prefix: None,
+            events: RefCell::default(),
         }
     }
 
@@ -390,6 +415,54 @@ fn unset() -> Route {
         dport: 0,
     };
     Route { leave: [key; 2] }
+}
+
+impl Policies for MemoryTables {
+    fn policy(&self, index: u32) -> Option<&Policy> {
+        self.policies.get(index as usize)
+    }
+    fn bound(&self, index: u32) -> Option<&Bound> {
+        self.bounds.get(index as usize)
+    }
+    fn scheduled(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+    fn place(&self, _: &PlaceKey) -> Option<u64> {
+        None
+    }
+}
+
+impl Access for MemoryTables {
+    fn clock(&self) -> u64 {
+        self.now.get()
+    }
+    fn guard(&self, _: u32) -> Option<&Guard> {
+        Some(&self.guard)
+    }
+    fn rule(&self, index: u32) -> Option<&Rule> {
+        self.rules.get(index as usize)
+    }
+    fn prefix(&self, key: &PrefixKey) -> Option<&Service> {
+        self.prefix.as_ref().filter(|_| key.port == 465u16.to_be())
+    }
+    fn count_rule(&self, number: u32, staged: bool) {
+        self.hits.borrow_mut().push((number, staged));
+    }
+    fn count_drop(&self, _: DropReason) {}
+    fn within_rate(&self, key: &SourceKey, interval: u64, ahead: u64, counts: bool) -> bool {
+        let mut sources = self.rates.borrow_mut();
+        let due = sources.entry((key.network, key.family)).or_default();
+        let next = admit(*due, self.now.get(), interval, ahead);
+        *due = next.filter(|_| counts).unwrap_or(*due);
+        next.is_some()
+    }
+    fn spend(&self, _: Spending) -> bool {
+        true
+    }
+    fn announce(&self, event: &Event) {
+        self.events.borrow_mut().push(*event);
+    }
+    fn explain(&self, _: &Explanation) {}
 }
 
 impl Tables for MemoryTables {

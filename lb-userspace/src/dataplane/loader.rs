@@ -5,6 +5,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapInfo},
     programs::{ProgramError, SchedClassifier, SkLookup, Xdp},
+    util::KernelVersion,
 };
 
 use lb_common::{
@@ -23,7 +24,7 @@ pub(super) const PINNED: &[&str] = &[
     "SERVICES",
     "PAIR_INDEX",
     "POOLS",
-    "SOURCES",
+    "SNAT_SOURCES",
     "PORT_SETS",
     "TURNS",
     "MEMBERS",
@@ -42,6 +43,18 @@ pub(super) const PINNED: &[&str] = &[
     "SCRATCH",
     "FRAGMENTS",
     "VLANS",
+    "PREFIXES",
+    "GUARDS",
+    "POLICIES",
+    "RULES",
+    "BOUNDS",
+    "SCHEDULED",
+    "CONDITIONS",
+    "JUDGED",
+    "RULE_CELLS",
+    "SOURCES",
+    "BUDGETS",
+    "EVENTS",
 ];
 
 /// Maps whose capacity follows the number of flows; they belong together.
@@ -93,6 +106,9 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
     let adopted = names.iter().any(|name| name == "CONFIG");
     let paths: Vec<_> = PINNED.iter().map(|name| (*name, pins.pin(name))).collect();
     let log = u32::from(kernel_log);
+    let judges = u32::from(
+        KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0)),
+    );
     let capacities = Capacities::of(flows);
     let mut loader = EbpfLoader::new();
     loader
@@ -101,7 +117,8 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
         .map_max_entries("FREE", capacities.chunks)
         .map_max_entries("PAIRS", capacities.pairs)
         .map_max_entries("FLOW_INDEX", capacities.buckets)
-        .override_global("KERNEL_LOG", &log, true);
+        .override_global("KERNEL_LOG", &log, true)
+        .override_global("STEER_JUDGES", &judges, true);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -81,7 +81,7 @@ impl Pairs {
         let pairs: &[Pair] = sys::map_array(&data).context("cannot map PAIRS into memory")?;
         let mut this = Self {
             records: Map::Array(data).try_into()?,
-            sources: loader::map(ebpf, "SOURCES")?.try_into()?,
+            sources: loader::map(ebpf, "SNAT_SOURCES")?.try_into()?,
             pairs,
             chunks: mapped(ebpf, "CHUNKS", keep)?,
             index: mapped(ebpf, "PAIR_INDEX", keep)?,

@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::pair::PLACES;
 
-use crate::model::{Generation, PortRange, SnatPool};
+use crate::model::{Generation, Places, PortRange, SnatPool};
 
 /// Fewer SNAT ports than this are worth a warning.
 const FEW_PORTS: u32 = 8192;
@@ -54,32 +54,32 @@ pub(super) struct LocalPorts {
     range: PortRange,
     exclude: Vec<PortRange>,
     sockets: Vec<(IpAddr, u16)>,
+    servers: Vec<Places>,
 }
 
 impl LocalPorts {
     /// Reads what the box's own sockets use.
     pub(super) fn read(generation: &Generation) -> Self {
         let network = &generation.network;
-        let mut sockets = local_sockets();
-        let servers = &generation.virtual_servers;
-        sockets.extend(servers.iter().map(|server| (server.address, server.port)));
+        let servers = generation.virtual_servers.iter();
         Self {
             range: network.snat_ports.unwrap_or_else(beside_local_range),
             exclude: network.snat_exclude.clone(),
-            sockets,
+            sockets: local_sockets(),
+            servers: servers.map(|server| server.at.clone()).collect(),
         }
     }
 
     /// The usable ports of one of the box's own addresses.
     pub(super) fn automap(&self, address: IpAddr) -> Ports {
-        let taken: Vec<_> = self
-            .sockets
-            .iter()
+        let sockets = self.sockets.iter();
+        let bound = sockets
             .filter(|(local, _)| *local == address || local.is_unspecified())
-            .map(|(_, port)| PortRange {
-                first: *port,
-                last: *port,
-            })
+            .map(|(_, port)| (*port, *port));
+        let served = self.servers.iter().filter(|at| at.holds(address));
+        let taken: Vec<_> = bound
+            .chain(served.flat_map(|at| at.ports.iter().copied()))
+            .map(|(first, last)| PortRange { first, last })
             .collect();
         let ports = Ports::of(&[self.range])
             .without(&self.exclude)

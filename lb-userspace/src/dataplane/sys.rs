@@ -12,13 +12,14 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use lb_common::{
+    access::{Budget, Event, Explanation, Guard, PlaceKey, Policy, Rule, RuleCell},
     addr::Addr,
     event::FlowEnd,
     flow::{Flow, Route},
     index::{Bucket, ServiceBucket},
     member::Member,
     pair::{Allocation, Chunk, Mark, PLACES, Pair, PortSet, Source},
-    service::{Config, Pool},
+    service::{Config, Pool, PrefixKey, Service},
     stats::TrafficCell,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -34,7 +35,22 @@ macro_rules! records {
         unsafe impl aya::Pod for Record<$t> {}
     )* };
 }
-records!(Config, Member, Pool, ServiceBucket, Source);
+records!(
+    Config,
+    Member,
+    Pool,
+    PrefixKey,
+    Service,
+    ServiceBucket,
+    Source,
+    Policy,
+    Rule,
+    Guard,
+    RuleCell,
+    Budget,
+    PlaceKey,
+    Explanation
+);
 
 /// A type whose values in shared memory may be looked at while the kernel writes them.
 ///
@@ -57,6 +73,29 @@ unsafe impl Shared for Chunk {}
 unsafe impl Shared for Bucket {}
 // SAFETY: atomics.
 unsafe impl Shared for PortSet {}
+
+// SAFETY: atomics.
+unsafe impl Shared for BoundCell {}
+
+/// A [`lb_common::access::Bound`] as words that may be written while the kernel reads others.
+#[repr(transparent)]
+#[derive(Debug)]
+pub(super) struct BoundCell(pub [lb_common::atomic::AtomicU64; 4]);
+
+/// Two words side by side, as they lie in memory.
+pub(super) fn two_words(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The event in an entry of the ring; `None` when the entry is none of ours.
+pub fn event(bytes: &[u8]) -> Option<Event> {
+    if bytes.len() < size_of::<Event>() {
+        return None;
+    }
+    // SAFETY: long enough, and declared with `map_record!`: any bytes are a value.
+    Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
+}
 
 /// Maps an array of the kernel into memory, for the life of the process: a handful of arrays, each mapped once.
 ///

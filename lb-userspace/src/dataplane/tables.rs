@@ -1,9 +1,9 @@
 //! A generation in the kernel's tables: built aside, then flipped; numbers of members and virtual servers are kept.
 
 use std::{
-    collections::{BTreeSet, HashMap as Index},
+    collections::{BTreeSet, HashMap as Index, HashSet},
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -15,10 +15,9 @@ use aya::{
 use lb_common::{
     addr::Addr,
     flow::Flow,
-    index::{SERVICE_BUCKETS, SERVICE_WAYS, ServiceBucket, ServiceEntry, service_bucket},
-    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, VLAN_WORDS},
     member::Member,
-    pair::{Allocation, CHUNK, SOURCE_PAIRS},
+    pair::{Allocation, CHUNK},
     reason::DropReason,
     service::{Config, Pool, Service},
     stats::TrafficCell,
@@ -28,19 +27,17 @@ use super::{
     flows::FlowTable,
     loader,
     pairs::{PairUsage, Pairs},
-    ports::{LocalPorts, Ports},
+    ports::LocalPorts,
+    services::{self, Placed, Services},
     sys::{self, Record},
 };
-use crate::model::{Forward, Generation, Method, Name, Snat};
-
-/// Slots of a lane: what a pair without an address lends.
-const LANE: u64 = 1 << 16;
+use crate::model::{Forward, Generation, Name, Snat};
 
 /// The tables, open.
 pub(super) struct Tables {
     config: Array<MapData, Record<Config>>,
-    services: Array<MapData, Record<ServiceBucket>>,
-    pools: Array<MapData, Record<Pool>>,
+    services: Services,
+    pub pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
     vlans: Array<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
@@ -55,8 +52,9 @@ pub(super) struct Tables {
     /// Buckets of the table of flows.
     flow_buckets: u32,
     /// Of members with `snat = "automap"`: their source, and the own address that it was written for.
-    automap: Index<SocketAddr, (u16, Option<IpAddr>)>,
-    local_ports: Option<LocalPorts>,
+    pub automap: Index<SocketAddr, (u16, Option<IpAddr>)>,
+    /// What the box itself uses.
+    pub local_ports: Option<LocalPorts>,
     /// Programs that are loaded later still name these.
     _mapped: Vec<MapData>,
 }
@@ -92,7 +90,7 @@ impl Tables {
             local_ports: None,
             flows,
             config: loader::map(ebpf, "CONFIG")?.try_into()?,
-            services: loader::map(ebpf, "SERVICES")?.try_into()?,
+            services: Services::open(ebpf)?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
             members: loader::map(ebpf, "MEMBERS")?.try_into()?,
             vlans: loader::map(ebpf, "VLANS")?.try_into()?,
@@ -131,13 +129,7 @@ impl Tables {
                 );
             }
         }
-        let mut known_services = Index::new();
-        for entry in self.service_entries(u32::from(epoch))? {
-            known_services.insert(
-                entry.address.to_socket_addr(entry.port),
-                entry.service.virtual_server,
-            );
-        }
+        let known_services = self.known_services(epoch)?;
         // What the generation in use names keeps its number until the next but one.
         let in_use = self.members_in_use(u32::from(epoch));
         let mut taken_members: Vec<u16> = in_use;
@@ -164,13 +156,19 @@ impl Tables {
             reset(&self.member_cells[usize::from(number)]);
             numbers.members.insert(key, number);
         }
-        let mut taken: Vec<u16> = known_services.values().copied().collect();
+        let taken: Vec<u16> = known_services.values().copied().collect();
+        // A virtual server that was split keeps its number once.
+        let mut given = HashSet::new();
         let mut fresh = Vec::new();
         for server in &generation.virtual_servers {
-            match known_services.get(&server.socket_addr()) {
+            let mut ports = server.at.each_port();
+            let known = ports.find_map(|port| {
+                let number = known_services.get(&(server.at.address, server.at.length, port))?;
+                given.insert(*number).then_some(*number)
+            });
+            match known {
                 Some(number) => {
-                    taken.push(*number);
-                    numbers.virtual_servers.insert(server.name.clone(), *number);
+                    numbers.virtual_servers.insert(server.name.clone(), number);
                 }
                 None => fresh.push(server.name.clone()),
             }
@@ -202,6 +200,11 @@ impl Tables {
         (record.port != 0).then_some(record.available != 0)
     }
 
+    /// The epoch that the next generation is built in.
+    pub(super) fn next_epoch(&self) -> u32 {
+        self.config().map_or(0, |config| config.epoch ^ 1)
+    }
+
     /// Builds a generation aside and flips to it.
     ///
     /// # Errors
@@ -221,7 +224,7 @@ impl Tables {
             bail!("more than {} pools", MAX_POOLS - 1);
         }
         let before = match old {
-            Some(_) => self.service_entries(in_use)?,
+            Some(_) => self.services.read(in_use)?,
             None => Vec::new(),
         };
         self.pairs.begin(in_use)?;
@@ -235,42 +238,37 @@ impl Tables {
                 self.write_member(number, &pool.name, member.address, up(number))?;
             }
         }
-        let mut entries: Vec<_> = generation
-            .virtual_servers
-            .iter()
-            .map(|server| {
-                let (forward, snat) = match &server.forward {
-                    Forward::Passthrough { snat } => (Service::PASSTHROUGH, Some(snat.clone())),
-                    Forward::Proxy { .. } => (Service::PROXY, None),
-                };
-                ServiceEntry {
-                    address: server.address.into(),
-                    port: server.port.to_be(),
-                    used: 1,
-                    service: Service {
-                        virtual_server: numbers.virtual_servers[&server.name],
-                        forward,
-                        snat: match &snat {
-                            None | Some(Snat::None) => Service::SNAT_NONE,
-                            Some(Snat::Automap) => Service::SNAT_AUTOMAP,
-                            Some(Snat::Pool(_)) => Service::SNAT_POOL,
-                        },
-                        pool: views[&(server.pool.clone(), snat)],
-                    },
-                    spare: 0,
-                }
-            })
-            .collect();
-        self.keep_gone(&before, &mut entries);
+        let mut placed = Vec::new();
+        for server in &generation.virtual_servers {
+            let (forward, snat) = match &server.forward {
+                Forward::Passthrough { snat } => (Service::PASSTHROUGH, Some(snat.clone())),
+                Forward::Proxy { .. } => (Service::PROXY, None),
+            };
+            let service = Service {
+                virtual_server: numbers.virtual_servers[&server.name],
+                forward,
+                snat: match &snat {
+                    None | Some(Snat::None) => Service::SNAT_NONE,
+                    Some(Snat::Automap) => Service::SNAT_AUTOMAP,
+                    Some(Snat::Pool(_)) => Service::SNAT_POOL,
+                },
+                pool: views[&(server.pool.clone(), snat)],
+            };
+            placed.extend(server.at.each_port().map(|port| Placed {
+                at: (server.at.address, server.at.length, port),
+                service,
+            }));
+        }
+        self.keep_gone(&before, &mut placed);
         let by_key = self.members_by_key(generation)?;
         config.seeds = old.map_or([0; 2], |old| old.seeds);
         config.hash = old.map_or_else(|| std::array::from_fn(|_| random()), |old| old.hash);
         // Both tables go by one seed.
-        let seed = self.pairs.build_index(epoch, &by_key, |seed| {
-            arrange_services(seed, epoch, &entries).is_some()
-        })?;
+        let fits = |seed| services::fits(seed, epoch, &placed);
+        let seed = self.pairs.build_index(epoch, &by_key, fits)?;
         config.seeds[epoch as usize] = seed;
-        self.write_services(seed, epoch, &entries)?;
+        self.services.write(seed, epoch, &placed)?;
+        config.prefixes = u32::from(services::any_prefix(&placed));
         config.by_key = u32::from(!by_key.is_empty());
         config.generation = old.map_or(1, |old| old.generation + 1);
         config.chunks = (self.flows.len() as u32) / CHUNK;
@@ -307,137 +305,17 @@ impl Tables {
         Ok(())
     }
 
-    /// Writes every pool, once for each kind of SNAT it is used with; their indices.
-    fn write_pools(
-        &mut self,
-        generation: &Generation,
-        numbers: &Numbers,
-        epoch: u32,
-        local_ports: &LocalPorts,
-    ) -> Result<Index<(Name, Option<Snat>), u32>> {
-        let mut views = Index::new();
-        let mut index = 0;
-        let mut sources = Index::new();
-        for (turn, pool) in (1u32..).zip(generation.pools.values()) {
-            let mut uses: Vec<Option<Snat>> = vec![None];
-            for server in &generation.virtual_servers {
-                if let Forward::Passthrough { snat } = &server.forward
-                    && server.pool == pool.name
-                    && !uses.contains(&Some(snat.clone()))
-                {
-                    uses.push(Some(snat.clone()));
-                }
-            }
-            for snat in uses {
-                index += 1;
-                if index >= MAX_VIEWS {
-                    bail!("more than {} pools with a kind of SNAT each", MAX_VIEWS - 1);
-                }
-                let mut record = Pool {
-                    method: match pool.method {
-                        Method::LeastConnections => Pool::LEAST_CONNECTIONS,
-                        Method::RoundRobin => Pool::ROUND_ROBIN,
-                    },
-                    count: pool.members.len().min(POOL_MEMBERS) as u32,
-                    turn,
-                    members: [0; POOL_MEMBERS],
-                    sources: [0; POOL_MEMBERS],
-                };
-                for (place, member) in pool.members.iter().take(POOL_MEMBERS).enumerate() {
-                    record.members[place] = numbers.members[&(pool.name.clone(), member.address)];
-                    let Some(snat) = &snat else { continue };
-                    let key = (
-                        snat.clone(),
-                        (*snat != Snat::None).then_some(member.address),
-                    );
-                    record.sources[place] = match sources.get(&key) {
-                        Some(source) => *source,
-                        None => {
-                            self.write_source(generation, epoch, snat, member.address, local_ports)?
-                        }
-                    };
-                    sources.insert(key, record.sources[place]);
-                }
-                let at = epoch * MAX_VIEWS + index;
-                self.pools.set(at, Record(record), 0)?;
-                views.insert((pool.name.clone(), snat), at);
-            }
-        }
-        for rest in index + 1..MAX_VIEWS {
-            let at = epoch * MAX_VIEWS + rest;
-            if self.pools.get(&at, 0)?.0.count == 0 {
-                break;
-            }
-            let empty = Pool {
-                method: 0,
-                count: 0,
-                turn: 0,
-                members: [0; POOL_MEMBERS],
-                sources: [0; POOL_MEMBERS],
-            };
-            self.pools.set(at, Record(empty), 0)?;
-        }
-        Ok(views)
-    }
-
-    /// Where flows to a member come from.
-    fn write_source(
-        &mut self,
-        generation: &Generation,
-        epoch: u32,
-        snat: &Snat,
-        member: SocketAddr,
-        local_ports: &LocalPorts,
-    ) -> Result<u16> {
-        let to = (Addr::from(member.ip()), member.port().to_be());
-        match snat {
-            Snat::None => {
-                let all = Ports::all();
-                let lanes = self.flows_max().div_ceil(LANE).min(SOURCE_PAIRS as u64) as u16;
-                let pairs: Vec<_> = (1..=lanes)
-                    .map(|lane| ((Addr::UNSET, Addr::UNSET, lane), &all))
-                    .collect();
-                self.pairs.source(epoch, &pairs)
-            }
-            Snat::Automap => {
-                let own = own_address_towards(member);
-                let ports = own.map(|own| local_ports.automap(own));
-                let pairs: Vec<_> = own
-                    .iter()
-                    .zip(&ports)
-                    .map(|(own, ports)| ((Addr::from(*own), to.0, to.1), ports))
-                    .collect();
-                let source = self.pairs.source(epoch, &pairs)?;
-                self.automap.insert(member, (source, own));
-                Ok(source)
-            }
-            Snat::Pool(name) => {
-                let pool = &generation.snat_pools[name];
-                let ports = local_ports.pool(pool);
-                let pairs: Vec<_> = pool
-                    .addresses
-                    .iter()
-                    .filter(|address| address.is_ipv4() == member.is_ipv4())
-                    .map(|address| ((Addr::from(*address), to.0, to.1), &ports))
-                    .collect();
-                self.pairs.source(epoch, &pairs)
-            }
-        }
-    }
-
     /// Virtual servers of the generation in use that are gone from the next: as long as they carry flows, packets of
     /// these still have to be found.
-    fn keep_gone(&self, before: &[ServiceEntry], entries: &mut Vec<ServiceEntry>) {
+    fn keep_gone(&self, before: &[Placed], placed: &mut Vec<Placed>) {
         for old in before {
             if old.service.forward == Service::PROXY {
                 continue;
             }
             let cell = &self.service_cells[usize::from(old.service.virtual_server)];
-            let carries = cell.flows_active.load(Relaxed) != 0
-                || matches!(old.service.forward, Service::PASSTHROUGH);
-            let next = entries
-                .iter_mut()
-                .find(|next| next.address == old.address && next.port == old.port);
+            let carries =
+                cell.flows_active.load(Relaxed) != 0 || old.service.forward == Service::PASSTHROUGH;
+            let next = placed.iter_mut().find(|next| next.at == old.at);
             match next {
                 Some(next) if next.service.forward == Service::PROXY && carries => {
                     next.service.forward = Service::PROXY_AFTER;
@@ -445,7 +323,7 @@ impl Tables {
                 None if carries && old.service.forward != Service::PROXY_AFTER => {
                     let mut gone = *old;
                     gone.service.forward = Service::GONE;
-                    entries.push(gone);
+                    placed.push(gone);
                 }
                 _ => {}
             }
@@ -474,27 +352,15 @@ impl Tables {
         Ok(members)
     }
 
-    fn service_entries(&self, epoch: u32) -> Result<Vec<ServiceEntry>> {
-        let mut entries = Vec::new();
-        for bucket in 0..SERVICE_BUCKETS {
-            let bucket = self.services.get(&(epoch * SERVICE_BUCKETS + bucket), 0)?.0;
-            entries.extend(bucket.entries.into_iter().filter(|entry| entry.used != 0));
-        }
-        Ok(entries)
+    /// The number of each virtual server in use, by its addresses, prefix lengths and ports.
+    fn known_services(&self, epoch: u16) -> Result<Index<(IpAddr, u8, u16), u16>> {
+        let placed = self.services.read(u32::from(epoch))?.into_iter();
+        Ok(placed
+            .map(|placed| (placed.at, placed.service.virtual_server))
+            .collect())
     }
 
-    fn write_services(&mut self, seed: u64, epoch: u32, entries: &[ServiceEntry]) -> Result<()> {
-        let table = arrange_services(seed, epoch, entries)
-            .context("no table holds so many virtual servers")?;
-        for (at, bucket) in (epoch * SERVICE_BUCKETS..).zip(table) {
-            if self.services.get(&at, 0)?.0 != bucket {
-                self.services.set(at, Record(bucket), 0)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what a monitor found, and the box's own address on the way to the member where that changed.
+    /// Writes what a monitor found.
     ///
     /// # Errors
     ///
@@ -513,34 +379,6 @@ impl Tables {
             pool_hash: pool_hash(pool),
         };
         self.members.set(u32::from(number), Record(record), 0)?;
-        Ok(())
-    }
-
-    /// Looks again which own address the box has on the way to a member.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub(super) fn refresh_automap(&mut self, member: SocketAddr) -> Result<()> {
-        let (Some((source, known)), Some(config), Some(local_ports)) = (
-            self.automap.get(&member).copied(),
-            self.config(),
-            &self.local_ports,
-        ) else {
-            return Ok(());
-        };
-        let Some(own) = own_address_towards(member).filter(|own| Some(*own) != known) else {
-            return Ok(());
-        };
-        let identity = (own.into(), member.ip().into(), member.port().to_be());
-        let ports = local_ports.automap(own);
-        // Replies have to be found before the first connection leaves.
-        self.pairs.make(identity, &ports)?;
-        self.pairs.enter(config.seed(), config.epoch, identity)?;
-        self.pairs
-            .write_source(u32::from(source), &[(identity, &ports)])?;
-        self.automap.insert(member, (source, Some(own)));
-        log::info!("connections to {member} now come from {own}");
         Ok(())
     }
 
@@ -577,32 +415,6 @@ impl Tables {
     pub(super) fn embryonic(&self) -> u32 {
         self.allocation[0].embryonic.load(Relaxed)
     }
-}
-
-/// The table of virtual servers; nothing where a bucket overflows.
-fn arrange_services(seed: u64, epoch: u32, entries: &[ServiceEntry]) -> Option<Vec<ServiceBucket>> {
-    let vacant = ServiceEntry {
-        address: Addr::UNSET,
-        port: 0,
-        used: 0,
-        service: Service {
-            pool: 0,
-            virtual_server: 0,
-            forward: 0,
-            snat: 0,
-        },
-        spare: 0,
-    };
-    let empty = ServiceBucket {
-        entries: [vacant; SERVICE_WAYS],
-    };
-    let mut table = vec![empty; SERVICE_BUCKETS as usize];
-    for entry in entries {
-        let bucket = service_bucket(seed, epoch, &entry.address, entry.port) % SERVICE_BUCKETS;
-        let bucket = &mut table[bucket as usize];
-        *bucket.entries.iter_mut().find(|other| other.used == 0)? = *entry;
-    }
-    Some(table)
 }
 
 fn random() -> u64 {
@@ -654,15 +466,4 @@ fn pool_hash(name: &Name) -> u32 {
     name.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
-}
-
-/// The address the kernel would use towards a member: connecting a UDP socket asks the routing table, and sends nothing.
-fn own_address_towards(member: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = match member {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(member).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

@@ -11,7 +11,7 @@ use crate::{
         raw::{self, Raw},
         reader::{At, Field},
     },
-    model::{Snat, SnatPool, Timeouts},
+    model::{Snat, SnatPool, Timeouts, policy::Range},
 };
 
 /// What `snat` may say besides the name of a pool.
@@ -162,10 +162,13 @@ fn address_alone(
     all: &Raw<'_>,
     faults: &mut Faults,
 ) {
-    let server = all
-        .virtual_servers
-        .iter()
-        .find(|server| server.address.get() == Some(&address.value));
+    let server = all.virtual_servers.iter().find(|server| {
+        let at = server.address.get();
+        at.is_some_and(|(first, length)| {
+            first.is_ipv4() == address.value.is_ipv4()
+                && Range::prefix(address.value, *length) == Range::prefix(*first, *length)
+        })
+    });
     let mut members = all
         .pools
         .iter()

@@ -1,13 +1,17 @@
 //! The file in the user's words: each object by itself, its values typed, its unknown keys noted.
 
 mod address;
+mod policy;
 mod pool;
+mod ports;
 mod snat;
+pub(super) mod source;
 mod virtual_server;
 
 use std::time::Duration;
 
 use lb_common::layout::DEFAULT_FLOWS;
+pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 pub(super) use snat::{SnatPool, Timeouts};
 use toml::de::{DeTable, DeValue};
@@ -33,6 +37,7 @@ pub(super) struct Raw<'d> {
     pub(super) monitors: Vec<Monitor<'d>>,
     pub(super) snat_pools: Vec<SnatPool<'d>>,
     pub(super) timeouts: Timeouts,
+    pub(super) policies: Vec<Policy<'d>>,
 }
 
 /// `[network]`.
@@ -46,6 +51,7 @@ pub(super) struct Network<'d> {
     pub(super) snat_ports: Field<PortRange>,
     pub(super) snat_exclude: Field<Vec<PortRange>>,
     pub(super) vlans: Field<Vec<At<u32>>>,
+    pub(super) guard: Guard<'d>,
 }
 
 /// `[log]`.
@@ -121,13 +127,11 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .map(|(name, section)| snat::read(name, section, faults))
         .collect();
     let timeouts = snat::timeouts(&mut top, faults);
-    for (key, kind, instead) in [(
-        "policy",
-        "policy",
-        "Remove it, and filter with the packet filter of the system.",
-    )] {
-        top.later_tables(key, kind, instead, faults);
-    }
+    let policies = top
+        .named("policy", "policy", faults)
+        .into_iter()
+        .map(|(name, section)| policy::read(name, section, faults))
+        .collect();
     top.finish(faults);
     Raw {
         mode,
@@ -139,6 +143,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         monitors,
         snat_pools,
         timeouts,
+        policies,
     }
 }
 
@@ -211,6 +216,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             snat_ports: Field::Absent,
             snat_exclude: Field::Absent,
             vlans: Field::Absent,
+            guard: Guard::none(),
         };
     };
     let network = Network {
@@ -246,6 +252,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
         snat_exclude: snat::ranges("snat_exclude", &mut section, faults),
         // 0 and 4095 are no VLANs (IEEE 802.1Q-2022 §9.6).
         vlans: section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults),
+        guard: Guard::read(&mut section, faults),
     };
     section.finish(faults);
     network
