@@ -49,6 +49,8 @@ pub enum Cause {
     Maintenance = 4,
     /// Its member was found down, and its pool resets flows then.
     MemberDown = 5,
+    /// The kernel plane was taken down.
+    Stopped = 6,
 }
 
 impl Cause {
@@ -61,6 +63,7 @@ impl Cause {
             3 => Self::Drained,
             4 => Self::Maintenance,
             5 => Self::MemberDown,
+            6 => Self::Stopped,
             _ => Self::Expired,
         }
     }
@@ -73,6 +76,7 @@ impl FlowEnd {
             Cause::Drained => return "drained",
             Cause::Maintenance => return "maint",
             Cause::MemberDown => return "member-down",
+            Cause::Stopped => return "stopped",
             Cause::Reclaimed if self.phase == Phase::Syn as u8 => return "reclaimed",
             Cause::Expired | Cause::Reused | Cause::Reclaimed => {}
         }
@@ -129,7 +133,8 @@ mod tests {
         assert_eq!(reason(Established, Drained, 0), "drained");
         assert_eq!(reason(Syn, Maintenance, 0), "maint");
         assert_eq!(reason(Established, MemberDown, 0), "member-down");
-        for number in 0..=5 {
+        assert_eq!(reason(FinClient, Stopped, 0), "stopped");
+        for number in 0..=6 {
             assert_eq!(Cause::from_u8(number) as u8, number);
         }
     }

@@ -32,8 +32,8 @@ use lb_common::{
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     layout::{
-        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS, MAX_VIRTUAL_SERVERS,
-        MAX_WORKERS, VLAN_WORDS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS,
+        MAX_VIRTUAL_SERVERS, MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
     reason::{DropReason, MAX_REASONS},

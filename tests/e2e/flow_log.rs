@@ -110,6 +110,23 @@ fn what_ends_without_a_daemon_is_logged_by_the_next() -> Result<()> {
 }
 
 #[test]
+fn what_ends_with_the_kernel_plane_is_logged_too() -> Result<()> {
+    play_site(|scene| {
+        let options = Options {
+            mode: Mode::Implicit,
+            ca: Some(scene.site.ca.clone()),
+            ..Options::to((Family::V6.virtual_address(), 465).into())
+        };
+        let client = &scene.lab.clients[0].namespace;
+        let _held = client.enter(|| Held::open(&options, 4))?;
+        scene.daemon.stop()?;
+        let stopped = lines(scene, &["end=stopped", "phase=established"]);
+        ensure!(stopped.len() == 4, "{stopped:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_storm_is_not_logged_beyond_its_bound() -> Result<()> {
     play_site(|scene| {
         let site = Config::site(scene.lab, "tc", &scene.site.certificate);

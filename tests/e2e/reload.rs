@@ -150,6 +150,7 @@ fn a_file_with_faults_changes_nothing() -> Result<()> {
             ),
             (site.replace(&certificate, "/nowhere.pem"), "/nowhere.pem"),
             (site.replace("\"cli0\"", "\"cli9\""), "cli9"),
+            (String::new(), "has no virtual server"),
             (
                 site.replace("[network]", "[network]\nmax_flows = 4096"),
                 "max_flows: 262144 → 4096",

@@ -9,3 +9,4 @@ mod policies;
 mod prefixes;
 mod rewrites;
 mod rig;
+mod stack;

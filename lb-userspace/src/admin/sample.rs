@@ -10,8 +10,9 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, ChangeView, ConfigView, ExplanationView, FlowView, KernelView, MemberView,
-        PolicyView, PoolView, Question, ReloadView, RuleView, SessionView, Stats, Status, Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, DegradedView, ExplanationView, FlowView,
+        KernelView, MemberView, PolicyView, PoolView, Question, ReloadView, RuleView, SessionView,
+        Stats, Status, Traffic, VirtualServerView,
     },
 };
 
@@ -80,9 +81,12 @@ impl Source for FakeSource {
                         why: "a virtual link: TC keeps GSO".into(),
                     },
                 ],
+                degraded: vec![DegradedView {
+                    lacks: "tcx".into(),
+                    why: "TC programs hang on a clsact filter".into(),
+                }],
                 flows: 2,
                 flows_max: 1_048_576,
-                degraded: Vec::new(),
             },
             workers: 2,
             virtual_servers: vec![

@@ -158,7 +158,7 @@ fn word(cause: Cause) -> &'static str {
     }
 }
 
-/// Seconds from now until a moment of the roster.
+/// Seconds from now until a deadline of the roster.
 pub(super) fn seconds_until(moment: u64) -> u64 {
-    moment.saturating_sub(roster::now())
+    moment.saturating_sub(roster::now_ms()).div_ceil(1000)
 }

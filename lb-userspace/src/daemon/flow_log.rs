@@ -8,12 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{event::FlowEnd as Record, flow::split_owners, tcp};
+use lb_common::{
+    event::{Cause, FlowEnd as Record},
+    flow::{owners, split_owners},
+    tcp,
+};
 use rustix::fs::{FlockOperation, flock};
 
 use super::running::{Running, Shared};
 use crate::{
-    dataplane::FlowEnds,
+    dataplane::{FlowEnds, FlowSnapshot},
     telemetry::flow::{FlowEnd, Rate},
 };
 
@@ -92,6 +96,27 @@ impl FlowLog {
         self.tell_lost(shared);
     }
 
+    /// The kernel plane is about to be taken down: the flows that are left end with it.
+    pub(super) fn read_last(&mut self, shared: &Shared) {
+        self.read(shared);
+        let running = shared.running();
+        if !running.generation.log.flows || self.open.is_none() {
+            return;
+        }
+        let table = shared.plane().flow_table();
+        let names = Names::of(&running);
+        let most = running.generation.log.flows_per_second as usize;
+        let mut out = io::stdout().lock();
+        for flow in table.all().take(most) {
+            // A reader that went away is no reason to end.
+            let _ = writeln!(out, "{}", names.last(&flow));
+        }
+        let left = table.all().skip(most).count();
+        if left > 0 {
+            log::warn!("{left} flows that end with the kernel plane were not logged");
+        }
+    }
+
     fn tell_lost(&mut self, shared: &Shared) {
         let lost = shared.plane().flow_ends_lost();
         let before = self.lost.replace(lost).unwrap_or(lost);
@@ -145,6 +170,26 @@ impl Names {
                 .map(|(_, member)| (member.id, member.name.to_string()))
                 .collect(),
         }
+    }
+
+    fn last(&self, flow: &FlowSnapshot) -> FlowEnd {
+        let record = Record {
+            bytes: flow.bytes,
+            route: flow.route,
+            packets: flow.packets.map(|count| count as u32),
+            owners: owners(flow.member, flow.virtual_server),
+            created: flow.created,
+            last_seen: flow.last_seen,
+            ended: flow.last_seen,
+            phase: flow.phase as u8,
+            cause: match flow.phase.ended() {
+                true => Cause::Expired,
+                false => Cause::Stopped,
+            } as u8,
+            reset_by: flow.reset_by as u8,
+            reserved: [0; 5],
+        };
+        self.end(&record)
     }
 
     fn end(&self, record: &Record) -> FlowEnd {

@@ -436,7 +436,7 @@ impl Daemon {
             }
         }
         if stop == Stop::Down && self.shared.plane().is_owner() {
-            self.flow_log.read(&self.shared);
+            self.flow_log.read_last(&self.shared);
             self.take_down().await;
         }
     }

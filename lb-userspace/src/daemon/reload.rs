@@ -8,7 +8,9 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use anyhow::Context as _;
 use lb_common::stats::TrafficCell;
 
-use super::{Daemon, cpus, first_probes, has_passthrough, needs_packets, live, refresh, running::Running};
+use super::{
+    Daemon, cpus, first_probes, has_passthrough, live, needs_packets, refresh, running::Running,
+};
 use crate::{
     admin::{
         Refusal,
@@ -256,8 +258,17 @@ fn changes(
         .collect()
 }
 
-/// What only a start can change is refused by name.
+/// What only a start can change is refused by name, and so is a file that was read while it was being written.
 fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
+    if new.virtual_servers.is_empty() && !old.virtual_servers.is_empty() {
+        return Err(anyhow::anyhow!(
+            "the file has no virtual server, and {} are served\n  \
+             A file that is being written looks like this. Nothing was changed.\n  \
+             Reload when it is complete, or stop smtplb if nothing shall be served.",
+            old.virtual_servers.len()
+        ))
+        .or_exit(Exit::Config);
+    }
     let (before, after) = (old.network.max_flows, new.network.max_flows);
     if has_passthrough(old) && before != after {
         return Err(anyhow::anyhow!(

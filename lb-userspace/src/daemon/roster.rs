@@ -31,7 +31,7 @@ pub(super) struct Entry {
     pub(super) admin: Admin,
     /// Seconds since 1970: the clock that also runs while the box is off.
     pub(super) since: u64,
-    /// When its connections are ended, in the same seconds; `None`: never.
+    /// When its connections are ended, in milliseconds since 1970; `None`: never.
     pub(super) deadline: Option<u64>,
     /// They have been.
     pub(super) ended: bool,
@@ -44,7 +44,11 @@ struct Line {
     member: String,
     state: String,
     since: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "deadline_ms",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     deadline: Option<u64>,
     #[serde(default)]
     ended: bool,
@@ -120,8 +124,7 @@ impl Roster {
                 let entry = Entry {
                     admin,
                     since,
-                    // Rounded up: not before the time that was given.
-                    deadline: limit.map(|limit| since + limit.as_millis().div_ceil(1000) as u64),
+                    deadline: limit.map(|limit| now_ms() + limit.as_millis() as u64),
                     ended: false,
                 };
                 entries.insert(key, entry);
@@ -133,7 +136,7 @@ impl Roster {
     /// Members whose time is over and whose connections have not been ended yet. Those that have been are in it again
     /// and again: one may have slipped in meanwhile.
     pub(super) fn due(&self) -> Vec<(String, String, Entry)> {
-        let now = now();
+        let now = now_ms();
         let over = |entry: &Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
         self.entries
             .iter()
@@ -195,10 +198,13 @@ impl Roster {
 
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    now_ms() / 1000
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]
@@ -218,7 +224,8 @@ mod tests {
         let mut roster = Roster::load(&state);
         let drained = roster.get("p", "m");
         assert_eq!(drained.admin, Admin::Drain);
-        assert_eq!(drained.deadline, Some(drained.since + 60));
+        let deadline = drained.deadline.unwrap() / 1000;
+        assert!((60..=61).contains(&(deadline - drained.since)));
         assert_eq!(roster.get("p", "o").deadline, None);
         let due = roster.due();
         assert_eq!(due.len(), 1, "{due:?}");

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     flow::{Flow, Route, split_owners},
     layout::ENDS,
-    tcp::Phase,
+    tcp::{Direction, Phase},
 };
 
 use super::sys::{self, Allocation};
@@ -40,6 +40,8 @@ pub struct FlowSnapshot {
     pub bytes: [u64; 2],
     /// What follows the last sequence number seen, forward and reverse, as the sender counts.
     pub next: [u32; 2],
+    /// Who sent the last reset; forward is the client.
+    pub reset_by: Direction,
     /// What is added to sequence numbers, forward and reverse.
     pub shift: [u32; 2],
 }
@@ -104,6 +106,7 @@ impl FlowTable {
             packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
             bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),
             next: [0, 1].map(|side| flow.next[side].load(Relaxed)),
+            reset_by: flow.reset_by(),
             shift: [0, 1].map(|side| flow.shift[side].load(Relaxed)),
         })
     }

@@ -153,7 +153,7 @@ impl Sender {
 mod tests {
     use lb_common::{
         flow::{FlowKey, Route},
-        tcp::Phase,
+        tcp::{Direction, Phase},
     };
 
     use super::*;
@@ -180,6 +180,7 @@ mod tests {
             packets: [0; 2],
             bytes: [0; 2],
             next: [1000, u32::MAX],
+            reset_by: Direction::Forward,
             shift: [28, 0],
         }
     }

@@ -35,7 +35,9 @@ pub(super) async fn add_all(
     lo: u32,
 ) -> Result<()> {
     for server in &generation.virtual_servers {
-        let held = own.iter().find(|address| server.at.is_prefix() && server.at.holds(**address));
+        let held = own
+            .iter()
+            .find(|address| server.at.is_prefix() && server.at.holds(**address));
         if let Some(address) = held {
             bail!(
                 "virtual server {:?} takes {}, which holds the box's own address {address}\n  \

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::util::KernelVersion;
 use lb_userspace::admin::view::{FlowView, MemberView, Stats, Status};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
@@ -156,7 +157,11 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// When it cannot be written.
     pub fn reconfigure(&self, config: &str) -> Result<()> {
-        Ok(fs::write(config_path(self.lab), config)?)
+        // As editors do it: whoever reads sees the old file or the new one.
+        let path = config_path(self.lab);
+        let aside = path.with_extension("new");
+        fs::write(&aside, config)?;
+        Ok(fs::rename(&aside, &path)?)
     }
 
     /// Runs a verb to its end, with the options of this daemon; how it ended is for the caller to judge.
@@ -400,6 +405,15 @@ fn add_paths(command: &mut Command, lab: &Lab) {
 
 fn config_path(lab: &Lab) -> PathBuf {
     lab.folder().join("smtplb.toml")
+}
+
+/// What `status` has to call the TC hook on this kernel.
+pub fn tc_hook() -> &'static str {
+    let version = KernelVersion::current();
+    match version.is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
+        true => "tcx",
+        false => "clsact",
+    }
 }
 
 /// The admin socket of a lab's daemon.

@@ -21,26 +21,41 @@ pub(super) fn guard(table: &mut Table, guard: &Guard) {
         table.word("staged_policy", staged);
     }
     if let Some(rate) = &guard.rate {
-        let rate = format!("{{ per_source = {}, burst = {} }}", quoted(&per(rate.interval)), rate.burst);
+        let rate = format!(
+            "{{ per_source = {}, burst = {} }}",
+            quoted(&per(rate.interval)),
+            rate.burst
+        );
         table.number("connection_rate", rate);
     }
 }
 
 /// The rate with this many nanoseconds between two, in the unit that gives it back.
 fn per(interval: u64) -> String {
-    let units = [("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000)];
+    let units = [
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+    ];
     let fits = |(unit, period): (&str, u64)| {
         let count = period / interval;
         let exact = (count..=count + 1).find(|count| *count > 0 && period / count == interval)?;
         Some(format!("{exact}/{unit}"))
     };
-    units.into_iter().find_map(fits).unwrap_or_else(|| "1/h".to_owned())
+    units
+        .into_iter()
+        .find_map(fits)
+        .unwrap_or_else(|| "1/h".to_owned())
 }
 
 /// A policy and its rules.
 pub(super) fn policy(policy: &Policy, tables: &mut Vec<Table>) {
     let mut table = named("policy", "policy", &policy.name);
-    let default = if policy.default == Action::Accept { "accept" } else { "deny" };
+    let default = if policy.default == Action::Accept {
+        "accept"
+    } else {
+        "deny"
+    };
     table.word("default", default);
     table.number("log", policy.log);
     tables.push(table);
@@ -62,9 +77,14 @@ fn rule(policy: &Policy, rule: &Rule) -> Table {
         many if many.len() > WRITTEN => {
             let hash = many.iter().fold(0u64, |hash, range| {
                 let words = [range.first >> 64, range.first, range.last >> 64, range.last];
-                words.iter().fold(hash, |hash, word| (hash ^ *word as u64).wrapping_mul(0x0100_0000_01b3))
+                words.iter().fold(hash, |hash, word| {
+                    (hash ^ *word as u64).wrapping_mul(0x0100_0000_01b3)
+                })
             });
-            table.word("source", &format!("{} ranges, fingerprint {hash:016x}", many.len()));
+            table.word(
+                "source",
+                &format!("{} ranges, fingerprint {hash:016x}", many.len()),
+            );
         }
         few => {
             let texts: Vec<_> = few.iter().flat_map(|range| written(*range)).collect();
@@ -94,10 +114,21 @@ fn rule(policy: &Policy, rule: &Rule) -> Table {
 /// A range as entries of a source: one of addresses of both families falls apart where IPv4 lies.
 fn written(range: Range) -> Vec<String> {
     let ipv4 = Range::prefix(IpAddr::from([0, 0, 0, 0]), 0);
-    let before = Range { first: range.first, last: range.last.min(ipv4.first - 1) };
-    let within = Range { first: range.first.max(ipv4.first), last: range.last.min(ipv4.last) };
-    let after = Range { first: range.first.max(ipv4.last + 1), last: range.last };
-    let parts = [before, within, after].into_iter().filter(|part| part.first <= part.last);
+    let before = Range {
+        first: range.first,
+        last: range.last.min(ipv4.first - 1),
+    };
+    let within = Range {
+        first: range.first.max(ipv4.first),
+        last: range.last.min(ipv4.last),
+    };
+    let after = Range {
+        first: range.first.max(ipv4.last + 1),
+        last: range.last,
+    };
+    let parts = [before, within, after]
+        .into_iter()
+        .filter(|part| part.first <= part.last);
     let address = |number: u128| {
         let words = [96, 64, 32, 0].map(|shift| ((number >> shift) as u32).to_be());
         Addr(words).to_ip()
