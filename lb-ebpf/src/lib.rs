@@ -53,7 +53,7 @@ use lb_common::{
 };
 
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    expire::sweep, flow::end, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
     tables::Tables,
 };
 use crate::{flow::Note, parse::Deep};

@@ -1,5 +1,6 @@
 //! The packet programs through BPF test-run: the same table for TC, XDP and generic XDP.
 
+mod answers;
 mod budget;
 mod clsact;
 mod flows;
