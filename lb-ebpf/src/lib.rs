@@ -24,6 +24,7 @@ mod opaque;
 mod parse;
 mod rewrite;
 mod select;
+mod shift;
 mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;

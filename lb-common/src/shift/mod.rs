@@ -19,16 +19,21 @@ mod simulation;
 
 use crate::tcp::Flags;
 
-/// [`crate::flow::Flow::header_at`]: no header was sent yet.
-pub const UNSENT: u32 = 0;
-/// [`crate::flow::Flow::header_at`]: nothing to insert, or the member has acknowledged it.
-pub const SETTLED: u32 = 1;
+/// [`crate::flow::Flow::header`]: a plain flow, nothing is shifted.
+pub const PLAIN: u32 = 0;
+/// The same: a header is to be inserted, none was sent yet.
+pub const UNSENT: u32 = 1;
+/// The same: the client's handshake was answered with a SYN cookie, the member has not answered its own yet. Until then
+/// the reverse shift is the cookie itself.
+pub const WAITING: u32 = 4;
+/// The same: shifted, with no header to insert, or one that the member has acknowledged.
+pub const SETTLED: u32 = 5;
 
 /// How long a header counts as under way, units of [`instant`], 157 ms. Shorter than the shortest time after which a
 /// client repeats lost payload (200 ms in Linux), longer than its own packets of one flight are apart.
 pub const PATIENCE: u32 = 150;
 
-/// An instant for [`crate::flow::Flow::header_at`], in units of 2^20 ns; never one of its two words.
+/// The instant when a header was sent, for [`crate::flow::Flow::header`], in units of 2^20 ns; never one of its words.
 #[inline(always)]
 pub const fn instant(now_ns: u64) -> u32 {
     (now_ns >> 20) as u32 | 2
@@ -46,11 +51,11 @@ pub enum Act {
     Keep = 2,
 }
 
-/// Decides about a packet from the client. `isn`: the sequence number of its SYN.
+/// Decides about a packet from the client. `header`: the word of its flow; `first`: the number of the client's first byte.
 #[inline(always)]
 pub const fn forward(
-    header_at: u32,
-    isn: u32,
+    header: u32,
+    first: u32,
     seq: u32,
     flags: Flags,
     payload: u32,
@@ -59,12 +64,12 @@ pub const fn forward(
     if flags.any(Flags::SYN) {
         return Act::Keep;
     }
-    if header_at == SETTLED {
+    if header == SETTLED {
         return Act::Shift;
     }
     // Before the first byte lie only probes for life, some with a byte of rubbish (RFC 1122 §4.2.3.6).
-    let place = seq.wrapping_sub(isn.wrapping_add(1)) as i32;
-    let under_way = header_at != UNSENT && now.wrapping_sub(header_at) <= PATIENCE;
+    let place = seq.wrapping_sub(first) as i32;
+    let under_way = header != UNSENT && now.wrapping_sub(header) <= PATIENCE;
     if flags.any(Flags::RST) {
         // The member believes only the number that it expects next (RFC 5961 §3): with a header under way that is the
         // one behind it, else most likely the one before.
@@ -82,9 +87,8 @@ pub const fn forward(
 
 /// Has the member, with this acknowledgement, everything up to the header's end? Asked until it has.
 #[inline(always)]
-pub const fn acknowledges(isn: u32, length: u32, ack: u32) -> bool {
-    let place = ack.wrapping_sub(isn.wrapping_add(1)) as i32;
-    place >= length as i32
+pub const fn acknowledges(first: u32, length: u32, ack: u32) -> bool {
+    ack.wrapping_sub(first) as i32 >= length as i32
 }
 
 /// What the client is told in place of the member's acknowledgement. SACK edges shrink by the length alone, and until the
@@ -94,9 +98,9 @@ pub const fn acknowledges(isn: u32, length: u32, ack: u32) -> bool {
 /// Until the header is settled nothing before the first byte of the stream is acknowledged: the client never sent it.
 /// Once it is, an acknowledgement from before is merely an old one, and comparing would go wrong after 2 GiB.
 #[inline(always)]
-pub const fn told(settled: bool, isn: u32, length: u32, ack: u32) -> u32 {
-    if !settled && !acknowledges(isn, length, ack) {
-        return isn.wrapping_add(1);
+pub const fn told(settled: bool, first: u32, length: u32, ack: u32) -> u32 {
+    if !settled && !acknowledges(first, length, ack) {
+        return first;
     }
     ack.wrapping_sub(length)
 }
@@ -106,11 +110,11 @@ mod tests {
     use super::*;
 
     const ACK: Flags = Flags(Flags::ACK);
-    const ISN: u32 = u32::MAX - 5;
+    const FIRST: u32 = u32::MAX - 5;
 
-    fn at(place: i32, payload: u32, header_at: u32, now: u32) -> Act {
-        let seq = ISN.wrapping_add(1).wrapping_add_signed(place);
-        forward(header_at, ISN, seq, ACK, payload, now)
+    fn at(place: i32, payload: u32, header: u32, now: u32) -> Act {
+        let seq = FIRST.wrapping_add_signed(place);
+        forward(header, FIRST, seq, ACK, payload, now)
     }
 
     #[test]
@@ -134,26 +138,24 @@ mod tests {
     #[test]
     fn a_reset_says_the_number_that_the_member_most_likely_expects() {
         let rst = Flags(Flags::RST);
-        let first = ISN.wrapping_add(1);
-        assert_eq!(forward(UNSENT, ISN, first, rst, 0, 9), Act::Keep);
-        assert_eq!(forward(1000, ISN, first, rst, 0, 1001), Act::Shift);
-        assert_eq!(forward(1000, ISN, first, rst, 0, 2000), Act::Keep);
-        assert_eq!(forward(SETTLED, ISN, first, rst, 0, 2000), Act::Shift);
+        assert_eq!(forward(UNSENT, FIRST, FIRST, rst, 0, 9), Act::Keep);
+        assert_eq!(forward(1000, FIRST, FIRST, rst, 0, 1001), Act::Shift);
+        assert_eq!(forward(1000, FIRST, FIRST, rst, 0, 2000), Act::Keep);
+        assert_eq!(forward(SETTLED, FIRST, FIRST, rst, 0, 2000), Act::Shift);
     }
 
     #[test]
     fn the_client_never_hears_of_the_header() {
-        let first = ISN.wrapping_add(1);
         for place in 0..28 {
-            let ack = first.wrapping_add(place);
-            assert!(!acknowledges(ISN, 28, ack));
-            assert_eq!(told(false, ISN, 28, ack), first);
+            let ack = FIRST.wrapping_add(place);
+            assert!(!acknowledges(FIRST, 28, ack));
+            assert_eq!(told(false, FIRST, 28, ack), FIRST);
         }
-        assert!(acknowledges(ISN, 28, first.wrapping_add(28)));
-        assert_eq!(told(false, ISN, 28, first.wrapping_add(28)), first);
+        assert!(acknowledges(FIRST, 28, FIRST.wrapping_add(28)));
+        assert_eq!(told(false, FIRST, 28, FIRST.wrapping_add(28)), FIRST);
         assert_eq!(
-            told(true, ISN, 28, first.wrapping_add(3 << 30)),
-            first.wrapping_add(3 << 30).wrapping_sub(28),
+            told(true, FIRST, 28, FIRST.wrapping_add(3 << 30)),
+            FIRST.wrapping_add(3 << 30).wrapping_sub(28),
             "beyond 2 GiB nothing is compared"
         );
     }
@@ -161,7 +163,7 @@ mod tests {
     #[test]
     fn instants_are_no_words() {
         for now in [0, 1, 1 << 20, u64::MAX] {
-            assert!(instant(now) != UNSENT && instant(now) != SETTLED);
+            assert!(![PLAIN, UNSENT, WAITING, SETTLED].contains(&instant(now)));
         }
     }
 }

@@ -6,14 +6,12 @@
 
 use std::{collections::BTreeMap, vec, vec::Vec};
 
-use super::{Act, SETTLED, UNSENT, acknowledges, forward, header, instant, told};
+use super::{Act, SETTLED, UNSENT, WAITING, acknowledges, forward, header, instant, told};
 use crate::tcp::Flags;
 
 const SYN: u8 = Flags::SYN;
 const ACK: u8 = Flags::ACK;
 const FIN: u8 = Flags::FIN;
-/// A flow that waits for the member's answer to the SYN that a cookie's acknowledgement became.
-const WAITING: u32 = 4;
 const MILLISECOND: u64 = 1_000_000;
 /// Nothing takes longer, with every timer backed off.
 const DEADLINE: u64 = 600_000;
@@ -270,15 +268,15 @@ struct Middle {
     /// A SYN cookie answers the client.
     cookie: Option<u32>,
     baked: Option<u32>,
-    isn: Option<u32>,
-    header_at: u32,
+    first: Option<u32>,
+    header_word: u32,
     back: u32,
     header: Vec<u8>,
 }
 
 impl Middle {
     fn header(&mut self, seq: u32, from: &Segment, now: u64) -> Segment {
-        self.header_at = instant(now * MILLISECOND);
+        self.header_word = instant(now * MILLISECOND);
         Segment {
             seq,
             ack: from.ack,
@@ -305,16 +303,16 @@ impl Middle {
             }
             let fits = segment.ack == cookie.wrapping_add(1)
                 && self.baked == Some(segment.seq.wrapping_sub(1));
-            if self.isn.is_none() && fits && segment.flags & ACK != 0 {
-                self.isn = Some(segment.seq.wrapping_sub(1));
-                self.header_at = WAITING;
+            if self.first.is_none() && fits && segment.flags & ACK != 0 {
+                self.first = Some(segment.seq);
+                self.header_word = WAITING;
             }
-            let Some(isn) = self.isn else {
+            let Some(first) = self.first else {
                 return (None, None);
             };
-            if self.header_at == WAITING {
+            if self.header_word == WAITING {
                 let syn = Segment {
-                    seq: isn,
+                    seq: first.wrapping_sub(1),
                     ack: 0,
                     flags: SYN,
                     payload: Vec::new(),
@@ -323,7 +321,7 @@ impl Middle {
                 return (Some(syn), None);
             }
         }
-        let isn = *self.isn.get_or_insert(segment.seq);
+        let first = *self.first.get_or_insert(segment.seq.wrapping_add(1));
         let payload = segment.payload.len() as u32;
         segment.ack = segment.ack.wrapping_sub(self.back);
         for edge in &mut segment.sack {
@@ -333,8 +331,8 @@ impl Middle {
             );
         }
         let act = forward(
-            self.header_at,
-            isn,
+            self.header_word,
+            first,
             segment.seq,
             Flags(segment.flags),
             payload,
@@ -343,37 +341,37 @@ impl Middle {
         match act {
             Act::Keep => {}
             Act::Shift => segment.seq = segment.seq.wrapping_add(self.length),
-            Act::Header => segment = self.header(isn.wrapping_add(1), &segment, now),
+            Act::Header => segment = self.header(first, &segment, now),
         }
         (Some(segment), None)
     }
 
     /// From the member; what goes to the client, and what back.
     fn backward(&mut self, mut segment: Segment, now: u64) -> (Option<Segment>, Option<Segment>) {
-        let isn = self.isn.expect("the member answers only");
+        let first = self.first.expect("the member answers only");
         if let (Some(cookie), SYN) = (self.cookie, segment.flags & SYN) {
             self.back = cookie.wrapping_sub(segment.seq);
             let mut answer = Segment {
-                seq: isn.wrapping_add(1),
+                seq: first,
                 ack: segment.seq.wrapping_add(1),
                 flags: ACK,
                 payload: Vec::new(),
                 sack: Vec::new(),
             };
-            if self.header_at == WAITING {
-                self.header_at = if self.length == 0 { SETTLED } else { UNSENT };
+            if self.header_word == WAITING {
+                self.header_word = if self.length == 0 { SETTLED } else { UNSENT };
             }
-            if self.header_at != SETTLED {
+            if self.header_word != SETTLED {
                 answer = self.header(answer.seq, &answer.clone(), now);
             }
             return (None, Some(answer));
         }
-        if self.header_at != SETTLED && acknowledges(isn, self.length, segment.ack) {
-            self.header_at = SETTLED;
+        if self.header_word != SETTLED && acknowledges(first, self.length, segment.ack) {
+            self.header_word = SETTLED;
         }
-        let settled = self.header_at == SETTLED;
+        let settled = self.header_word == SETTLED;
         segment.seq = segment.seq.wrapping_add(self.back);
-        segment.ack = told(settled, isn, self.length, segment.ack);
+        segment.ack = told(settled, first, self.length, segment.ack);
         if !settled {
             segment.sack.clear();
         }
@@ -390,10 +388,10 @@ impl Middle {
 /// Where a segment is on its way.
 #[derive(Clone, Copy)]
 enum Hop {
-    ToBox,
-    ToMember,
-    ToBoxBack,
-    ToClient,
+    Coming,
+    Going,
+    Returning,
+    Home,
 }
 
 struct Link {
@@ -452,8 +450,8 @@ fn connection(seed: u64, with_cookie: bool) {
         length,
         cookie: with_cookie.then(|| random.next() as u32),
         baked: None,
-        isn: None,
-        header_at: if length == 0 { SETTLED } else { UNSENT },
+        first: None,
+        header_word: if length == 0 { SETTLED } else { UNSENT },
         back: 0,
         header: (0..length as u8).map(|byte| byte ^ 0xa5).collect(),
     };
@@ -478,10 +476,10 @@ fn connection(seed: u64, with_cookie: bool) {
             member.pump(now, &mut back);
         }
         for segment in wire.drain(..) {
-            link.send(&mut random, now, Hop::ToBox, segment);
+            link.send(&mut random, now, Hop::Coming, segment);
         }
         for segment in back.drain(..) {
-            link.send(&mut random, now, Hop::ToBoxBack, segment);
+            link.send(&mut random, now, Hop::Returning, segment);
         }
         let arrival = link.queue.keys().next().map(|key| key.0);
         let timers = [client.timer, member.timer];
@@ -504,30 +502,30 @@ fn connection(seed: u64, with_cookie: bool) {
             theirs.len(),
             member.complete,
             member.end,
-            middle.header_at
+            middle.header_word
         );
         if arrival == Some(now)
             && let Some((_, (hop, segment))) = link.queue.pop_first()
         {
             match hop {
-                Hop::ToBox => {
+                Hop::Coming => {
                     let (on, answer) = middle.forward(segment, now);
                     on.into_iter()
-                        .for_each(|on| link.send(&mut random, now, Hop::ToMember, on));
+                        .for_each(|on| link.send(&mut random, now, Hop::Going, on));
                     answer
                         .into_iter()
-                        .for_each(|answer| link.send(&mut random, now, Hop::ToClient, answer));
+                        .for_each(|answer| link.send(&mut random, now, Hop::Home, answer));
                 }
-                Hop::ToBoxBack => {
+                Hop::Returning => {
                     let (on, answer) = middle.backward(segment, now);
                     on.into_iter()
-                        .for_each(|on| link.send(&mut random, now, Hop::ToClient, on));
+                        .for_each(|on| link.send(&mut random, now, Hop::Home, on));
                     answer
                         .into_iter()
-                        .for_each(|answer| link.send(&mut random, now, Hop::ToMember, answer));
+                        .for_each(|answer| link.send(&mut random, now, Hop::Going, answer));
                 }
-                Hop::ToMember => member.take(&segment, now, &mut back),
-                Hop::ToClient => client.take(&segment, now, &mut wire),
+                Hop::Going => member.take(&segment, now, &mut back),
+                Hop::Home => client.take(&segment, now, &mut wire),
             }
         }
         client.time(now, &mut wire);
