@@ -87,7 +87,24 @@ impl Route {
     }
 }
 
-/// A flow record: two cache lines, one per flow, found by slot number.
+/// The way out of one direction, as the routing table last gave it.
+///
+/// Used within the tick it was looked up in, then asked for again: so no daemon has to watch routes and neighbours, and
+/// a busy flow still asks only once a tick.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Way {
+    /// Interface index.
+    pub interface: AtomicU32,
+    /// Destination and source MAC address, in the order of an Ethernet header.
+    pub macs: [AtomicU32; 3],
+    /// Largest IP packet that fits, bytes.
+    pub mtu: AtomicU32,
+    /// Tick of the look-up; 0 for none.
+    pub resolved: AtomicU32,
+}
+
+/// A flow record: three cache lines, one per flow, found by slot number.
 ///
 /// Counters are added to without a locked instruction: one direction of a flow stays on one CPU (the NIC's
 /// receive hash), and a packet that strays costs a count, never a flow.
@@ -110,14 +127,22 @@ pub struct Flow {
     pub bytes: [AtomicU64; 2],
     /// Member number in the low half, virtual server number in the high half.
     pub owners: AtomicU32,
-    /// Room for what a flow will have to remember.
-    pub reserved: AtomicU32,
-    /// The same, towards the end of the line.
-    pub reserved2: AtomicU64,
+    /// The VLAN tags of the client's side, inner in the high half; 0 for none.
+    pub vlan: AtomicU32,
+    /// The client's first data byte (sequence number), where a header is inserted before it.
+    pub first: AtomicU32,
+    /// When the inserted header was last sent, and whether the member has it.
+    pub header: AtomicU32,
+    /// The ways out, by direction.
+    pub ways: [Way; 2],
+    /// Added to sequence numbers of this direction, and taken off acknowledgements of the other.
+    pub shift: [AtomicU32; 2],
+    /// The sequence number that follows the last byte seen of this direction, as its sender counts.
+    pub next: [AtomicU32; 2],
 }
 
 const _: () = assert!(
-    size_of::<Flow>() == 128,
+    size_of::<Flow>() == 192,
     "Flow: layout changed, bump ABI_VERSION"
 );
 

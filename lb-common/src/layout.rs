@@ -1,7 +1,7 @@
 //! Versions, capacities and the shape rule of every record in a map.
 
 /// Changes with any change of a record or a map; names the directory of the pins.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Members of all pools together. Number 0 means "none".
 pub const MAX_MEMBERS: u32 = 1024;
@@ -19,6 +19,38 @@ pub const EPOCHS: u32 = 2;
 pub const SWEEP: u32 = 32;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
+
+/// Programs that take over a packet from the one that met it first; the index into the jump table of a hook.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Jump {
+    /// The first packet of a connection.
+    Open = 0,
+    /// A packet of a flow whose sequence numbers are shifted.
+    Shift = 1,
+    /// An ICMP error.
+    Icmp = 2,
+    /// Fragments and extension headers.
+    Odd = 3,
+}
+
+impl Jump {
+    /// Every one, by index.
+    pub const ALL: [Self; 4] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd];
+
+    /// The first word of its program's name.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Shift => "shift",
+            Self::Icmp => "icmp",
+            Self::Odd => "odd",
+        }
+    }
+}
+
+/// Capacity of a jump table; room for programs to come.
+pub const MAX_JUMPS: u32 = 16;
 
 /// Declares a record that lives in a map: `repr(C)`, its size and alignment stated, no hidden padding.
 #[macro_export]

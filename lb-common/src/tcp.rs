@@ -144,6 +144,22 @@ impl Phase {
     }
 }
 
+/// How far a reset's sequence number may lie ahead of the last byte seen: segments before it may have been lost.
+const RESET_AHEAD: u32 = 1 << 20;
+
+/// Is this sequence number where its sender could reset the connection (RFC 5961 §3), given what follows the last byte
+/// seen of it? Others are carried, but the flow lives on.
+#[inline(always)]
+pub const fn resets(sequence: u32, next: u32) -> bool {
+    sequence.wrapping_sub(next) < RESET_AHEAD
+}
+
+/// Does a sequence number come after another (RFC 9293 §3.4)?
+#[inline(always)]
+pub const fn follows(sequence: u32, other: u32) -> bool {
+    sequence.wrapping_sub(other) as i32 > 0
+}
+
 /// A tick is 2^30 ns, 1.07 s: a shift of the monotonic clock instead of a division.
 pub const TICK_SHIFT: u32 = 30;
 

@@ -10,7 +10,7 @@ use lb_common::{
     flow::{Flow, Hit, owners, split_owners},
     reason::DropReason,
     service::{Config, Service, ServiceKey},
-    tcp::{Direction, Phase, tick},
+    tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
 use crate::{Packet, Tables, atomic, snat};
@@ -36,29 +36,30 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     }
 }
 
-/// Opens a flow for the first packet of a connection to a passthrough virtual server: its slot, or 0 when the packet is
-/// for another.
+/// The passthrough virtual server that a packet is for.
 #[inline(always)]
-pub(crate) fn open<T: Tables>(
-    tables: &T,
+pub(crate) fn service<'a, T: Tables>(
+    tables: &'a T,
     config: &Config,
     packet: &Packet,
-    now: u64,
-) -> Result<u32, DropReason> {
+) -> Option<&'a Service> {
     let key = ServiceKey {
         address: packet.key.dst,
         port: packet.key.dport,
         epoch: config.epoch as u16,
     };
-    let Some(service) = tables.service(&key) else {
-        return Ok(0);
-    };
-    if service.forward != Service::PASSTHROUGH {
-        return Ok(0);
-    }
-    if !packet.flags.opens() {
-        return Err(DropReason::NoFlow);
-    }
+    let service = tables.service(&key)?;
+    (service.forward == Service::PASSTHROUGH).then_some(service)
+}
+
+/// Opens a flow for the first packet of a connection: its slot.
+#[inline(always)]
+pub(crate) fn open<T: Tables>(
+    tables: &T,
+    service: &Service,
+    packet: &Packet,
+    now: u64,
+) -> Result<u32, DropReason> {
     let number = tables.select(service.pool);
     if number == 0 {
         return Err(DropReason::NoMember);
@@ -108,7 +109,11 @@ fn fill<T: Tables>(
     for direction in 0..2 {
         flow.packets[direction].store(0, Relaxed);
         flow.bytes[direction].store(0, Relaxed);
+        flow.ways[direction].resolved.store(0, Relaxed);
+        flow.shift[direction].store(0, Relaxed);
     }
+    flow.next[0].store(packet.next(), Relaxed);
+    flow.vlan.store(0, Relaxed);
     if let Some(cell) = tables.member_cell(number) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
@@ -121,34 +126,81 @@ fn fill<T: Tables>(
     Ok(())
 }
 
+/// What a packet tells about its flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Note {
+    /// Which way it travels, and its flags.
+    pub way: (Direction, Flags),
+    /// Its sequence number.
+    pub sequence: u32,
+    /// The sequence number that follows it.
+    pub next: u32,
+    /// IP header and payload, bytes.
+    pub length: u32,
+}
+
+impl Note {
+    #[inline(always)]
+    pub(crate) fn of(packet: &Packet, direction: Direction) -> Self {
+        Self {
+            way: (direction, packet.flags),
+            sequence: packet.sequence,
+            next: packet.next(),
+            length: packet.length,
+        }
+    }
+}
+
 /// Notes a packet: time, counters, phase.
 #[inline(always)]
-pub(crate) fn track<T: Tables>(
-    tables: &T,
-    flow: &Flow,
-    packet: &Packet,
-    direction: Direction,
-    now: u64,
-) {
-    flow.last_seen.store(tick(now), Relaxed);
+pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
+    let Some(flow) = tables.flow(slot) else {
+        return;
+    };
+    let (direction, flags) = note.way;
     let side = direction as usize & 1;
+    flow.last_seen.store(tick(tables.now()), Relaxed);
     flow.packets[side].store(flow.packets[side].load(Relaxed).wrapping_add(1), Relaxed);
     flow.bytes[side].store(
         flow.bytes[side]
             .load(Relaxed)
-            .wrapping_add(u64::from(packet.length)),
+            .wrapping_add(u64::from(note.length)),
         Relaxed,
     );
-    let number = flow.phase.load(Relaxed);
-    let phase = Phase::from_u32(number);
-    let next = phase.after(direction, packet.flags);
-    if next == phase || !atomic::swap_if(&flow.phase, number, next as u32) {
-        return;
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let seen = flow.next[side].load(Relaxed);
+    if flags.any(Flags::RST) {
+        // Half-open, a reset answers the other side's SYN and its number says nothing.
+        if phase != Phase::Syn && !resets(note.sequence, seen) {
+            return;
+        }
+    } else if phase == Phase::Syn || follows(note.next, seen) {
+        flow.next[side].store(note.next, Relaxed);
     }
-    match (phase.ended(), next.ended()) {
-        (false, true) => count_active(tables, flow, u64::MAX),
-        (true, false) => count_active(tables, flow, 1),
-        _ => {}
+    if phase.after(direction, flags) != phase {
+        turn(tables, flow, direction, flags);
+    }
+}
+
+/// How often a phase is tried to be changed while other CPUs change it: each of them moves on at most this often.
+const TURNS: u32 = 4;
+
+/// Moves a flow to its next phase. Another CPU may do the same for the other direction: then from where that one left it.
+#[inline(always)]
+fn turn<T: Tables>(tables: &T, flow: &Flow, direction: Direction, flags: Flags) {
+    for _ in 0..TURNS {
+        let number = flow.phase.load(Relaxed);
+        let phase = Phase::from_u32(number);
+        let next = phase.after(direction, flags);
+        if !atomic::swap_if(&flow.phase, number, next as u32) {
+            continue;
+        }
+        match (phase.ended(), next.ended()) {
+            (false, true) => count_active(tables, flow, u64::MAX),
+            (true, false) => count_active(tables, flow, 1),
+            _ => {}
+        }
+        return;
     }
 }
 

@@ -1,6 +1,12 @@
 //! The way out: which interface, which neighbour.
 
-use lb_common::{flow::FlowKey, reason::DropReason};
+use core::sync::atomic::Ordering::Relaxed;
+
+use lb_common::{
+    flow::{Flow, Way},
+    reason::DropReason,
+    tcp::{Direction, tick},
+};
 
 use crate::{Frame, Packet};
 
@@ -14,26 +20,63 @@ pub struct Egress {
     pub interface: u32,
     /// Is the neighbour's MAC address known? Else the kernel has to ask for it.
     pub known: bool,
-    /// Our MAC address there.
-    pub source: [u16; 3],
-    /// The neighbour's MAC address.
-    pub destination: [u16; 3],
+    /// The neighbour's MAC address and ours, as an Ethernet header has them.
+    pub macs: [u32; 3],
+    /// Largest IP packet that fits, bytes.
+    pub mtu: u32,
 }
 
-/// Finds the way for a packet that will say `to`, before anything is changed.
+/// Finds the way for a packet of a flow, before anything is changed: the record's own when it is fresh, else the routing
+/// table's.
 ///
 /// # Errors
 ///
 /// Why there is none.
 #[inline(always)]
-pub(crate) fn route<F: Frame>(
+pub(crate) fn way<F: Frame>(
     frame: &F,
     packet: &Packet,
-    to: &FlowKey,
+    flow: &Flow,
+    direction: Direction,
+    now: u64,
     egress: &mut Egress,
 ) -> Result<(), DropReason> {
     if packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    frame.route(packet, to, egress)
+    let side = direction as usize & 1;
+    let way = &flow.ways[side];
+    if way.resolved.load(Relaxed) == tick(now) {
+        recall(way, egress);
+    } else {
+        frame.route(&flow.route.leave[side], egress)?;
+        if egress.known {
+            remember(way, egress, now);
+        }
+    }
+    if frame.size(packet) > egress.mtu {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn recall(way: &Way, egress: &mut Egress) {
+    egress.interface = way.interface.load(Relaxed);
+    egress.known = true;
+    for (to, from) in egress.macs.iter_mut().zip(&way.macs) {
+        *to = from.load(Relaxed);
+    }
+    egress.mtu = way.mtu.load(Relaxed);
+}
+
+/// Another CPU may read meanwhile: both have the same answer, but for the moment a neighbour changes.
+#[inline(always)]
+fn remember(way: &Way, egress: &Egress, now: u64) {
+    way.interface.store(egress.interface, Relaxed);
+    for (to, from) in way.macs.iter().zip(egress.macs) {
+        to.store(from, Relaxed);
+    }
+    way.mtu.store(egress.mtu, Relaxed);
+    way.resolved.store(tick(now), Relaxed);
 }

@@ -32,8 +32,9 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{reason::DropReason, tcp::Direction};
+use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
+use crate::flow::Note;
 pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
 
 /// What becomes of a packet.
@@ -41,43 +42,88 @@ pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tab
 pub enum Verdict {
     /// Not ours, or not ours to decide: the stack sees it unchanged.
     Pass,
-    /// Rewritten; it leaves this way.
-    Send(Egress),
+    /// Rewritten; it leaves by the egress that was found.
+    Send,
+    /// Another program goes on with it, unchanged.
+    Jump(Jump),
 }
 
-/// Carries one packet: finds its flow or makes one, then rewrites and forwards it.
+/// Carries a packet of a connection that is there, and says who goes on with others.
 ///
 /// # Errors
 ///
 /// The reason why a packet that belongs to a virtual server was not carried.
 #[inline(always)]
-pub fn balance<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, DropReason> {
+pub fn balance<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    egress: &mut Egress,
+) -> Result<Verdict, DropReason> {
     let Some(packet) = parse::packet(frame)? else {
         return Ok(Verdict::Pass);
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let now = tables.now();
-    let (slot, direction) = match flow::find(tables, &packet) {
-        Some(hit) => (hit.slot(), hit.direction()),
-        None => (
-            flow::open(tables, config, &packet, now)?,
-            Direction::Forward,
-        ),
-    };
-    if slot == 0 {
+    if let Some(hit) = flow::find(tables, &packet) {
+        return carry(frame, tables, &packet, hit, egress);
+    }
+    if flow::service(tables, config, &packet).is_none() {
         return Ok(Verdict::Pass);
     }
-    let record = tables.flow(slot).ok_or(DropReason::Internal)?;
-    let to = &record.route.leave[direction as usize & 1];
-    let mut egress = Egress::default();
-    forward::route(frame, &packet, to, &mut egress)?;
+    if !packet.flags.opens() {
+        return Err(DropReason::NoFlow);
+    }
+    Ok(Verdict::Jump(Jump::Open))
+}
+
+/// Opens a flow for the first packet of a connection, and carries it.
+///
+/// # Errors
+///
+/// The reason why the connection was refused.
+#[inline(always)]
+pub fn open<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    egress: &mut Egress,
+) -> Result<Verdict, DropReason> {
+    let Some(packet) = parse::packet(frame)? else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(config) = tables.config() else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(service) = flow::service(tables, config, &packet) else {
+        return Ok(Verdict::Pass);
+    };
+    let slot = flow::open(tables, service, &packet, tables.now())?;
+    carry(
+        frame,
+        tables,
+        &packet,
+        Hit::new(slot, Direction::Forward),
+        egress,
+    )
+}
+
+/// Rewrites a packet of a flow and finds its way out.
+#[inline(always)]
+fn carry<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    hit: Hit,
+    egress: &mut Egress,
+) -> Result<Verdict, DropReason> {
+    let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    let (direction, now) = (hit.direction(), tables.now());
+    forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
-    flow::track(tables, record, &packet, direction, now);
-    rewrite::apply(frame, &packet, to)?;
-    frame.address(&egress)?;
-    Ok(Verdict::Send(egress))
+    tables.track(hit.slot(), &Note::of(packet, direction));
+    rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;
+    frame.address(egress)?;
+    Ok(Verdict::Send)
 }

@@ -13,15 +13,16 @@ use aya_ebpf::{
         xdp_action::{XDP_DROP, XDP_PASS},
     },
     macros::{classifier, sk_lookup, xdp},
+    maps::ProgramArray,
     programs::{SkLookupContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::info;
-use lb_common::reason::DropReason;
+use lb_common::{layout::Jump, reason::DropReason};
 use lb_ebpf::{
-    Verdict, balance,
+    Egress, Verdict, balance,
     frame::{TcFrame, XdpFrame, tc, xdp},
-    maps::{self, KernelTables},
-    steer, sweep,
+    maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
+    open, steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.
@@ -31,24 +32,53 @@ static KERNEL_LOG: u32 = 0;
 /// Ingress of an interface, after the driver: keeps GSO, resolves neighbours.
 #[classifier]
 fn balance_tc(context: TcContext) -> i32 {
-    match balance(&mut TcFrame::new(&context), &KernelTables) {
-        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
-        Ok(Verdict::Send(egress)) => tc::send(&egress),
-        Err(reason) if refused(&context, reason) => TC_ACT_UNSPEC,
-        Err(_) => TC_ACT_SHOT,
-    }
+    let mut egress = Egress::default();
+    let verdict = balance(&mut TcFrame::new(&context), &KernelTables, &mut egress);
+    tc_verdict(&context, verdict, &egress)
+}
+
+/// Goes on with the first packet of a connection.
+#[classifier]
+fn open_tc(context: TcContext) -> i32 {
+    let mut egress = Egress::default();
+    let verdict = open(&mut TcFrame::new(&context), &KernelTables, &mut egress);
+    tc_verdict(&context, verdict, &egress)
 }
 
 /// Ingress of an interface, in its driver.
 #[xdp(frags)]
 fn balance_xdp(context: XdpContext) -> u32 {
-    xdp_verdict::<false>(&context)
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    let verdict = balance(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+}
+
+/// Goes on with the first packet of a connection.
+#[xdp(frags)]
+fn open_xdp(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    let verdict = open(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
 }
 
 /// Ingress of an interface, behind a driver without XDP. Without `frags`, which breaks TC behind it (Linux 6.18).
 #[xdp]
 fn balance_xdp_generic(context: XdpContext) -> u32 {
-    xdp_verdict::<true>(&context)
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<true>::new(&context);
+    let verdict = balance(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+}
+
+/// Goes on with the first packet of a connection.
+#[xdp]
+fn open_xdp_generic(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<true>::new(&context);
+    let verdict = open(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
 }
 
 /// The socket of a new connection.
@@ -71,13 +101,45 @@ fn pass(_: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn xdp_verdict<const GENERIC: bool>(context: &XdpContext) -> u32 {
-    match balance(&mut XdpFrame::<GENERIC>::new(context), &KernelTables) {
-        Ok(Verdict::Pass) => XDP_PASS,
-        Ok(Verdict::Send(egress)) => xdp::send(context, &egress),
-        Err(reason) if refused(context, reason) => XDP_PASS,
-        Err(_) => XDP_DROP,
+fn tc_verdict(context: &TcContext, verdict: Result<Verdict, DropReason>, egress: &Egress) -> i32 {
+    let reason = match verdict {
+        Ok(Verdict::Pass) => return TC_ACT_UNSPEC,
+        Ok(Verdict::Send) => return tc::send(egress),
+        Ok(Verdict::Jump(jump)) => jumped(context, &TC_JUMPS, jump),
+        Err(reason) => reason,
+    };
+    match refused(context, reason) {
+        true => TC_ACT_UNSPEC,
+        false => TC_ACT_SHOT,
     }
+}
+
+#[inline(always)]
+fn xdp_verdict(
+    context: &XdpContext,
+    verdict: Result<Verdict, DropReason>,
+    egress: &Egress,
+    jumps: &ProgramArray,
+) -> u32 {
+    let reason = match verdict {
+        Ok(Verdict::Pass) => return XDP_PASS,
+        Ok(Verdict::Send) => return xdp::send(context, egress),
+        Ok(Verdict::Jump(jump)) => jumped(context, jumps, jump),
+        Err(reason) => reason,
+    };
+    match refused(context, reason) {
+        true => XDP_PASS,
+        false => XDP_DROP,
+    }
+}
+
+/// Leaves for another program; comes back with a reason only when there is none. Then the packet is dropped: the stack
+/// would answer it with RST, and it is only a moment until every program is in its place.
+#[inline(always)]
+fn jumped<C: EbpfContext>(context: &C, jumps: &ProgramArray, jump: Jump) -> DropReason {
+    // SAFETY: every program of the table is of this hook; the kernel has checked that.
+    let _ = unsafe { jumps.tail_call(context, jump as u32) };
+    DropReason::Internal
 }
 
 /// Counts and logs a packet that was not carried; true when the stack gets it.

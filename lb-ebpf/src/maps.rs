@@ -10,6 +10,7 @@
 //! | `DROPS` | programs | fixed |
 //! | `LISTENERS` | daemon | fixed |
 //! | `SCRATCH` | programs | one record per CPU |
+//! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
@@ -17,21 +18,23 @@
 use aya_ebpf::{
     helpers,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, Queue, SockMap},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
     atomic::AtomicU32,
     flow::{Flow, FlowKey, Hit},
-    layout::{EPOCHS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
     member::Member,
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
-    tcp::{Direction, Phase},
+    tcp::{Direction, Flags, Phase},
 };
 
 use crate::{
-    expire, flow, select, snat,
+    expire,
+    flow::{self, Note},
+    select, snat,
     tables::{Allocation, Tables},
 };
 
@@ -69,6 +72,15 @@ static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_REASONS, 0);
 /// IPv4 listeners first, IPv6 listeners from [`MAX_WORKERS`] on.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * MAX_WORKERS, 0);
+/// Programs of the TC hook that others jump to, by [`lb_common::layout::Jump`].
+#[map]
+pub static TC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0);
+/// The same of the XDP hook in the driver.
+#[map]
+pub static XDP_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0);
+/// The same of the XDP hook behind the driver.
+#[map]
+pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0);
 /// Where XDP programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
@@ -205,6 +217,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn track(&self, slot: u32, note: &Note) {
+        let (direction, flags) = note.way;
+        let way = direction as u32 | u32::from(flags.0) << 8;
+        track_flow(slot, way, note.sequence, note.next, note.length);
+    }
+
+    #[inline(always)]
     fn claim(&self, now: u64) -> u32 {
         claim_flow(now)
     }
@@ -243,4 +262,22 @@ pub extern "C" fn bind_port(member: u32, slot: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn claim_flow(now: u64) -> u32 {
     expire::claim(&KernelTables, now)
+}
+
+/// A function of its own for the verifier (Linux 5.6). `way` is the direction, and the flags in the second byte.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn track_flow(slot: u32, way: u32, sequence: u32, next: u32, length: u32) -> u32 {
+    let direction = match way & 1 {
+        0 => Direction::Forward,
+        _ => Direction::Reverse,
+    };
+    let note = Note {
+        way: (direction, Flags((way >> 8) as u8)),
+        sequence,
+        next,
+        length,
+    };
+    flow::track(&KernelTables, slot, &note);
+    0
 }

@@ -28,10 +28,33 @@ pub struct Packet {
     pub length: u32,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Length of IP and TCP headers, bytes.
+    pub headers: u32,
 }
 
-/// Offset of the flag byte in the TCP header (RFC 9293 §3.1).
-const FLAGS: usize = 13;
+impl Packet {
+    /// Payload, bytes.
+    #[inline(always)]
+    pub const fn data(&self) -> u32 {
+        self.length.saturating_sub(self.headers)
+    }
+
+    /// The sequence number that follows this segment.
+    #[inline(always)]
+    pub fn next(&self) -> u32 {
+        self.sequence
+            .wrapping_add(self.data())
+            .wrapping_add(u32::from(self.flags.any(Flags::SYN)))
+            .wrapping_add(u32::from(self.flags.any(Flags::FIN)))
+    }
+}
+
+/// Offset of the sequence number in the TCP header (RFC 9293 §3.1).
+const SEQUENCE: usize = 4;
+/// Offset of the header length in the TCP header; the flag byte follows.
+const OFFSET: usize = 12;
 /// The fragment offset and the more-fragments bit (RFC 791 §3.1), network order.
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 
@@ -138,7 +161,8 @@ fn tcp<F: Frame>(
     frame.reach(l4 + TcpHdr::LEN)?;
     let sport: u16 = frame.load(l4)?;
     let dport: u16 = frame.load(l4 + 2)?;
-    let flags: u8 = frame.load(l4 + FLAGS)?;
+    let sequence = u32::from_be(word(frame.load(l4 + SEQUENCE)?));
+    let [offset, flags]: [u8; 2] = frame.load(l4 + OFFSET)?;
     Ok(Some(Packet {
         key: FlowKey {
             src,
@@ -152,5 +176,7 @@ fn tcp<F: Frame>(
         l4,
         length,
         ttl,
+        sequence,
+        headers: (l4 - l3) as u32 + u32::from(offset >> 4) * 4,
     }))
 }

@@ -9,6 +9,8 @@ use lb_common::{
     tcp::{Direction, Phase},
 };
 
+use crate::flow::Note;
+
 /// Where new flow records come from. One record, shared by all CPUs.
 #[repr(C)]
 #[derive(Debug)]
@@ -89,6 +91,14 @@ pub trait Tables {
         Self: Sized,
     {
         crate::flow::release(self, slot, phase)
+    }
+
+    /// [`crate::flow::track`], behind such a call.
+    fn track(&self, slot: u32, note: &Note)
+    where
+        Self: Sized,
+    {
+        crate::flow::track(self, slot, note);
     }
 
     /// [`crate::expire::claim`], behind such a call.

@@ -9,6 +9,7 @@ use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
     flow::{Flow, FlowKey, Hit, Route},
+    layout::Jump,
     member::Member,
     reason::DropReason,
     service::{Config, Pool, Service, ServiceKey},
@@ -28,8 +29,8 @@ const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
 const VIA: Egress = Egress {
     interface: 7,
     known: true,
-    source: [1, 2, 3],
-    destination: [4, 5, 6],
+    macs: [1, 2, 3],
+    mtu: 1500,
 };
 
 /// Tables in memory, with a clock that stands still until it is set.
@@ -99,7 +100,20 @@ impl MemoryTables {
     }
 
     fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
-        balance(&mut MemoryFrame::new(frame, Ok(VIA)), self)
+        self.send_by(frame, Ok(VIA))
+    }
+
+    fn send_by(
+        &self,
+        frame: &mut [u8],
+        way: Result<Egress, DropReason>,
+    ) -> Result<Verdict, DropReason> {
+        let mut frame = MemoryFrame::new(frame, way);
+        let mut egress = Egress::default();
+        match balance(&mut frame, self, &mut egress)? {
+            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
+            verdict => Ok(verdict),
+        }
     }
 
     fn active(&self) -> u64 {
@@ -118,8 +132,12 @@ fn record(route: Route, phase: Phase) -> &'static Flow {
         packets: Default::default(),
         bytes: Default::default(),
         owners: AtomicU32::new(0),
-        reserved: AtomicU32::new(0),
-        reserved2: Default::default(),
+        vlan: AtomicU32::new(0),
+        first: AtomicU32::new(0),
+        header: AtomicU32::new(0),
+        ways: Default::default(),
+        shift: Default::default(),
+        next: Default::default(),
     }))
 }
 
@@ -228,16 +246,12 @@ fn open(tables: &MemoryTables, port: u16) -> Result<Verdict, DropReason> {
 fn ports_are_refused_only_when_every_one_is_in_use() {
     let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
     for port in 0..8 {
-        assert_eq!(
-            open(&tables, 1000 + port),
-            Ok(Verdict::Send(VIA)),
-            "flow {port}"
-        );
+        assert_eq!(open(&tables, 1000 + port), Ok(Verdict::Send), "flow {port}");
     }
     assert_eq!(open(&tables, 2000), Err(DropReason::PortsExhausted));
     assert_eq!(tables.active(), 8, "a refused flow leaves nothing behind");
     assert_eq!(tables.keys.borrow().len(), 16);
-    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send(VIA)));
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
     assert_eq!(
         open(&tables, 2000),
         Err(DropReason::PortsExhausted),
@@ -246,7 +260,7 @@ fn ports_are_refused_only_when_every_one_is_in_use() {
     tables.now.set(tables.now.get() + 4 * TICK);
     assert_eq!(
         open(&tables, 2000),
-        Ok(Verdict::Send(VIA)),
+        Ok(Verdict::Send),
         "no sweep is needed to get the port back"
     );
 }
@@ -275,7 +289,7 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
     for port in 0..5 {
         assert_eq!(
             tables.send(&mut packet(1000 + port, ACK)),
-            Ok(Verdict::Send(VIA))
+            Ok(Verdict::Send)
         );
     }
 }
@@ -312,10 +326,7 @@ fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
     let tables = MemoryTables::new(Service::SNAT_NONE);
     let mut frame = packet(1000, SYN);
     let untouched = frame.clone();
-    let refused = balance(
-        &mut MemoryFrame::new(&mut frame, Err(DropReason::NoRoute)),
-        &tables,
-    );
+    let refused = tables.send_by(&mut frame, Err(DropReason::NoRoute));
     assert_eq!(refused, Err(DropReason::NoRoute));
     assert_eq!(
         frame, untouched,

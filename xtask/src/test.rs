@@ -23,6 +23,9 @@ pub(crate) struct Args {
     layer: Option<Layer>,
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Test the unoptimised daemon: quicker to build, slower to run
+    #[arg(long)]
+    dev: bool,
 }
 
 /// Named after what a test of it needs; see `docs/testing.md`.
@@ -50,9 +53,14 @@ impl Layer {
         }
     }
 
-    /// Layers that load programs into the kernel, and need the daemon's binary.
+    /// Layers that load programs into the kernel.
     const fn needs_root(self) -> bool {
         matches!(self, Self::Prog | Self::E2e)
+    }
+
+    /// Layers that start the daemon.
+    const fn needs_daemon(self) -> bool {
+        matches!(self, Self::E2e)
     }
 
     /// Whether there is anything to run: unit tests are everywhere, the others in a folder of `tests/`.
@@ -89,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .into_iter()
         .partition(|layer| root || !layer.needs_root());
 
-    let outcome = run_layers(&run, args.filter.as_deref());
+    let outcome = run_layers(&run, args.filter.as_deref(), !args.dev);
     let mut total = outcome.total;
     let mut failures = outcome.failures;
     for layer in refused {
@@ -111,7 +119,7 @@ struct Outcome {
 }
 
 /// Goes on after a failure, so that one run shows all of them.
-fn run_layers(layers: &[Layer], filter: Option<&str>) -> Outcome {
+fn run_layers(layers: &[Layer], filter: Option<&str>, release: bool) -> Outcome {
     let mut outcome = Outcome::default();
     if layers.is_empty() {
         return outcome;
@@ -127,8 +135,8 @@ fn run_layers(layers: &[Layer], filter: Option<&str>) -> Outcome {
     };
     let mut daemon = None;
     for &layer in layers {
-        if layer.needs_root() && daemon.is_none() {
-            match build::daemon(&tools, true) {
+        if layer.needs_daemon() && daemon.is_none() {
+            match build::daemon(&tools, release) {
                 Ok(path) => daemon = Some(path),
                 Err(error) => {
                     outcome.failures.push(format!("{error:#}"));

@@ -20,16 +20,19 @@ const AF_INET6: u8 = 10;
 const SUCCESS: i64 = 0;
 const FORWARDING_OFF: i64 = 5;
 const NO_NEIGHBOUR: i64 = 7;
-const FRAGMENTATION_NEEDED: i64 = 8;
 
-/// Asks for the way of a packet that will say `to`. `length` 0 leaves the MTU out (GSO packets are cut later).
+/// Any length but 0 makes the kernel tell the MTU (Linux 5.12).
+const ANY: u16 = 1;
+/// Less cannot be an MTU (RFC 791 §3.2): the kernel is one that tells none.
+const MIN_MTU: u16 = 68;
+
+/// Asks for the way of a packet that will say `to`.
 ///
 /// A function of its own: its question takes 64 of the 512 bytes of stack.
 #[inline(never)]
 pub(super) fn lookup(
     context: *mut c_void,
     interface: u32,
-    length: u16,
     to: &FlowKey,
     egress: &mut Egress,
 ) -> Result<(), DropReason> {
@@ -39,7 +42,7 @@ pub(super) fn lookup(
         l4_protocol: IpProto::Tcp as u8,
         sport: to.sport,
         dport: to.dport,
-        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: length },
+        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: ANY },
         ifindex: interface,
         __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { flowinfo: 0 },
         __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.src.0 },
@@ -58,17 +61,18 @@ pub(super) fn lookup(
     };
     egress.interface = ask.ifindex;
     egress.known = answer == SUCCESS;
-    egress.source = mac(ask.smac);
-    egress.destination = mac(ask.dmac);
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (ask.dmac, ask.smac);
+    egress.macs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+    // SAFETY: the kernel writes the MTU in place of the length.
+    let mtu = unsafe { ask.__bindgen_anon_1.mtu_result };
+    egress.mtu = if mtu < MIN_MTU {
+        u32::MAX
+    } else {
+        u32::from(mtu)
+    };
     match answer {
         SUCCESS | NO_NEIGHBOUR => Ok(()),
         FORWARDING_OFF => Err(DropReason::ForwardingOff),
-        FRAGMENTATION_NEEDED => Err(DropReason::TooBig),
         _ => Err(DropReason::NoRoute),
     }
-}
-
-#[inline(always)]
-fn mac(bytes: [u8; 6]) -> [u16; 3] {
-    [0, 2, 4].map(|at| u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
 }

@@ -67,7 +67,11 @@ impl Frame for MemoryFrame<'_> {
         self.store(edit.at, edit.addresses.and(edit.ports).apply(field))
     }
 
-    fn route(&self, _: &Packet, _: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
+    fn size(&self, packet: &Packet) -> u32 {
+        packet.length
+    }
+
+    fn route(&self, _: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
         *egress = self.egress?;
         Ok(())
     }

@@ -44,7 +44,7 @@ macro_rules! wire {
     )* };
 }
 wire!(
-    u8, u16, [u16; 2], [u16; 3], [u16; 16], EthHdr, Ipv4Hdr, Ipv6Hdr
+    u8, [u8; 2], u16, [u16; 2], [u16; 6], [u16; 16], EthHdr, Ipv4Hdr, Ipv6Hdr
 );
 
 /// A packet from its Ethernet header on. Offsets count from there.
@@ -98,12 +98,15 @@ pub trait Frame {
     /// [`DropReason::Truncated`] outside of the accessible bytes.
     fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason>;
 
+    /// The largest IP packet that leaves for this one, bytes: a segment of it when the device cuts it.
+    fn size(&self, packet: &Packet) -> u32;
+
     /// Finds the way for a packet that will say `to`.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    fn route(&self, packet: &Packet, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason>;
+    fn route(&self, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason>;
 
     /// Writes the link-layer addresses of the way out, where they are known.
     ///
@@ -113,8 +116,8 @@ pub trait Frame {
     #[inline(always)]
     fn address(&mut self, egress: &Egress) -> Result<(), DropReason> {
         if egress.known {
-            self.store(0, egress.destination)?;
-            self.store(6, egress.source)?;
+            let [[a, b], [c, d], [e, f]] = egress.macs.map(halves);
+            self.store(0, [a, b, c, d, e, f])?;
         }
         Ok(())
     }

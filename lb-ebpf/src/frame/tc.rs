@@ -98,10 +98,19 @@ impl Frame for TcFrame<'_> {
     }
 
     #[inline(always)]
-    fn route(&self, _: &Packet, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
+    fn size(&self, packet: &Packet) -> u32 {
+        // SAFETY: a field of the context that every program may read (Linux 5.7).
+        match unsafe { (*self.context.skb.skb).gso_size } {
+            0 => packet.length,
+            segment => packet.headers + segment,
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
         // SAFETY: a field of the context that every program may read.
         let interface = unsafe { (*self.context.skb.skb).ingress_ifindex };
-        fib::lookup(self.context.as_ptr(), interface, 0, to, egress)
+        fib::lookup(self.context.as_ptr(), interface, to, egress)
     }
 }
 

@@ -1,7 +1,12 @@
 //! A frame at the XDP hook, in the driver or behind it.
 #![expect(unsafe_code, reason = "packet access and helper calls")]
 
-use aya_ebpf::{EbpfContext as _, bindings::xdp_action::XDP_TX, helpers, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{xdp_action::XDP_TX, xdp_md},
+    helpers,
+    programs::XdpContext,
+};
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{Bounds, ChecksumEdit, Frame, Wire, address_halves, fib, read, write};
@@ -39,21 +44,33 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
             return Err(DropReason::TooBig);
         }
         self.store(edit.at, 0u16)?;
-        let scratch = SCRATCH.get_ptr_mut(0).ok_or(DropReason::Internal)?;
-        let mut sum = edit.pseudo + u64::from(edit.addresses.sum32());
-        for place in 0..CHUNKS {
-            let done = place * CHUNK;
-            if done >= edit.segment {
-                break;
-            }
-            let length = (edit.segment - done).min(CHUNK);
-            sum += chunk(self.context, scratch, edit.l4 as u32 + done, length);
-        }
+        let sum = sum_packet(self.context.ctx, edit.l4 as u32, edit.segment);
         if sum >= UNREADABLE {
             return Err(DropReason::Truncated);
         }
+        let sum = sum + edit.pseudo + u64::from(edit.addresses.sum32());
         self.store(edit.at, !fold(sum))
     }
+}
+
+/// The sum of the bytes of a packet from an offset on, or [`UNREADABLE`] and more.
+///
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sum_packet(context: *mut xdp_md, at: u32, length: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return UNREADABLE;
+    };
+    let mut sum = 0;
+    for place in 0..CHUNKS {
+        let done = place * CHUNK;
+        if done >= length {
+            break;
+        }
+        sum += chunk(context, scratch, at + done, (length - done).min(CHUNK));
+    }
+    sum
 }
 
 /// Added to the sum when the packet ends early: one look at the end, instead of a way out of every step.
@@ -61,7 +78,7 @@ const UNREADABLE: u64 = 1 << 40;
 
 /// The sum of up to [`CHUNK`] bytes of the packet.
 #[inline(always)]
-fn chunk(context: &XdpContext, scratch: *mut [u32; 128], at: u32, length: u32) -> u64 {
+fn chunk(context: *mut xdp_md, scratch: *mut [u32; 128], at: u32, length: u32) -> u64 {
     // 1 to `CHUNK` bytes and as many words already, but the verifier has to see it.
     let length = (opaque(u64::from(length) - 1) as u32 & (CHUNK - 1)) + 1;
     let words = (opaque(u64::from(length.div_ceil(4)) - 1) as u32 & (CHUNK / 4 - 1)) + 1;
@@ -70,7 +87,7 @@ fn chunk(context: &XdpContext, scratch: *mut [u32; 128], at: u32, length: u32) -
     unsafe { (*scratch)[(words as usize - 1) & 127] = 0 };
     // SAFETY: the scratch record holds `CHUNK` bytes and is this CPU's own.
     let loaded =
-        unsafe { helpers::generated::bpf_xdp_load_bytes(context.ctx, at, scratch.cast(), length) };
+        unsafe { helpers::generated::bpf_xdp_load_bytes(context, at, scratch.cast(), length) };
     // SAFETY: as above; `words * 4` is at most `CHUNK`.
     let sum = unsafe {
         helpers::generated::bpf_csum_diff(core::ptr::null_mut(), 0, scratch.cast(), words * 4, 0)
@@ -130,15 +147,14 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     }
 
     #[inline(always)]
-    fn route(&self, packet: &Packet, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
+    fn size(&self, packet: &Packet) -> u32 {
+        packet.length
+    }
+
+    #[inline(always)]
+    fn route(&self, to: &FlowKey, egress: &mut Egress) -> Result<(), DropReason> {
         let interface = self.context.ingress_ifindex() as u32;
-        fib::lookup(
-            self.context.as_ptr(),
-            interface,
-            packet.length as u16,
-            to,
-            egress,
-        )
+        fib::lookup(self.context.as_ptr(), interface, to, egress)
     }
 }
 

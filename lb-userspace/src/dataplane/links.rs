@@ -13,7 +13,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{bpffs::PinDirectory, clsact, loader};
+use super::{bpffs::PinDirectory, clsact, jumps::Jumps, loader};
 use crate::{
     admin::view::AttachmentView,
     model::{Attach, Network},
@@ -21,10 +21,38 @@ use crate::{
 
 /// The hook of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Hook {
+pub(super) enum Hook {
     Tc,
     Xdp,
     XdpGeneric,
+}
+
+impl Hook {
+    /// The hook that a program was written for, by the end of its name.
+    pub(super) fn of(program: &str) -> Self {
+        [Self::Tc, Self::Xdp, Self::XdpGeneric]
+            .into_iter()
+            .find(|hook| program.ends_with(hook.suffix()))
+            .unwrap_or(Self::Tc)
+    }
+
+    /// How the names of its programs end.
+    pub(super) const fn suffix(self) -> &'static str {
+        match self {
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+            Self::XdpGeneric => "xdp_generic",
+        }
+    }
+
+    /// The map of the programs that may be jumped to.
+    pub(super) const fn jumps(self) -> &'static str {
+        match self {
+            Self::Tc => "TC_JUMPS",
+            Self::Xdp => "XDP_JUMPS",
+            Self::XdpGeneric => "XDP_GENERIC_JUMPS",
+        }
+    }
 }
 
 /// Attaches the programs to every interface of the configuration, or swaps them in place where an earlier daemon left
@@ -36,6 +64,7 @@ enum Hook {
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &PinDirectory,
+    jumps: &mut Jumps,
     network: &Network,
 ) -> Result<Vec<AttachmentView>> {
     let mut interfaces = network.client_interfaces.clone();
@@ -45,16 +74,17 @@ pub(super) fn attach(
         }
     }
     let (mut hook, mut why) = choose(network.attach, &interfaces);
-    let attached = attach_all(ebpf, pins, &interfaces, hook);
+    let attached = attach_all(ebpf, pins, jumps, &interfaces, hook);
     let (words, wanted) = match attached {
         // A packet that XDP sends to an interface without XDP is lost unseen: so it is all or none.
         Err(error) if network.attach == Attach::Auto && hook == Hook::Xdp => {
             log::info!("{error:#}");
             (hook, why) = (Hook::Tc, "not every driver has XDP");
-            attach_all(ebpf, pins, &interfaces, hook)?
+            attach_all(ebpf, pins, jumps, &interfaces, hook)?
         }
         attached => attached?,
     };
+    jumps.unpin_others(pins)?;
     for name in pins.names() {
         if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
             pins.unpin(&name)?;
@@ -84,9 +114,14 @@ fn choose(attach: Attach, interfaces: &[String]) -> (Hook, &'static str) {
 fn attach_all(
     ebpf: &mut Ebpf,
     pins: &PinDirectory,
+    jumps: &mut Jumps,
     interfaces: &[String],
     hook: Hook,
 ) -> Result<(Vec<&'static str>, Vec<String>)> {
+    // Behind XDP runs TC.
+    jumps.ready(ebpf, Hook::Tc)?;
+    jumps.ready(ebpf, hook)?;
+    jumps.pin(pins)?;
     let (mut words, mut wanted) = (Vec::new(), Vec::new());
     for interface in interfaces {
         let word = attach_one(ebpf, pins, hook, interface, &mut wanted)
@@ -114,7 +149,7 @@ fn attach_one(
             ebpf,
             pins,
             interface,
-            ["balance_xdp", "balance_xdp_generic"],
+            [Hook::Xdp, Hook::XdpGeneric],
             XdpMode::Driver,
             wanted,
         )?,
@@ -123,7 +158,7 @@ fn attach_one(
                 ebpf,
                 pins,
                 interface,
-                ["balance_xdp_generic", "balance_xdp"],
+                [Hook::XdpGeneric, Hook::Xdp],
                 XdpMode::Skb,
                 wanted,
             )?;
@@ -172,16 +207,16 @@ fn attach_xdp(
     ebpf: &mut Ebpf,
     pins: &PinDirectory,
     interface: &str,
-    [program, other]: [&str; 2],
+    hooks: [Hook; 2],
     mode: XdpMode,
     wanted: &mut Vec<String>,
 ) -> Result<()> {
-    let name = format!("link-{program}-{interface}");
-    let program = loader::xdp(ebpf, program)?;
+    let [name, other] = hooks.map(|hook| format!("link-balance_{}-{interface}", hook.suffix()));
+    let program = loader::xdp(ebpf, &format!("balance_{}", hooks[0].suffix()))?;
     let path = pins.pin(&name);
     if adopt_xdp(program, &path).is_none() {
         let _ = fs::remove_file(&path);
-        pins.unpin(&format!("link-{other}-{interface}"))?;
+        pins.unpin(&other)?;
         let id = program.attach(interface, mode).context(
             "XDP cannot be attached there; `attach = \"auto\"` takes TC where the driver has no XDP, and \
              `attach = \"xdp-generic\"` works on any interface",

@@ -3,6 +3,7 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod jumps;
 mod links;
 mod loader;
 mod sys;
@@ -36,7 +37,7 @@ pub use self::{
     loader::OBJECT,
     tables::{FlowSnapshot, Numbers},
 };
-use self::{bpffs::PinDirectory, tables::Tables};
+use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
     admin::view::AttachmentView,
     model::{Generation, Name},
@@ -53,6 +54,7 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    jumps: Jumps,
     listeners: SockMap<MapData>,
     attachments: Vec<AttachmentView>,
     adopted: bool,
@@ -85,14 +87,16 @@ impl KernelPlane {
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
             pins,
             tables,
+            jumps: Jumps::new(instance),
             listeners,
             attachments: Vec::new(),
             adopted,
-            instance: RandomState::new().build_hasher().finish() as u32,
+            instance,
         })
     }
 
@@ -177,7 +181,12 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        self.attachments = links::attach(&mut self.ebpf, &self.pins, &generation.network)?;
+        self.attachments = links::attach(
+            &mut self.ebpf,
+            &self.pins,
+            &mut self.jumps,
+            &generation.network,
+        )?;
         Ok(())
     }
 
@@ -188,6 +197,7 @@ impl KernelPlane {
     /// When the kernel refuses.
     pub fn attach_clsact(&mut self, generation: &Generation) -> Result<()> {
         let network = &generation.network;
+        self.jumps.ready(&mut self.ebpf, Hook::Tc)?;
         let program = loader::classifier(&mut self.ebpf, "balance_tc")?;
         for interface in network
             .client_interfaces
@@ -212,7 +222,8 @@ impl KernelPlane {
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
         links::detach_filters(&generation.network);
         for name in self.pins.names() {
-            if name.starts_with("link-") && name != links::STEERING {
+            if (name.starts_with("link-") && name != links::STEERING) || name.starts_with("jumps-")
+            {
                 self.pins.unpin(&name)?;
             }
         }
@@ -290,15 +301,25 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// Names of the programs for the hook of one.
+    pub fn programs(&self, program: &str) -> Vec<String> {
+        let names = self.ebpf.programs().map(|(name, _)| name);
+        names
+            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
+            .filter(|name| name.ends_with(Hook::of(program).suffix()))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// How many instructions the verifier walked for a program (Linux 5.16).
     ///
     /// # Errors
     ///
     /// When the kernel refuses the program or does not tell.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match program.starts_with("balance_xdp") {
-            true => loader::xdp(&mut self.ebpf, program)?.info()?,
-            false => loader::classifier(&mut self.ebpf, program)?.info()?,
+        let info = match Hook::of(program) {
+            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
         };
         info.verified_instruction_count()
             .context("the kernel does not tell")
@@ -315,6 +336,7 @@ impl KernelPlane {
         packet: &[u8],
         ingress: u32,
     ) -> Result<(u32, Vec<u8>)> {
+        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions {
             data_in: Some(packet),
@@ -322,7 +344,7 @@ impl KernelPlane {
             ..TestRunOptions::new()
         };
         let mut context;
-        let result = if program.starts_with("balance_xdp") {
+        let result = if Hook::of(program) != Hook::Tc {
             // struct xdp_md: data_end is the length, then the interface.
             context = vec![0; 24];
             context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
