@@ -35,7 +35,14 @@ mod tests;
 use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
 use crate::flow::Note;
-pub use crate::{expire::sweep, forward::Egress, frame::Frame, parse::Packet, tables::Tables};
+pub use crate::{
+    expire::sweep,
+    forward::Egress,
+    frame::Frame,
+    parse::Packet,
+    shift::{Workspace, shift},
+    tables::Tables,
+};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,6 +124,9 @@ fn carry<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    if shift::concerns(flow) {
+        return Ok(Verdict::Jump(Jump::Shift));
+    }
     let (direction, now) = (hit.direction(), tables.now());
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {

@@ -9,7 +9,7 @@
 //! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
 //! | `DROPS` | programs | fixed |
 //! | `LISTENERS` | daemon | fixed |
-//! | `SCRATCH` | programs | one record per CPU |
+//! | `SCRATCH`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
@@ -34,7 +34,9 @@ use lb_common::{
 use crate::{
     expire,
     flow::{self, Note},
-    select, snat,
+    select,
+    shift::Workspace,
+    snat,
     tables::{Allocation, Tables},
 };
 
@@ -84,6 +86,9 @@ pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_
 /// Where XDP programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
+/// Where programs build segments.
+#[map]
+static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 /// Counts a packet or connection that was not carried.
 #[inline(always)]
@@ -92,6 +97,14 @@ pub fn count_drop(reason: DropReason) {
         // SAFETY: the record is this CPU's own.
         unsafe { *count += 1 };
     }
+}
+
+/// This CPU's place to build segments in.
+#[inline(always)]
+pub fn workspace() -> Option<&'static mut Workspace> {
+    let pointer = WORKSPACE.get_ptr_mut(0)?;
+    // SAFETY: the record is this CPU's own, and a program asks once.
+    Some(unsafe { &mut *pointer })
 }
 
 /// The maps of the running kernel.

@@ -229,7 +229,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             name: name.clone(),
             address: address.ip(),
             port: address.port(),
-            forward: Forward::Passthrough { snat: *snat },
+            forward: Forward::Passthrough {
+                snat: *snat,
+                proxy_protocol: name.starts_with("told"),
+            },
             pool: name.clone(),
         }));
         let pool = Pool {

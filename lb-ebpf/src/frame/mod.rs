@@ -3,6 +3,7 @@
 #[cfg(target_arch = "bpf")]
 mod fib;
 mod memory;
+mod reshape;
 #[cfg(target_arch = "bpf")]
 pub mod tc;
 #[cfg(target_arch = "bpf")]
@@ -15,6 +16,7 @@ use network_types::{
 };
 
 pub use memory::MemoryFrame;
+pub use reshape::Reshape;
 #[cfg(target_arch = "bpf")]
 pub use tc::TcFrame;
 #[cfg(target_arch = "bpf")]

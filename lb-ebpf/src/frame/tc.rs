@@ -14,7 +14,7 @@ use crate::{Egress, Packet};
 
 /// A packet in a socket buffer.
 pub struct TcFrame<'a> {
-    context: &'a TcContext,
+    pub(super) context: &'a TcContext,
 }
 
 impl<'a> TcFrame<'a> {

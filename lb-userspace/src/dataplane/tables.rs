@@ -247,11 +247,12 @@ impl Tables {
                 epoch: epoch as u16,
             };
             let (forward, snat) = match &server.forward {
-                Forward::Passthrough { snat: Snat::None } => {
-                    (Service::PASSTHROUGH, Service::SNAT_NONE)
-                }
+                Forward::Passthrough {
+                    snat: Snat::None, ..
+                } => (Service::PASSTHROUGH, Service::SNAT_NONE),
                 Forward::Passthrough {
                     snat: Snat::Automap,
+                    ..
                 } => (Service::PASSTHROUGH, Service::SNAT_AUTOMAP),
                 Forward::Proxy { .. } => (Service::PROXY, Service::SNAT_NONE),
             };
@@ -260,6 +261,17 @@ impl Tables {
                 virtual_server: numbers.virtual_servers[&server.name],
                 forward,
                 snat,
+                flags: if matches!(
+                    server.forward,
+                    Forward::Passthrough {
+                        proxy_protocol: true,
+                        ..
+                    }
+                ) {
+                    Service::PROXY_HEADER
+                } else {
+                    0
+                },
             };
             self.services.insert(Record(key), Record(service), 0)?;
         }

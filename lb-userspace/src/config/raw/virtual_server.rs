@@ -28,6 +28,8 @@ pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
     /// Says `none` wherever it is readable.
     pub(in crate::config) server_tls: Field<()>,
+    /// Says "v2" where it is true.
+    pub(in crate::config) proxy_protocol: Field<bool>,
 }
 
 /// `forward`.
@@ -106,11 +108,10 @@ pub(super) fn read<'d>(
         &[("implicit", plaintext), ("starttls", plaintext)],
         faults,
     );
-    let untold = "Remove it; with forward = \"passthrough\" and snat = \"none\" members see the client's address.";
-    section.choice(
+    let proxy_protocol = section.choice(
         "proxy_protocol",
-        &[("none", ())],
-        &[("v1", untold), ("v2", untold)],
+        &[("none", false), ("v2", true)],
+        &[("v1", "Use proxy_protocol = \"v2\".")],
         faults,
     );
     section.later(
@@ -142,6 +143,7 @@ pub(super) fn read<'d>(
         starttls,
         certificates,
         server_tls,
+        proxy_protocol,
     }
 }
 

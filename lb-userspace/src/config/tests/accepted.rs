@@ -42,7 +42,8 @@ fn every_key_reaches_the_model() {
             address: "203.0.113.10".parse().unwrap(),
             port: 465,
             forward: Forward::Passthrough {
-                snat: Snat::Automap
+                snat: Snat::Automap,
+                proxy_protocol: false,
             },
             pool: "mx-tls".into(),
         }
@@ -177,7 +178,10 @@ fn words_choose_what_they_say() {
     let snat = accepted(&BASE.replace("snat = \"automap\"", "snat = \"none\""));
     assert_eq!(
         snat.virtual_servers[0].forward,
-        Forward::Passthrough { snat: Snat::None }
+        Forward::Passthrough {
+            snat: Snat::None,
+            proxy_protocol: false,
+        }
     );
     let helo = accepted(&BASE.replace("helo = \"lb.example.org\"\n", ""));
     assert_eq!(

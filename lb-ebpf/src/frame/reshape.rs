@@ -1,0 +1,188 @@
+//! Frames that change their length: what becomes of a packet that turns into another one.
+
+use lb_common::reason::DropReason;
+
+use super::Frame;
+use crate::shift::{ROOM, SEGMENT};
+
+/// A packet whose end can be moved. Offsets count from its Ethernet header.
+pub trait Reshape: Frame {
+    /// Copies 1 to [`ROOM`] bytes out of the packet, wherever they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet ends before.
+    fn copy_out(&self, at: usize, to: &mut [u8; ROOM], length: u32) -> Result<(), DropReason>;
+
+    /// Copies 1 to [`SEGMENT`] bytes into the packet. `summed`: no checksum of the packet itself makes up for them.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet ends before.
+    fn copy_in(
+        &mut self,
+        at: usize,
+        from: &[u8; SEGMENT],
+        length: u32,
+        summed: bool,
+    ) -> Result<(), DropReason>;
+
+    /// Moves the packet's end; what is new behind the old one is undefined.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::TooBig`] when there is no room.
+    fn resize(&mut self, length: usize) -> Result<(), DropReason>;
+
+    /// Will a device finish the TCP checksum at this offset? `pseudo`: the sum of the pseudo-header. Leaves the field
+    /// undefined.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] outside of the accessible bytes.
+    fn unfinished(&mut self, at: usize, pseudo: u64) -> Result<bool, DropReason>;
+}
+
+#[cfg(target_arch = "bpf")]
+#[expect(unsafe_code, reason = "helper calls")]
+mod kernel {
+    use aya_ebpf::{
+        EbpfContext as _, bindings::BPF_F_RECOMPUTE_CSUM, helpers::generated as helpers,
+    };
+    use lb_common::checksum::fold;
+
+    use super::*;
+    use crate::{
+        frame::{TcFrame, XdpFrame},
+        opaque::opaque,
+    };
+
+    /// 1 to `most` (a power of two) already, but the verifier has to see it.
+    #[inline(always)]
+    fn bounded(length: u32, most: usize) -> u32 {
+        (opaque(u64::from(length) - 1) as u32 & (most as u32 - 1)) + 1
+    }
+
+    #[inline(always)]
+    fn done(code: i64, otherwise: DropReason) -> Result<(), DropReason> {
+        if code == 0 { Ok(()) } else { Err(otherwise) }
+    }
+
+    impl Reshape for TcFrame<'_> {
+        #[inline(always)]
+        fn copy_out(&self, at: usize, to: &mut [u8; ROOM], length: u32) -> Result<(), DropReason> {
+            let length = bounded(length, ROOM);
+            // SAFETY: the buffer holds `ROOM` bytes.
+            let code = unsafe {
+                helpers::bpf_skb_load_bytes(
+                    self.context.as_ptr().cast_const(),
+                    at as u32,
+                    to.as_mut_ptr().cast(),
+                    length,
+                )
+            };
+            done(code, DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn copy_in(
+            &mut self,
+            at: usize,
+            from: &[u8; SEGMENT],
+            length: u32,
+            summed: bool,
+        ) -> Result<(), DropReason> {
+            let length = bounded(length, SEGMENT);
+            let flags = if summed { BPF_F_RECOMPUTE_CSUM } else { 0 };
+            // SAFETY: the buffer holds `SEGMENT` bytes.
+            let code = unsafe {
+                helpers::bpf_skb_store_bytes(
+                    self.context.skb.skb,
+                    at as u32,
+                    from.as_ptr().cast(),
+                    length,
+                    u64::from(flags),
+                )
+            };
+            done(code, DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn resize(&mut self, length: usize) -> Result<(), DropReason> {
+            // SAFETY: helper call without pointers but the context.
+            let code =
+                unsafe { helpers::bpf_skb_change_tail(self.context.skb.skb, length as u32, 0) };
+            done(code, DropReason::TooBig)
+        }
+
+        /// The helper changes a field only that no device will finish.
+        #[inline(always)]
+        fn unfinished(&mut self, at: usize, _: u64) -> Result<bool, DropReason> {
+            let before: u16 = self.load(at)?;
+            self.context
+                .l4_csum_replace(at, 0, 0x1234, 0)
+                .map_err(|_| DropReason::Truncated)?;
+            let after: u16 = self.load(at)?;
+            Ok(before == after)
+        }
+    }
+
+    impl<const GENERIC: bool> Reshape for XdpFrame<'_, GENERIC> {
+        #[inline(always)]
+        fn copy_out(&self, at: usize, to: &mut [u8; ROOM], length: u32) -> Result<(), DropReason> {
+            let length = bounded(length, ROOM);
+            // SAFETY: the buffer holds `ROOM` bytes.
+            let code = unsafe {
+                helpers::bpf_xdp_load_bytes(
+                    self.context.ctx,
+                    at as u32,
+                    to.as_mut_ptr().cast(),
+                    length,
+                )
+            };
+            done(code, DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn copy_in(
+            &mut self,
+            at: usize,
+            from: &[u8; SEGMENT],
+            length: u32,
+            _: bool,
+        ) -> Result<(), DropReason> {
+            let length = bounded(length, SEGMENT);
+            // SAFETY: the buffer holds `SEGMENT` bytes.
+            let code = unsafe {
+                helpers::bpf_xdp_store_bytes(
+                    self.context.ctx,
+                    at as u32,
+                    from.as_ptr().cast_mut().cast(),
+                    length,
+                )
+            };
+            done(code, DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn resize(&mut self, length: usize) -> Result<(), DropReason> {
+            // SAFETY: helper call without pointers but the context (Linux 5.18).
+            let now = unsafe { helpers::bpf_xdp_get_buff_len(self.context.ctx) } as i64;
+            // SAFETY: as above.
+            let code = unsafe {
+                helpers::bpf_xdp_adjust_tail(self.context.ctx, (length as i64 - now) as i32)
+            };
+            done(code, DropReason::TooBig)
+        }
+
+        /// Judged by the value: see [`Frame::amend_checksum`]. In the driver nobody would finish it.
+        #[inline(always)]
+        fn unfinished(&mut self, at: usize, pseudo: u64) -> Result<bool, DropReason> {
+            if !GENERIC {
+                return Ok(false);
+            }
+            let field: u16 = self.load(at)?;
+            Ok(field == fold(pseudo))
+        }
+    }
+}
