@@ -35,7 +35,7 @@ use crate::{
     expire,
     flow::{self, Note},
     select,
-    shift::Workspace,
+    shift::{self, Workspace},
     snat,
     tables::{Allocation, Tables},
 };
@@ -293,4 +293,24 @@ pub extern "C" fn track_flow(slot: u32, way: u32, sequence: u32, next: u32, leng
     };
     flow::track(&KernelTables, slot, &note);
     0
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn edit_options(length: u32, what: u32, by: u32) -> u32 {
+    match workspace() {
+        Some(workspace) => shift::options::edit(workspace, length, what, by),
+        None => 0,
+    }
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn append_header(length: u32, slot: u32) -> u32 {
+    match (workspace(), KernelTables.flow(slot)) {
+        (Some(workspace), Some(flow)) => shift::segment::append_header(workspace, length, flow),
+        _ => length,
+    }
 }

@@ -3,7 +3,7 @@
 use lb_common::reason::DropReason;
 
 use super::Frame;
-use crate::shift::{ROOM, SEGMENT};
+use crate::shift::{Place, ROOM, SEGMENT, Workspace, segment};
 
 /// A packet whose end can be moved. Offsets count from its Ethernet header.
 pub trait Reshape: Frame {
@@ -41,21 +41,129 @@ pub trait Reshape: Frame {
     ///
     /// [`DropReason::Truncated`] outside of the accessible bytes.
     fn unfinished(&mut self, at: usize, pseudo: u64) -> Result<bool, DropReason>;
+
+    /// [`Workspace::take`], behind a call that the verifier checks once, whatever comes before and after.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when that is no TCP header, or the packet ends inside.
+    #[inline(always)]
+    fn take(&self, workspace: &mut Workspace, at: usize, length: u32) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        workspace.take(self, at, length)
+    }
+
+    /// [`segment::replace`], behind such a call.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::TooBig`] when there is no room.
+    #[inline(always)]
+    fn replace(&mut self, workspace: &mut Workspace, place: &Place) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        segment::replace(self, workspace, place)
+    }
 }
 
 #[cfg(target_arch = "bpf")]
 #[expect(unsafe_code, reason = "helper calls")]
 mod kernel {
     use aya_ebpf::{
-        EbpfContext as _, bindings::BPF_F_RECOMPUTE_CSUM, helpers::generated as helpers,
+        EbpfContext as _,
+        bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, xdp_md},
+        helpers::generated as helpers,
+        programs::{TcContext, XdpContext},
     };
     use lb_common::checksum::fold;
 
     use super::*;
     use crate::{
         frame::{TcFrame, XdpFrame},
+        maps,
         opaque::opaque,
     };
+
+    /// The offsets and the family of a place in one word: a function takes five arguments at most.
+    #[inline(always)]
+    fn pack(place: &Place) -> u32 {
+        place.l3 as u32 | (place.l4 as u32) << 8 | u32::from(place.v6) << 16
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u32, before: u32, after: u32, pseudo: u64) -> Place {
+        Place {
+            l3: (packed & 0xff) as usize,
+            l4: (packed >> 8 & 0xff) as usize,
+            v6: packed >> 16 != 0,
+            before,
+            after,
+            pseudo,
+        }
+    }
+
+    #[inline(always)]
+    fn taken<F: Reshape>(frame: &F, at: u32, length: u32) -> u32 {
+        let Some(workspace) = maps::workspace() else {
+            return 1;
+        };
+        u32::from(workspace.take(frame, at as usize & 0xff, length).is_err())
+    }
+
+    #[inline(always)]
+    fn replaced<F: Reshape>(frame: &mut F, place: &Place) -> u32 {
+        let Some(workspace) = maps::workspace() else {
+            return 1;
+        };
+        // Every argument has to be used: the compiler leaves others out of the call, and the verifier misses them.
+        if place.before == 0 {
+            return 1;
+        }
+        u32::from(segment::replace(frame, workspace, place).is_err())
+    }
+
+    macro_rules! once {
+        ($frame:ty, $context:ident, $raw:ty, $take:ident, $replace:ident) => {
+            /// A function of its own for the verifier (Linux 5.6).
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $take(context: *mut $raw, at: u32, length: u32) -> u32 {
+                taken(&<$frame>::new(&$context::new(context)), at, length)
+            }
+
+            /// A function of its own for the verifier (Linux 5.6).
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $replace(
+                context: *mut $raw,
+                packed: u32,
+                before: u32,
+                after: u32,
+                pseudo: u64,
+            ) -> u32 {
+                let place = unpack(packed, before, after, pseudo);
+                replaced(&mut <$frame>::new(&$context::new(context)), &place)
+            }
+        };
+    }
+    once!(TcFrame<'_>, TcContext, __sk_buff, take_tc, replace_tc);
+    once!(
+        XdpFrame<'_, false>,
+        XdpContext,
+        xdp_md,
+        take_xdp,
+        replace_xdp
+    );
+    once!(
+        XdpFrame<'_, true>,
+        XdpContext,
+        xdp_md,
+        take_xdp_generic,
+        replace_xdp_generic
+    );
 
     /// 1 to `most` (a power of two) already, but the verifier has to see it.
     #[inline(always)]
@@ -125,6 +233,24 @@ mod kernel {
             let after: u16 = self.load(at)?;
             Ok(before == after)
         }
+
+        #[inline(always)]
+        fn take(&self, _: &mut Workspace, at: usize, length: u32) -> Result<(), DropReason> {
+            let code = take_tc(self.context.skb.skb, at as u32, length);
+            done(i64::from(code), DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn replace(&mut self, _: &mut Workspace, place: &Place) -> Result<(), DropReason> {
+            let code = replace_tc(
+                self.context.skb.skb,
+                pack(place),
+                place.before,
+                place.after,
+                place.pseudo,
+            );
+            done(i64::from(code), DropReason::TooBig)
+        }
     }
 
     impl<const GENERIC: bool> Reshape for XdpFrame<'_, GENERIC> {
@@ -183,6 +309,31 @@ mod kernel {
             }
             let field: u16 = self.load(at)?;
             Ok(field == fold(pseudo))
+        }
+
+        #[inline(always)]
+        fn take(&self, _: &mut Workspace, at: usize, length: u32) -> Result<(), DropReason> {
+            let code = match GENERIC {
+                true => take_xdp_generic(self.context.ctx, at as u32, length),
+                false => take_xdp(self.context.ctx, at as u32, length),
+            };
+            done(i64::from(code), DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn replace(&mut self, _: &mut Workspace, place: &Place) -> Result<(), DropReason> {
+            let run = match GENERIC {
+                true => replace_xdp_generic,
+                false => replace_xdp,
+            };
+            let code = run(
+                self.context.ctx,
+                pack(place),
+                place.before,
+                place.after,
+                place.pseudo,
+            );
+            done(i64::from(code), DropReason::TooBig)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Flows whose sequence numbers are shifted: [`lb_common::shift`] has the rules, this applies them to packets.
 
 pub mod options;
-mod segment;
+pub(crate) mod segment;
 #[cfg(test)]
 mod tests;
 
@@ -18,13 +18,14 @@ use lb_common::{
 
 pub use self::{
     options::ROOM,
-    segment::{SEGMENT, Workspace},
+    segment::{Place, SEGMENT, Workspace},
 };
 use crate::{
     Egress, Packet, Tables, Verdict,
     flow::{self, Note},
     forward,
     frame::{ChecksumEdit, Reshape, halves, word},
+    opaque::opaque,
     parse, rewrite,
 };
 
@@ -75,36 +76,96 @@ pub fn shift<F: Reshape, T: Tables>(
         return Ok(Verdict::Pass);
     }
     tables.track(hit.slot(), &Note::of(&packet, direction));
-    match direction {
-        Direction::Forward => to_member(frame, flow, &mut packet, workspace, now)?,
-        Direction::Reverse => to_client(frame, flow, &mut packet, workspace)?,
-    }
-    rewrite::apply(frame, &packet, &flow.route.leave[direction as usize & 1])?;
+    // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
+    let to = &flow.route.leave[direction as usize & 1];
+    rewrite::apply(frame, &packet, to)?;
     frame.address(egress)?;
+    packet.key = *to;
+    let mut plan = Plan::default();
+    match direction {
+        Direction::Forward => to_member(frame, flow, &packet, now, &mut plan)?,
+        Direction::Reverse => to_client(frame, flow, &packet, &mut plan)?,
+    }
+    perform(
+        frame,
+        (hit.slot(), flow),
+        &Spot::of(&packet),
+        workspace,
+        &plan,
+    )?;
     Ok(Verdict::Send)
 }
 
-/// What changes in a packet that stays itself.
-#[derive(Clone, Copy)]
-struct Edit {
-    /// The new numbers.
+/// What becomes of a packet.
+///
+/// A plain record that is always filled: one shape for all ways that lead to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Plan {
+    /// Its new numbers.
     sequence: u32,
     acknowledgement: u32,
-    /// Taken off the edges of a SACK option.
-    sack: u32,
-    /// A SACK option is not for the receiver's eyes.
-    hide_sack: bool,
-    /// Taken off the MSS of a SYN.
-    room: u32,
+    /// What is done to its options, see [`options::edit`], and by how much.
+    options: u32,
+    by: u32,
+    /// It becomes the PROXY header.
+    header: bool,
+}
+
+/// Where a packet's headers lie, and how long its segment is; again in one shape, whatever the family.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    l3: usize,
+    l4: usize,
+    v6: bool,
+    flags: Flags,
+    /// Length of the TCP header.
+    header: u32,
+    /// Length of the segment.
+    segment: u32,
+    /// Sequence number.
+    sequence: u32,
+    /// Sum of the pseudo-header with a length of 0.
+    pseudo: u64,
+}
+
+impl Spot {
+    #[inline(always)]
+    fn of(packet: &Packet) -> Self {
+        // Offsets are below 128: an Ethernet header with two tags, and an IP header.
+        let offset = |at: usize| opaque(at as u64) as usize & 127;
+        Self {
+            l3: offset(packet.l3),
+            l4: offset(packet.l4),
+            v6: opaque(u64::from(packet.v6)) & 1 != 0,
+            flags: packet.flags,
+            header: opaque(u64::from(segment::header_length(packet))) as u32,
+            segment: opaque(u64::from(segment::length(packet))) as u32,
+            sequence: packet.sequence,
+            pseudo: opaque(segment::pseudo(packet)),
+        }
+    }
+
+    /// For a new segment of this length.
+    #[inline(always)]
+    fn place(&self, after: u32) -> Place {
+        Place {
+            l3: self.l3,
+            l4: self.l4,
+            v6: self.v6,
+            before: self.segment,
+            after,
+            pseudo: self.pseudo,
+        }
+    }
 }
 
 #[inline(always)]
 fn to_member<F: Reshape>(
-    frame: &mut F,
+    frame: &F,
     flow: &Flow,
-    packet: &mut Packet,
-    workspace: &mut Workspace,
+    packet: &Packet,
     now: u64,
+    plan: &mut Plan,
 ) -> Result<(), DropReason> {
     let [length, back] = [0, 1].map(|side| flow.shift[side].load(Relaxed));
     if packet.flags.opens() && flow.phase.load(Relaxed) == Phase::Syn as u32 {
@@ -120,38 +181,31 @@ fn to_member<F: Reshape>(
         packet.flags,
         packet.data(),
         now,
-    );
-    let acknowledgement = acknowledgement(frame, packet)?.wrapping_sub(back);
-    if act as u32 == Act::Header as u32 {
+    ) as u32;
+    plan.acknowledgement = acknowledgement(frame, packet.l4)?.wrapping_sub(back);
+    plan.sequence = packet.sequence;
+    if act == Act::Header as u32 {
         flow.header.store(now, Relaxed);
-        let reply = &flow.route.leave[Direction::Reverse as usize];
-        return segment::insert_header(frame, packet, workspace, first, acknowledgement, reply);
+        plan.sequence = first;
+        plan.header = true;
+    } else if act == Act::Shift as u32 {
+        plan.sequence = packet.sequence.wrapping_add(length);
     }
-    let by = if act as u32 == Act::Shift as u32 {
-        length
-    } else {
-        0
-    };
-    let edit = Edit {
-        sequence: packet.sequence.wrapping_add(by),
-        acknowledgement,
-        sack: back,
-        hide_sack: false,
-        room: 0,
-    };
-    apply(frame, packet, workspace, &edit)
+    plan.options = options::SHIFT_SACK;
+    plan.by = back;
+    Ok(())
 }
 
 #[inline(always)]
 fn to_client<F: Reshape>(
-    frame: &mut F,
+    frame: &F,
     flow: &Flow,
-    packet: &mut Packet,
-    workspace: &mut Workspace,
+    packet: &Packet,
+    plan: &mut Plan,
 ) -> Result<(), DropReason> {
     let first = flow.first.load(Relaxed);
     let [length, back] = [0, 1].map(|side| flow.shift[side].load(Relaxed));
-    let acknowledgement = acknowledgement(frame, packet)?;
+    let acknowledgement = acknowledgement(frame, packet.l4)?;
     let mut settled = flow.header.load(Relaxed) == SETTLED;
     if !settled
         && packet.flags.any(Flags::ACK)
@@ -160,103 +214,105 @@ fn to_client<F: Reshape>(
         flow.header.store(SETTLED, Relaxed);
         settled = true;
     }
-    let edit = Edit {
-        sequence: packet.sequence.wrapping_add(back),
-        acknowledgement: rule::told(settled, first, length, acknowledgement),
-        sack: length,
-        hide_sack: !settled,
-        room: length,
+    plan.sequence = packet.sequence.wrapping_add(back);
+    plan.acknowledgement = rule::told(settled, first, length, acknowledgement);
+    plan.options = if settled {
+        options::SHIFT_SACK
+    } else {
+        options::HIDE_SACK
     };
-    apply(frame, packet, workspace, &edit)
+    plan.by = length;
+    Ok(())
 }
 
 #[inline(always)]
-fn acknowledgement<F: Reshape>(frame: &F, packet: &Packet) -> Result<u32, DropReason> {
-    Ok(u32::from_be(word(frame.load(packet.l4 + ACKNOWLEDGEMENT)?)))
+fn acknowledgement<F: Reshape>(frame: &F, l4: usize) -> Result<u32, DropReason> {
+    Ok(u32::from_be(word(frame.load(l4 + ACKNOWLEDGEMENT)?)))
 }
 
-/// Applies an edit; the checksum follows.
+/// Does it; the checksum follows.
 #[inline(always)]
-fn apply<F: Reshape>(
+fn perform<F: Reshape>(
     frame: &mut F,
-    packet: &mut Packet,
+    (slot, flow): (u32, &Flow),
+    spot: &Spot,
     workspace: &mut Workspace,
-    edit: &Edit,
+    plan: &Plan,
 ) -> Result<(), DropReason> {
-    let syn = packet.flags.any(Flags::SYN);
-    let mut delta = Delta::NONE;
-    let at = packet.l4 + SEQUENCE;
-    frame.store(at, halves(edit.sequence.to_be()))?;
-    delta = delta.word(packet.sequence.to_be(), edit.sequence.to_be());
-    if packet.flags.any(Flags::ACK) {
-        let old = acknowledgement(frame, packet)?;
+    let syn = spot.flags.any(Flags::SYN);
+    if plan.header {
+        frame.take(workspace, spot.l4, spot.header)?;
+        workspace.number(plan.sequence, plan.acknowledgement, Flags::ACK | Flags::PSH);
+        let end = once::append_header(workspace, spot.header, (slot, flow));
+        return frame.replace(workspace, &spot.place(end));
+    }
+    frame.reach(spot.l4 + 20)?;
+    frame.store(spot.l4 + SEQUENCE, halves(plan.sequence.to_be()))?;
+    let mut delta = Delta::NONE.word(spot.sequence.to_be(), plan.sequence.to_be());
+    if spot.flags.any(Flags::ACK) {
+        let old = acknowledgement(frame, spot.l4)?;
         frame.store(
-            packet.l4 + ACKNOWLEDGEMENT,
-            halves(edit.acknowledgement.to_be()),
+            spot.l4 + ACKNOWLEDGEMENT,
+            halves(plan.acknowledgement.to_be()),
         )?;
-        delta = delta.word(old.to_be(), edit.acknowledgement.to_be());
+        delta = delta.word(old.to_be(), plan.acknowledgement.to_be());
     }
-    let length = segment::header_length(packet);
-    if length > 20 && (syn || edit.sack != 0) && !timestamps_alone(frame, packet, length)? {
-        delta = delta.and(options(frame, packet, workspace, edit)?);
+    if spot.header > 20 && (syn || plan.by != 0) && !timestamps_alone(frame, spot)? {
+        frame.take(workspace, spot.l4, spot.header)?;
+        let what = if syn { options::SYN } else { plan.options };
+        let change = once::edit_options(workspace, spot.header, what, plan.by);
+        if change != 0 {
+            frame.copy_in(spot.l4, &workspace.new, spot.header, false)?;
+        }
+        delta = delta.and(Delta::from_sum(change));
     }
-    let segment = packet.length.saturating_sub((packet.l4 - packet.l3) as u32);
     frame.amend_checksum(&ChecksumEdit {
-        at: packet.l4 + segment::CHECKSUM,
+        at: spot.l4 + segment::CHECKSUM,
         addresses: Delta::NONE,
         ports: delta,
-        pseudo: segment::pseudo(packet, segment),
-        l4: packet.l4,
-        segment,
+        pseudo: spot.pseudo + u64::from(spot.segment.to_be()),
+        l4: spot.l4,
+        segment: spot.segment,
     })?;
-    if syn && packet.data() != 0 {
+    if syn && spot.segment > spot.header {
         // Fast Open's: nobody but the first server may answer it. The client repeats it, as to a server that knows none.
-        let length = workspace.take(frame, packet)?;
-        return segment::replace(frame, packet, workspace, length);
+        frame.take(workspace, spot.l4, spot.header)?;
+        return frame.replace(workspace, &spot.place(spot.header));
     }
     Ok(())
 }
 
 #[inline(always)]
-fn timestamps_alone<F: Reshape>(
-    frame: &mut F,
-    packet: &Packet,
-    length: u32,
-) -> Result<bool, DropReason> {
-    frame.reach(packet.l4 + 24)?;
-    let start: [u16; 2] = frame.load(packet.l4 + 20)?;
-    Ok(length == 32 && start == TIMESTAMPS_ALONE)
+fn timestamps_alone<F: Reshape>(frame: &mut F, spot: &Spot) -> Result<bool, DropReason> {
+    frame.reach(spot.l4 + 24)?;
+    let start: [u16; 2] = frame.load(spot.l4 + 20)?;
+    Ok(spot.header == 32 && start == TIMESTAMPS_ALONE)
 }
 
-/// Edits the options; what the checksum has to follow.
-#[inline(always)]
-fn options<F: Reshape>(
-    frame: &mut F,
-    packet: &Packet,
-    workspace: &mut Workspace,
-    edit: &Edit,
-) -> Result<Delta, DropReason> {
-    let length = workspace.take(frame, packet)?;
-    let mut found = options::Found::NONE;
-    options::walk(&workspace.old, length, &mut found);
-    let Some(new) = workspace.new.first_chunk_mut() else {
-        return Err(DropReason::Internal);
-    };
-    if packet.flags.any(Flags::SYN) {
-        options::blank(new, found.blank);
-        if found.mss != 0 {
-            options::lower_mss(new, found.mss, edit.room);
-        }
-    } else if found.sack != 0 {
-        if edit.hide_sack {
-            options::blank(new, found.sack_bytes);
-        } else {
-            options::shift_sack(new, found.sack, edit.sack);
-        }
-    } else {
-        return Ok(Delta::NONE);
+/// Work on this CPU's workspace, as functions that the verifier checks once, whatever comes before and after.
+mod once {
+    #[cfg(target_arch = "bpf")]
+    use crate::maps;
+
+    use super::{Flow, Workspace, options, segment};
+
+    #[inline(always)]
+    pub(super) fn edit_options(_workspace: &mut Workspace, length: u32, what: u32, by: u32) -> u32 {
+        #[cfg(target_arch = "bpf")]
+        return maps::edit_options(length, what, by);
+        #[cfg(not(target_arch = "bpf"))]
+        options::edit(_workspace, length, what, by)
     }
-    let delta = options::delta(&workspace.old, new);
-    frame.copy_in(packet.l4, &workspace.new, length, false)?;
-    Ok(delta)
+
+    #[inline(always)]
+    pub(super) fn append_header(
+        _workspace: &mut Workspace,
+        length: u32,
+        (_slot, _flow): (u32, &Flow),
+    ) -> u32 {
+        #[cfg(target_arch = "bpf")]
+        return maps::append_header(length, _slot);
+        #[cfg(not(target_arch = "bpf"))]
+        segment::append_header(_workspace, length, _flow)
+    }
 }

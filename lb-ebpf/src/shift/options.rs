@@ -5,14 +5,17 @@
 
 use lb_common::{checksum::Delta, map_record};
 
+use super::Workspace;
 use crate::opaque::opaque;
 
 /// Bytes of the longest TCP header, rounded up to a power of two.
 pub const ROOM: usize = 64;
 /// Where options start.
 const START: u64 = 20;
-/// Options of one byte are the most that fit.
-const STEPS: usize = 40;
+/// Bytes of options.
+const BYTES: usize = 40;
+/// Options looked at, NOPs included; whoever hides one behind more misleads nobody but his own peer.
+const STEPS: usize = 24;
 
 const NOP: u8 = 1;
 const MSS: u64 = 2;
@@ -51,13 +54,13 @@ impl Found {
 /// 1 if `a < b`, else 0, for numbers below 2^63; in arithmetic that no optimiser turns into a jump.
 #[inline(always)]
 fn below(a: u64, b: u64) -> u64 {
-    opaque(a.wrapping_sub(b)) >> 63
+    opaque(opaque(a.wrapping_sub(b)) >> 63)
 }
 
 /// 1 if equal, else 0.
 #[inline(always)]
 fn equal(a: u64, b: u64) -> u64 {
-    opaque((a ^ b).wrapping_sub(1)) >> 63
+    opaque(opaque((a ^ b).wrapping_sub(1)) >> 63)
 }
 
 /// Finds the options of a TCP header of `end` bytes. One that is cut off or shorter than itself ends the walk, as it does
@@ -93,7 +96,7 @@ pub fn walk(tcp: &[u8; ROOM], end: u32, found: &mut Found) {
 /// Turns the marked bytes into NOPs.
 #[inline(always)]
 pub fn blank(tcp: &mut [u8; ROOM], marked: u64) {
-    for at in START as usize..START as usize + STEPS {
+    for at in START as usize..START as usize + BYTES {
         let mask = 0u8.wrapping_sub(opaque(marked >> at & 1) as u8);
         tcp[at] = (tcp[at] & !mask) | (NOP & mask);
     }
@@ -129,15 +132,48 @@ pub fn lower_mss(tcp: &mut [u8; ROOM], mss: u32, by: u32) {
 /// No MSS is lowered beyond this: with less, mail would not be worth sending (Linux's own least, `tcp_min_snd_mss`).
 pub const LEAST_MSS: u32 = 48;
 
-/// What a checksum has to follow when `old` became `new`; offsets in a TCP header are as even as the header's own.
+/// The sum of what a checksum has to follow when `old` became `new`, 0 when nothing did; offsets in a TCP header are as
+/// even as the header's own.
 #[inline(always)]
-pub fn delta(old: &[u8; ROOM], new: &[u8; ROOM]) -> Delta {
-    let mut delta = Delta::NONE;
-    for at in (START as usize..START as usize + STEPS).step_by(2) {
+pub fn delta(old: &[u8; ROOM], new: &[u8; ROOM]) -> u32 {
+    let (mut delta, mut changed) = (Delta::NONE, 0);
+    for at in (START as usize..START as usize + BYTES).step_by(2) {
         let half = |bytes: &[u8; ROOM]| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         delta = delta.half(half(old), half(new));
+        changed |= half(old) ^ half(new);
     }
-    delta
+    if changed == 0 { 0 } else { delta.sum32() }
+}
+
+/// [`edit`]: of a SYN, lowers the MSS and strips what must not be agreed on.
+pub const SYN: u32 = 0;
+/// [`edit`]: takes a SACK away.
+pub const HIDE_SACK: u32 = 1;
+/// [`edit`]: takes something off the edges of a SACK.
+pub const SHIFT_SACK: u32 = 2;
+
+/// Edits the options of the TCP header of `length` bytes that was taken in: the sum of the change, 0 when there is none.
+#[inline(always)]
+pub(crate) fn edit(workspace: &mut Workspace, length: u32, what: u32, by: u32) -> u32 {
+    let mut found = Found::NONE;
+    walk(&workspace.old, length, &mut found);
+    let Some(new) = workspace.new.first_chunk_mut() else {
+        return 0;
+    };
+    // Once each, whatever is asked: the verifier goes every way.
+    let is = |wanted: u32| equal(u64::from(what), u64::from(wanted));
+    let mask = |wanted: u32| 0u64.wrapping_sub(is(wanted));
+    blank(
+        new,
+        found.blank & mask(SYN) | found.sack_bytes & mask(HIDE_SACK),
+    );
+    if found.mss != 0 {
+        lower_mss(new, found.mss, by & mask(SYN) as u32);
+    }
+    if found.sack != 0 {
+        shift_sack(new, found.sack, by & mask(SHIFT_SACK) as u32);
+    }
+    delta(&workspace.old, new)
 }
 
 #[cfg(test)]
@@ -201,7 +237,8 @@ mod tests {
     fn simple(options: &[u8]) -> Found {
         let mut found = Found::NONE;
         let mut at = 0;
-        while let Some(&kind) = options.get(at) {
+        for _ in 0..STEPS {
+            let Some(&kind) = options.get(at) else { break };
             let length = match (kind, options.get(at + 1)) {
                 (0, _) => break,
                 (1, _) => 1,
@@ -285,6 +322,10 @@ mod tests {
         expected.extend([7; 3]);
         assert_eq!(new[20..48], expected[..]);
         let sum = |tcp: &[u8]| lb_common::checksum::fold(lb_common::checksum::sum_bytes(tcp));
-        assert_eq!(delta(&old, &new).apply(!sum(&old)), !sum(&new));
+        assert_eq!(
+            Delta::from_sum(delta(&old, &new)).apply(!sum(&old)),
+            !sum(&new)
+        );
+        assert_eq!(delta(&old, &old), 0);
     }
 }

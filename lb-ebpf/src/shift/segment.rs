@@ -4,10 +4,10 @@ use core::mem::offset_of;
 
 use lb_common::{
     checksum::{Delta, fold},
-    flow::FlowKey,
+    flow::Flow,
     reason::DropReason,
     shift::header,
-    tcp::Flags,
+    tcp::Direction,
 };
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
@@ -24,9 +24,9 @@ pub(super) const CHECKSUM: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Workspace {
     /// A TCP header as it came.
-    pub(super) old: [u8; ROOM],
+    pub(crate) old: [u8; ROOM],
     /// What it becomes, with payload behind it and zeros behind that.
-    pub(super) new: [u8; SEGMENT],
+    pub(crate) new: [u8; SEGMENT],
 }
 
 impl Default for Workspace {
@@ -39,23 +39,23 @@ impl Default for Workspace {
 }
 
 impl Workspace {
-    /// Takes a packet's TCP header in, old and new the same.
+    /// Takes a packet's TCP header of `length` bytes in, old and new the same.
     #[inline(always)]
-    pub(super) fn take<F: Reshape>(
+    pub(crate) fn take<F: Reshape>(
         &mut self,
         frame: &F,
-        packet: &Packet,
-    ) -> Result<u32, DropReason> {
-        let length = header_length(packet);
+        at: usize,
+        length: u32,
+    ) -> Result<(), DropReason> {
         // Less is no TCP header, and no header length says more.
         if !(20..=60).contains(&length) {
             return Err(DropReason::Truncated);
         }
         self.old = [0; ROOM];
-        frame.copy_out(packet.l4, &mut self.old, length)?;
+        frame.copy_out(at, &mut self.old, length)?;
         self.new = [0; SEGMENT];
         self.new[..ROOM].copy_from_slice(&self.old);
-        Ok(length)
+        Ok(())
     }
 
     /// Sets the numbers and flags of the new header; nothing in it is urgent.
@@ -76,11 +76,17 @@ pub(super) fn header_length(packet: &Packet) -> u32 {
         .saturating_sub((packet.l4 - packet.l3) as u32)
 }
 
-/// Sum of the pseudo-header of a segment of this length (RFC 9293 §3.1, RFC 8200 §8.1).
+/// Bytes of a packet's segment, as its IP header says.
 #[inline(always)]
-pub(super) fn pseudo(packet: &Packet, length: u32) -> u64 {
+pub(super) fn length(packet: &Packet) -> u32 {
+    packet.length.saturating_sub((packet.l4 - packet.l3) as u32)
+}
+
+/// Sum of the pseudo-header, with a length of 0 (RFC 9293 §3.1, RFC 8200 §8.1).
+#[inline(always)]
+pub(super) fn pseudo(packet: &Packet) -> u64 {
     let key = &packet.key;
-    let mut sum = u64::from(u32::from(IpProto::Tcp as u8).to_be()) + u64::from(length.to_be());
+    let mut sum = u64::from(u32::from(IpProto::Tcp as u8).to_be());
     for word in 0..4 {
         if packet.v6 || word == 3 {
             sum += u64::from(key.src.0[word]) + u64::from(key.dst.0[word]);
@@ -89,26 +95,10 @@ pub(super) fn pseudo(packet: &Packet, length: u32) -> u64 {
     sum
 }
 
-/// Turns a packet into the PROXY header of its connection: at the first place of the stream, with the acknowledgement,
-/// window and options of the packet.
+/// Puts the PROXY header of a flow behind the TCP header of this length; the length of both.
 #[inline(always)]
-pub(super) fn insert_header<F: Reshape>(
-    frame: &mut F,
-    packet: &mut Packet,
-    workspace: &mut Workspace,
-    first: u32,
-    acknowledgement: u32,
-    reply: &FlowKey,
-) -> Result<(), DropReason> {
-    let length = workspace.take(frame, packet)?;
-    workspace.number(first, acknowledgement, Flags::ACK | Flags::PSH);
-    let end = append_header(workspace, length, reply);
-    replace(frame, packet, workspace, end)
-}
-
-/// Puts the PROXY header behind the TCP header of this length; the length of both.
-#[inline(always)]
-pub(super) fn append_header(workspace: &mut Workspace, length: u32, reply: &FlowKey) -> u32 {
+pub(crate) fn append_header(workspace: &mut Workspace, length: u32, flow: &Flow) -> u32 {
+    let reply = &flow.route.leave[Direction::Reverse as usize];
     let words = header::words(reply);
     for (place, word) in words.iter().enumerate() {
         for (byte, value) in word.to_ne_bytes().into_iter().enumerate() {
@@ -119,43 +109,64 @@ pub(super) fn append_header(workspace: &mut Workspace, length: u32, reply: &Flow
     length + header::length(reply.dst.is_v4())
 }
 
+/// The sum of the new segment.
+#[inline(always)]
+pub(crate) fn sum(workspace: &Workspace) -> u32 {
+    let mut sum = 0;
+    for pair in workspace.new.chunks_exact(2) {
+        sum += u32::from(u16::from_ne_bytes([pair[0], pair[1]]));
+    }
+    sum
+}
+
+/// Where the new segment of the workspace goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// Offset of the TCP header.
+    pub l4: usize,
+    /// IPv6?
+    pub v6: bool,
+    /// Length of the segment until now, bytes.
+    pub before: u32,
+    /// Length of the new one, bytes.
+    pub after: u32,
+    /// Sum of the pseudo-header with a length of 0.
+    pub pseudo: u64,
+}
+
 /// Makes the packet the new segment of the workspace, with checksums complete, or left to the device that would have
 /// finished the old one.
 #[inline(always)]
-pub(super) fn replace<F: Reshape>(
+pub(crate) fn replace<F: Reshape>(
     frame: &mut F,
-    packet: &mut Packet,
     workspace: &mut Workspace,
-    length: u32,
+    place: &Place,
 ) -> Result<(), DropReason> {
-    let before = packet.length.saturating_sub((packet.l4 - packet.l3) as u32);
-    let unfinished = frame.unfinished(packet.l4 + CHECKSUM, pseudo(packet, before))?;
+    let of = |length: u32| place.pseudo + u64::from(length.to_be());
+    let unfinished = frame.unfinished(place.l4 + CHECKSUM, of(place.before))?;
     workspace.new[CHECKSUM..CHECKSUM + 2].copy_from_slice(&[0; 2]);
-    let mut sum = pseudo(packet, length);
-    if !unfinished {
-        for pair in 0..SEGMENT / 2 {
-            let half = [workspace.new[pair * 2], workspace.new[pair * 2 + 1]];
-            sum += u64::from(u16::from_ne_bytes(half));
-        }
-    }
-    let field = if unfinished { fold(sum) } else { !fold(sum) };
-    workspace.new[CHECKSUM..CHECKSUM + 2].copy_from_slice(&field.to_ne_bytes());
-    frame.resize(packet.l4 + length as usize)?;
-    frame.reach(packet.l4 + 20)?;
-    packet.length = (packet.l4 - packet.l3) as u32 + length;
-    if packet.v6 {
-        let payload = packet.length.saturating_sub(Ipv6Hdr::LEN as u32) as u16;
-        frame.store_summed(
-            packet.l3 + offset_of!(Ipv6Hdr, payload_len),
-            payload.to_be(),
-        )?;
+    let field = if unfinished {
+        fold(of(place.after))
     } else {
-        let at = packet.l3 + offset_of!(Ipv4Hdr, tot_len);
-        let check = packet.l3 + offset_of!(Ipv4Hdr, check);
-        let (old, new) = (frame.load::<u16>(at)?, (packet.length as u16).to_be());
+        !fold(of(place.after) + u64::from(sum(workspace)))
+    };
+    workspace.new[CHECKSUM..CHECKSUM + 2].copy_from_slice(&field.to_ne_bytes());
+    frame.resize(place.l4 + place.after as usize)?;
+    frame.reach(place.l4 + 20)?;
+    let length = (place.l4 - place.l3) as u32 + place.after;
+    if place.v6 {
+        let payload = length.saturating_sub(Ipv6Hdr::LEN as u32) as u16;
+        let at = place.l3 + offset_of!(Ipv6Hdr, payload_len);
+        frame.store_summed(at, payload.to_be())?;
+    } else {
+        let at = place.l3 + offset_of!(Ipv4Hdr, tot_len);
+        let check = place.l3 + offset_of!(Ipv4Hdr, check);
+        let (old, new) = (frame.load::<u16>(at)?, (length as u16).to_be());
         let field: u16 = frame.load(check)?;
         frame.store(at, new)?;
         frame.store(check, Delta::NONE.half(old, new).apply(field))?;
     }
-    frame.copy_in(packet.l4, &workspace.new, length, true)
+    frame.copy_in(place.l4, &workspace.new, place.after, true)
 }

@@ -155,18 +155,16 @@ impl Connection {
     fn send(&mut self, direction: Direction, segment: &Segment) -> Segment {
         let key = self.flow.route.key(direction);
         let mut frame = VecFrame(segment.frame(&key, self.v6));
-        let mut packet = parse::packet(&mut frame).unwrap().expect("TCP");
+        let packet = parse::packet(&mut frame).unwrap().expect("TCP");
         let mut workspace = Workspace::default();
+        let mut plan = Plan::default();
         let done = match direction {
-            Direction::Forward => to_member(
-                &mut frame,
-                &self.flow,
-                &mut packet,
-                &mut workspace,
-                self.now,
-            ),
-            Direction::Reverse => to_client(&mut frame, &self.flow, &mut packet, &mut workspace),
+            Direction::Forward => to_member(&frame, &self.flow, &packet, self.now, &mut plan),
+            Direction::Reverse => to_client(&frame, &self.flow, &packet, &mut plan),
         };
+        let spot = Spot::of(&packet);
+        let done =
+            done.and_then(|()| perform(&mut frame, (0, &self.flow), &spot, &mut workspace, &plan));
         done.unwrap();
         Segment::read(&frame.0, self.v6)
     }
