@@ -5,6 +5,7 @@ mod install;
 mod member_down;
 mod passthrough;
 mod proxy;
+mod proxy_protocol;
 mod refusal;
 mod sandbox;
 mod scene;

@@ -8,6 +8,7 @@ pub mod certs;
 pub mod client;
 pub mod daemon;
 pub mod demo;
+pub mod haproxy;
 pub mod lab;
 pub mod mail;
 pub mod member;

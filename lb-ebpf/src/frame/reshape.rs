@@ -34,6 +34,13 @@ pub trait Reshape: Frame {
     /// [`DropReason::TooBig`] when there is no room.
     fn resize(&mut self, length: usize) -> Result<(), DropReason>;
 
+    /// Makes room for a packet of that length, if there is less; nothing else changes.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::TooBig`] when there is none to be had: in a driver's buffer. The hook behind has a socket buffer.
+    fn make_room(&mut self, length: usize) -> Result<(), DropReason>;
+
     /// Will a device finish the TCP checksum at this offset? `pseudo`: the sum of the pseudo-header. Leaves the field
     /// undefined.
     ///
@@ -223,6 +230,12 @@ mod kernel {
             done(code, DropReason::TooBig)
         }
 
+        /// A socket buffer grows when it has to.
+        #[inline(always)]
+        fn make_room(&mut self, _: usize) -> Result<(), DropReason> {
+            Ok(())
+        }
+
         /// The helper changes a field only that no device will finish.
         #[inline(always)]
         fn unfinished(&mut self, at: usize, _: u64) -> Result<bool, DropReason> {
@@ -299,6 +312,16 @@ mod kernel {
                 helpers::bpf_xdp_adjust_tail(self.context.ctx, (length as i64 - now) as i32)
             };
             done(code, DropReason::TooBig)
+        }
+
+        #[inline(always)]
+        fn make_room(&mut self, length: usize) -> Result<(), DropReason> {
+            // SAFETY: helper call without pointers but the context (Linux 5.18).
+            let now = unsafe { helpers::bpf_xdp_get_buff_len(self.context.ctx) };
+            if length as u64 <= now as u64 {
+                return Ok(());
+            }
+            self.resize(length)
         }
 
         /// Judged by the value: see [`Frame::amend_checksum`]. In the driver nobody would finish it.

@@ -75,17 +75,24 @@ pub fn shift<F: Reshape, T: Tables>(
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
+    let mut plan = Plan::default();
+    match direction {
+        Direction::Forward => to_member(frame, flow, &packet, now, &mut plan)?,
+        Direction::Reverse => to_client(frame, flow, &packet, &mut plan)?,
+    }
+    if plan.header != 0 {
+        let end = segment::header_length(&packet) + flow.shift[0].load(Relaxed);
+        if frame.make_room(packet.l4 + end as usize).is_err() {
+            return Ok(Verdict::Pass);
+        }
+    }
+    plan.forget();
     tables.track(hit.slot(), &Note::of(&packet, direction));
     // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
     let to = &flow.route.leave[direction as usize & 1];
     rewrite::apply(frame, &packet, to)?;
     frame.address(egress)?;
     packet.key = *to;
-    let mut plan = Plan::default();
-    match direction {
-        Direction::Forward => to_member(frame, flow, &packet, now, &mut plan)?,
-        Direction::Reverse => to_client(frame, flow, &packet, &mut plan)?,
-    }
     perform(
         frame,
         (hit.slot(), flow),
@@ -107,8 +114,21 @@ struct Plan {
     /// What is done to its options, see [`options::edit`], and by how much.
     options: u32,
     by: u32,
-    /// It becomes the PROXY header.
-    header: bool,
+    /// It becomes the PROXY header, at this instant; 0 when it does not.
+    header: u32,
+}
+
+impl Plan {
+    /// Lets the verifier forget how it came about: from here on there is one way, not one for each.
+    #[inline(always)]
+    fn forget(&mut self) {
+        let number = |value: u32| opaque(u64::from(value)) as u32;
+        self.sequence = number(self.sequence);
+        self.acknowledgement = number(self.acknowledgement);
+        self.options = number(self.options);
+        self.by = number(self.by);
+        self.header = number(self.header);
+    }
 }
 
 /// Where a packet's headers lie, and how long its segment is; again in one shape, whatever the family.
@@ -185,9 +205,8 @@ fn to_member<F: Reshape>(
     plan.acknowledgement = acknowledgement(frame, packet.l4)?.wrapping_sub(back);
     plan.sequence = packet.sequence;
     if act == Act::Header as u32 {
-        flow.header.store(now, Relaxed);
         plan.sequence = first;
-        plan.header = true;
+        plan.header = now;
     } else if act == Act::Shift as u32 {
         plan.sequence = packet.sequence.wrapping_add(length);
     }
@@ -240,7 +259,8 @@ fn perform<F: Reshape>(
     plan: &Plan,
 ) -> Result<(), DropReason> {
     let syn = spot.flags.any(Flags::SYN);
-    if plan.header {
+    if plan.header != 0 {
+        flow.header.store(plan.header, Relaxed);
         frame.take(workspace, spot.l4, spot.header)?;
         workspace.number(plan.sequence, plan.acknowledgement, Flags::ACK | Flags::PSH);
         let end = once::append_header(workspace, spot.header, (slot, flow));

@@ -89,6 +89,9 @@ impl Reshape for VecFrame {
         self.0.resize(length, 0xee);
         Ok(())
     }
+    fn make_room(&mut self, _: usize) -> Result<(), DropReason> {
+        Ok(())
+    }
     fn unfinished(&mut self, _: usize, _: u64) -> Result<bool, DropReason> {
         Ok(false)
     }

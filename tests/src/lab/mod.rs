@@ -8,6 +8,7 @@
 //!
 //! The switches are namespaces with a bridge, so that the box has as few interfaces as a real one.
 
+mod hop;
 mod namespace;
 mod pass;
 mod prefix;
@@ -23,7 +24,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-pub use self::{namespace::Namespace, prefix::remove_leftovers, wiring::VIRTUAL};
+pub use self::{
+    hop::{Hop, Weather},
+    namespace::Namespace,
+    prefix::remove_leftovers,
+    wiring::VIRTUAL,
+};
 
 /// How the machines are wired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +163,22 @@ impl Lab {
     /// A folder for logs, sockets and configurations of this lab.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Makes the links between the box and everybody else bad.
+    ///
+    /// # Errors
+    /// When the kernel has no taps.
+    pub fn weather(&self, weather: Weather) -> Result<Vec<Hop>> {
+        let towards_box = |switch: &&Namespace| wiring::has_link(switch, "box");
+        let insert = |(number, switch): (u64, &Namespace)| {
+            let seed = weather.seed.wrapping_add(number);
+            Hop::insert(switch, Weather { seed, ..weather })
+        };
+        (0..)
+            .zip(self.switches.iter().filter(towards_box))
+            .map(insert)
+            .collect()
     }
 
     /// The box's interfaces: towards clients, towards members.

@@ -22,6 +22,7 @@ const WANTED: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("swaks", "swaks"),
     ("postfix", "postfix"),
+    ("haproxy", "haproxy"),
 ];
 
 /// swaks speaks TLS and IPv6 through these; it does not depend on them.
