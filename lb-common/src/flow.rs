@@ -35,6 +35,30 @@ impl FlowKey {
     }
 }
 
+impl Default for FlowKey {
+    #[inline(always)]
+    fn default() -> Self {
+        Self {
+            src: Addr::UNSET,
+            dst: Addr::UNSET,
+            sport: 0,
+            dport: 0,
+        }
+    }
+}
+
+map_record!(
+    /// What the fragments of a TCP packet have in common.
+    FragmentKey {
+        /// Source address.
+        src: Addr,
+        /// Destination address.
+        dst: Addr,
+        /// Identification, network order.
+        id: u32,
+    } size 36 align 4
+);
+
 map_record!(
     /// What a flow's packets say when they leave, by direction. Written while the record is claimed, then constant.
     ///

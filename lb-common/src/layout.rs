@@ -30,13 +30,15 @@ pub enum Jump {
     Shift = 1,
     /// An ICMP error.
     Icmp = 2,
-    /// Fragments and extension headers.
+    /// Fragments, extension headers and VLAN tags.
     Odd = 3,
+    /// A packet to answer with an ICMP error of our own.
+    Answer = 8,
 }
 
 impl Jump {
     /// Every one, by index.
-    pub const ALL: [Self; 4] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd];
+    pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
 
     /// The first word of its program's name.
     pub const fn word(self) -> &'static str {
@@ -45,9 +47,15 @@ impl Jump {
             Self::Shift => "shift",
             Self::Icmp => "icmp",
             Self::Odd => "odd",
+            Self::Answer => "answer",
         }
     }
 }
+
+/// Fragmented packets under way at once.
+pub const FRAGMENTED: u32 = 8192;
+/// Words of the table of VLANs.
+pub const VLAN_WORDS: u32 = 4096 / 64;
 
 /// Capacity of a jump table; room for programs to come.
 pub const MAX_JUMPS: u32 = 16;

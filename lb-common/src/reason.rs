@@ -14,6 +14,12 @@ macro_rules! reasons {
                 matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow)
             }
 
+            /// Does its sender get an ICMP error that says so?
+            #[inline(always)]
+            pub const fn answered(self) -> bool {
+                matches!(self, Self::TtlExceeded | Self::TooBig)
+            }
+
             /// Every reason, by number.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
@@ -50,6 +56,12 @@ reasons! {
     NoSnatAddress = 10 "no-snat-address",
     /// A connection to a proxy virtual server while no proxy worker listens; the client gets a RST.
     NoWorker = 11 "no-worker",
+    /// A tagged frame for a virtual server, of a VLAN that `vlans` does not name.
+    ForeignVlan = 12 "foreign-vlan",
+    /// An ICMP redirect about a flow: it would lead one end around the translation.
+    IcmpRedirect = 13 "icmp-redirect",
+    /// A packet that an ICMP error would have answered, but there were too many, or it is no first fragment.
+    NoAnswer = 14 "no-answer",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -1,7 +1,7 @@
 //! The phases of a passthrough flow, and how long each may idle.
 
 /// A TCP flag byte (RFC 9293 §3.1).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flags(pub u8);
 
 impl Flags {

@@ -46,7 +46,9 @@ pub(crate) fn way<F: Frame>(
     }
     let side = direction as usize & 1;
     let way = &flow.ways[side];
-    if way.resolved.load(Relaxed) == tick(now) {
+    let fresh = way.resolved.load(Relaxed) == tick(now);
+    // No routing table knows the way back to a tagged client.
+    if fresh || (direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0) {
         recall(way, egress);
     } else {
         frame.route(&flow.route.leave[side], egress)?;

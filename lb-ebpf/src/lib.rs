@@ -13,13 +13,19 @@
     )
 )]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
+pub mod answer;
 mod atomic;
 mod expire;
 mod flow;
 pub mod forward;
 pub mod frame;
+mod icmp;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod odd;
 mod opaque;
 mod parse;
 mod rewrite;
@@ -32,17 +38,21 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
-use crate::flow::Note;
 pub use crate::{
     expire::sweep,
     forward::Egress,
     frame::Frame,
+    icmp::icmp,
+    odd::odd,
     parse::Packet,
     shift::{Workspace, shift},
     tables::Tables,
 };
+use crate::{flow::Note, parse::Deep};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +77,7 @@ pub fn balance<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let Some(packet) = parse::packet(frame)? else {
-        return Ok(Verdict::Pass);
+        return Ok(parse::other(frame));
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
@@ -84,34 +94,25 @@ pub fn balance<F: Frame, T: Tables>(
     Ok(Verdict::Jump(Jump::Open))
 }
 
-/// Opens a flow for the first packet of a connection, and carries it.
+/// Opens a flow for the first packet of a connection; [`odd`] carries it, whatever it looks like.
 ///
 /// # Errors
 ///
 /// The reason why the connection was refused.
 #[inline(always)]
-pub fn open<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    egress: &mut Egress,
-) -> Result<Verdict, DropReason> {
-    let Some(packet) = parse::packet(frame)? else {
+pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, DropReason> {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
     };
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = flow::service(tables, config, &packet) else {
+    let Some(service) = flow::service(tables, config, &deep.packet) else {
         return Ok(Verdict::Pass);
     };
-    let slot = flow::open(tables, service, &packet, tables.now())?;
-    carry(
-        frame,
-        tables,
-        &packet,
-        Hit::new(slot, Direction::Forward),
-        egress,
-    )
+    flow::open(tables, service, &deep.packet, tables.now())?;
+    Ok(Verdict::Jump(Jump::Odd))
 }
 
 /// Rewrites a packet of a flow and finds its way out.
@@ -128,12 +129,20 @@ fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Jump(Jump::Shift));
     }
     let (direction, now) = (hit.direction(), tables.now());
+    if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
+        return Ok(Verdict::Jump(Jump::Odd));
+    }
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
     tables.track(hit.slot(), &Note::of(packet, direction));
-    rewrite::apply(frame, packet, &flow.route.leave[direction as usize & 1])?;
+    rewrite::apply(
+        frame,
+        packet,
+        &flow.route.leave[direction as usize & 1],
+        false,
+    )?;
     frame.address(egress)?;
     Ok(Verdict::Send)
 }

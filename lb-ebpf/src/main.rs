@@ -19,10 +19,13 @@ use aya_ebpf::{
 use aya_log_ebpf::info;
 use lb_common::{layout::Jump, reason::DropReason};
 use lb_ebpf::{
-    Egress, Verdict, balance,
+    Egress, Verdict,
+    answer::answer,
+    balance,
     frame::{Reshape, TcFrame, XdpFrame, tc, xdp},
+    icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
-    open, shift, steer, sweep,
+    odd, open, shift, steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.
@@ -40,9 +43,8 @@ fn balance_tc(context: TcContext) -> i32 {
 /// Goes on with the first packet of a connection.
 #[classifier]
 fn open_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let verdict = open(&mut TcFrame::new(&context), &KernelTables, &mut egress);
-    tc_verdict(&context, verdict, &egress)
+    let verdict = open(&mut TcFrame::new(&context), &KernelTables);
+    tc_verdict(&context, verdict, &Egress::default())
 }
 
 /// Ingress of an interface, in its driver.
@@ -57,10 +59,9 @@ fn balance_xdp(context: XdpContext) -> u32 {
 /// Goes on with the first packet of a connection.
 #[xdp(frags)]
 fn open_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
     let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = open(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+    let verdict = open(&mut frame, &KernelTables);
+    xdp_verdict(&context, verdict, &Egress::default(), &XDP_JUMPS)
 }
 
 /// Ingress of an interface, behind a driver without XDP. Without `frags`, which breaks TC behind it (Linux 6.18).
@@ -75,9 +76,34 @@ fn balance_xdp_generic(context: XdpContext) -> u32 {
 /// Goes on with the first packet of a connection.
 #[xdp]
 fn open_xdp_generic(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame::<true>::new(&context);
+    let verdict = open(&mut frame, &KernelTables);
+    xdp_verdict(&context, verdict, &Egress::default(), &XDP_GENERIC_JUMPS)
+}
+
+/// Goes on with tags, fragments and extension headers.
+#[classifier]
+fn odd_tc(context: TcContext) -> i32 {
+    let mut egress = Egress::default();
+    let verdict = odd(&mut TcFrame::new(&context), &KernelTables, &mut egress);
+    tc_verdict(&context, verdict, &egress)
+}
+
+/// Goes on with tags, fragments and extension headers.
+#[xdp(frags)]
+fn odd_xdp(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    let verdict = odd(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+}
+
+/// Goes on with tags, fragments and extension headers.
+#[xdp]
+fn odd_xdp_generic(context: XdpContext) -> u32 {
     let mut egress = Egress::default();
     let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = open(&mut frame, &KernelTables, &mut egress);
+    let verdict = odd(&mut frame, &KernelTables, &mut egress);
     xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
 }
 
@@ -114,6 +140,77 @@ fn shifted<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Result<Verdict, Dr
     shift(frame, &KernelTables, workspace, egress)
 }
 
+/// Goes on with ICMP.
+#[classifier]
+fn icmp_tc(context: TcContext) -> i32 {
+    let mut egress = Egress::default();
+    let verdict = icmp(&mut TcFrame::new(&context), &KernelTables, &mut egress);
+    tc_verdict(&context, verdict, &egress)
+}
+
+/// Goes on with ICMP.
+#[xdp(frags)]
+fn icmp_xdp(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    let verdict = icmp(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+}
+
+/// Goes on with ICMP.
+#[xdp]
+fn icmp_xdp_generic(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<true>::new(&context);
+    let verdict = icmp(&mut frame, &KernelTables, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+}
+
+/// Answers a packet that cannot go on.
+#[classifier]
+fn answer_tc(context: TcContext) -> i32 {
+    let mut egress = Egress::default();
+    let mut frame = TcFrame::new(&context);
+    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &TC_JUMPS, jump);
+            TC_ACT_SHOT
+        }
+        Ok(_) => tc::send(&egress),
+        Err(_) => TC_ACT_SHOT,
+    }
+}
+
+/// Answers a packet that cannot go on.
+#[xdp(frags)]
+fn answer_xdp(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &XDP_JUMPS, jump);
+            XDP_DROP
+        }
+        Ok(_) => xdp::send(&context, &egress),
+        Err(_) => XDP_DROP,
+    }
+}
+
+/// Answers a packet that cannot go on.
+#[xdp]
+fn answer_xdp_generic(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<true>::new(&context);
+    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
+        Ok(Verdict::Jump(jump)) => {
+            let _ = jumped(&context, &XDP_GENERIC_JUMPS, jump);
+            XDP_DROP
+        }
+        Ok(_) => xdp::send(&context, &egress),
+        Err(_) => XDP_DROP,
+    }
+}
+
 /// The socket of a new connection.
 #[sk_lookup]
 fn steer_sessions(context: SkLookupContext) -> u32 {
@@ -141,6 +238,10 @@ fn tc_verdict(context: &TcContext, verdict: Result<Verdict, DropReason>, egress:
         Ok(Verdict::Jump(jump)) => jumped(context, &TC_JUMPS, jump),
         Err(reason) => reason,
     };
+    if reason.answered() && answerable(context, reason, egress) {
+        let _ = jumped(context, &TC_JUMPS, Jump::Answer);
+        return TC_ACT_SHOT;
+    }
     match refused(context, reason) {
         true => TC_ACT_UNSPEC,
         false => TC_ACT_SHOT,
@@ -160,6 +261,10 @@ fn xdp_verdict(
         Ok(Verdict::Jump(jump)) => jumped(context, jumps, jump),
         Err(reason) => reason,
     };
+    if reason.answered() && answerable(context, reason, egress) {
+        let _ = jumped(context, jumps, Jump::Answer);
+        return XDP_DROP;
+    }
     match refused(context, reason) {
         true => XDP_PASS,
         false => XDP_DROP,
@@ -173,6 +278,17 @@ fn jumped<C: EbpfContext>(context: &C, jumps: &ProgramArray, jump: Jump) -> Drop
     // SAFETY: every program of the table is of this hook; the kernel has checked that.
     let _ = unsafe { jumps.tail_call(context, jump as u32) };
     DropReason::Internal
+}
+
+/// Counts a packet that is to be answered, and leaves the note for the program that does; false when there were too many.
+#[inline(always)]
+fn answerable<C: EbpfContext>(context: &C, reason: DropReason, egress: &Egress) -> bool {
+    if !maps::notice(reason, egress.mtu) {
+        maps::count_drop(DropReason::NoAnswer);
+        return false;
+    }
+    let _ = refused(context, reason);
+    true
 }
 
 /// Counts and logs a packet that was not carried; true when the stack gets it.

@@ -9,7 +9,9 @@
 //! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
 //! | `DROPS` | programs | fixed |
 //! | `LISTENERS` | daemon | fixed |
-//! | `SCRATCH`, `WORKSPACE` | programs | one record per CPU |
+//! | `FRAGMENTS` | programs | the oldest make room |
+//! | `VLANS` | daemon | fixed |
+//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
@@ -18,22 +20,28 @@
 use aya_ebpf::{
     helpers,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, SockMap},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit},
-    layout::{EPOCHS, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS},
+    flow::{Flow, FlowKey, FragmentKey, Hit},
+    layout::{
+        EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS,
+        VLAN_WORDS,
+    },
     member::Member,
     reason::{DropReason, MAX_REASONS},
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
-    tcp::{Direction, Flags, Phase},
+    tcp::{Direction, Flags, Phase, tick},
 };
 
 use crate::{
+    answer::{ANSWERS, Notice},
     expire,
     flow::{self, Note},
+    icmp::Quote,
+    parse::Deep,
     select,
     shift::{self, Workspace},
     snat,
@@ -83,7 +91,22 @@ pub static XDP_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0
 /// The same of the XDP hook behind the driver.
 #[map]
 pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_JUMPS, 0);
-/// Where XDP programs sum a packet.
+/// Fragmented packets whose first fragment has passed. The oldest make room: a packet's fragments come close together.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Hit> = LruHashMap::with_max_entries(FRAGMENTED, 0);
+/// A bit for each VLAN that clients may use; the last record says whether there are any.
+#[map]
+static VLANS: Array<u64> = Array::with_max_entries(VLAN_WORDS + 1, 0);
+/// What a program found about a packet that is to be answered, for the program that answers.
+#[map]
+static NOTICE: PerCpuArray<Notice> = PerCpuArray::with_max_entries(1, 0);
+/// Where a packet that needs more looking at is parsed to.
+#[map]
+pub static DEEP: PerCpuArray<Deep> = PerCpuArray::with_max_entries(1, 0);
+/// The same of ICMP errors.
+#[map]
+pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
+/// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs build segments.
@@ -105,6 +128,34 @@ pub fn workspace() -> Option<&'static mut Workspace> {
     let pointer = WORKSPACE.get_ptr_mut(0)?;
     // SAFETY: the record is this CPU's own, and a program asks once.
     Some(unsafe { &mut *pointer })
+}
+
+/// Notes for the program that answers why a packet cannot go on; false when this CPU has answered enough for now.
+#[inline(always)]
+pub fn notice(reason: DropReason, mtu: u32) -> bool {
+    let Some(notice) = NOTICE.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the record is this CPU's own.
+    let notice = unsafe { &mut *notice };
+    let now = tick(KernelTables.now());
+    if notice.tick != now {
+        (notice.tick, notice.count) = (now, 0);
+    }
+    notice.count += 1;
+    notice.vlan = 0;
+    (notice.reason, notice.mtu) = (reason as u32, mtu);
+    notice.count <= ANSWERS
+}
+
+/// What was noted.
+#[inline(always)]
+pub fn noticed() -> Notice {
+    // SAFETY: the record is this CPU's own.
+    NOTICE
+        .get_ptr(0)
+        .map(|notice| unsafe { *notice })
+        .unwrap_or_default()
 }
 
 /// The maps of the running kernel.
@@ -192,6 +243,31 @@ impl Tables for KernelTables {
             leave.sport = arrive.dport;
             leave.dport = arrive.sport;
         }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
+        // SAFETY: the value is copied out.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
+        let _ = FRAGMENTS.insert(key, hit, 0);
+    }
+
+    #[inline(always)]
+    fn keep_tags(&self, vlan: u32) {
+        if let Some(notice) = NOTICE.get_ptr_mut(0) {
+            // SAFETY: the record is this CPU's own.
+            unsafe { (*notice).vlan = vlan };
+        }
+    }
+
+    #[inline(always)]
+    fn vlan_allowed(&self, vlan: u32) -> bool {
+        let word = |index: u32| VLANS.get(index).copied().unwrap_or(0);
+        word(VLAN_WORDS) == 0 || word((vlan >> 6) & (VLAN_WORDS - 1)) >> (vlan & 63) & 1 != 0
     }
 
     #[inline(always)]

@@ -28,6 +28,8 @@ pub struct ChecksumEdit {
     pub l4: usize,
     /// Length of the segment as the IP header says, bytes.
     pub segment: u32,
+    /// Is the checksum complete for sure? Nobody cuts a packet before that.
+    pub complete: bool,
 }
 
 /// Makes a packet say `to` instead of what it said.
@@ -36,43 +38,19 @@ pub(crate) fn apply<F: Frame>(
     frame: &mut F,
     packet: &Packet,
     to: &FlowKey,
+    complete: bool,
 ) -> Result<(), DropReason> {
     let from = &packet.key;
-    let mut addresses = Delta::NONE;
     let mut pseudo = 0;
     for word in 0..4 {
-        addresses = addresses
-            .word(from.src.0[word], to.src.0[word])
-            .word(from.dst.0[word], to.dst.0[word]);
         if packet.v6 || word == 3 {
             pseudo += u64::from(from.src.0[word]) + u64::from(from.dst.0[word]);
         }
     }
     let segment = packet.length.saturating_sub((packet.l4 - packet.l3) as u32);
     pseudo += u64::from(u32::from(IpProto::Tcp as u8).to_be()) + u64::from(segment.to_be());
-    if packet.v6 {
-        let hop = u16::from_ne_bytes([IpProto::Tcp as u8, packet.ttl.wrapping_sub(1)]);
-        frame.store_summed(packet.l3 + NEXT_HEADER, hop)?;
-        frame.store_addresses(packet.l3 + offset_of!(Ipv6Hdr, src_addr), to)?;
-    } else {
-        let [ttl, check] =
-            [offset_of!(Ipv4Hdr, ttl), offset_of!(Ipv4Hdr, check)].map(|at| packet.l3 + at);
-        let old: u16 = frame.load(ttl)?;
-        let new = u16::from_ne_bytes([packet.ttl.wrapping_sub(1), IpProto::Tcp as u8]);
-        let sum: u16 = frame.load(check)?;
-        frame.store(ttl, new)?;
-        frame.store(check, addresses.half(old, new).apply(sum))?;
-        frame.store(
-            packet.l3 + offset_of!(Ipv4Hdr, src_addr),
-            halves(to.src.0[3]),
-        )?;
-        frame.store(
-            packet.l3 + offset_of!(Ipv4Hdr, dst_addr),
-            halves(to.dst.0[3]),
-        )?;
-    }
-    frame.store(packet.l4, to.sport)?;
-    frame.store(packet.l4 + 2, to.dport)?;
+    let addresses = header(frame, packet, to)?;
+    frame.store(packet.l4, [to.sport, to.dport])?;
     frame.amend_checksum(&ChecksumEdit {
         at: packet.l4 + TCP_CHECKSUM,
         addresses,
@@ -82,5 +60,42 @@ pub(crate) fn apply<F: Frame>(
         pseudo,
         l4: packet.l4,
         segment,
+        complete,
     })
+}
+
+/// Makes an IP header say the addresses of `to`, takes one off its TTL, and returns what that adds to the sum of the
+/// addresses.
+#[inline(always)]
+pub(crate) fn header<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    to: &FlowKey,
+) -> Result<Delta, DropReason> {
+    let from = &packet.key;
+    let mut addresses = Delta::NONE;
+    for word in 0..4 {
+        addresses = addresses
+            .word(from.src.0[word], to.src.0[word])
+            .word(from.dst.0[word], to.dst.0[word]);
+    }
+    if packet.v6 {
+        let at = packet.l3 + NEXT_HEADER;
+        let [next, _] = frame.load::<u16>(at)?.to_ne_bytes();
+        let hop = u16::from_ne_bytes([next, packet.ttl.wrapping_sub(1)]);
+        frame.store_summed(at, hop)?;
+        frame.store_addresses(packet.l3 + offset_of!(Ipv6Hdr, src_addr), to)?;
+    } else {
+        let [ttl, check] =
+            [offset_of!(Ipv4Hdr, ttl), offset_of!(Ipv4Hdr, check)].map(|at| packet.l3 + at);
+        let old: u16 = frame.load(ttl)?;
+        let [_, protocol] = old.to_ne_bytes();
+        let new = u16::from_ne_bytes([packet.ttl.wrapping_sub(1), protocol]);
+        let sum: u16 = frame.load(check)?;
+        frame.store(ttl, new)?;
+        frame.store(check, addresses.half(old, new).apply(sum))?;
+        let ([a, b], [c, d]) = (halves(to.src.0[3]), halves(to.dst.0[3]));
+        frame.store(packet.l3 + offset_of!(Ipv4Hdr, src_addr), [a, b, c, d])?;
+    }
+    Ok(addresses)
 }

@@ -2,7 +2,7 @@
 
 use lb_common::{
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit},
+    flow::{Flow, FlowKey, FragmentKey, Hit},
     member::Member,
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
@@ -60,6 +60,15 @@ pub trait Tables {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+
+    /// The flow of a fragmented packet whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
+    /// Remembers whose later fragments will follow.
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Keeps the tags of a packet for its answer.
+    fn keep_tags(&self, vlan: u32);
+    /// May clients use this VLAN?
+    fn vlan_allowed(&self, vlan: u32) -> bool;
 
     /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
     fn select(&self, pool: u32) -> u32

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, Hit, Route},
+    flow::{Flow, FlowKey, FragmentKey, Hit, Route},
     layout::Jump,
     member::Member,
     reason::DropReason,
@@ -25,6 +25,8 @@ use crate::{
 };
 
 const FLOWS: usize = 16;
+/// A VLAN that clients may not use.
+const FOREIGN_VLAN: u32 = 66;
 const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
 const VIA: Egress = Egress {
     interface: 7,
@@ -46,6 +48,8 @@ struct MemoryTables {
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
+    fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
+    tags: Cell<u32>,
 }
 
 impl MemoryTables {
@@ -97,24 +101,33 @@ impl MemoryTables {
                 port: AtomicU32::new(0),
             },
             free: RefCell::default(),
+            fragments: RefCell::default(),
+            tags: Cell::new(0),
         }
     }
 
-    fn send(&self, frame: &mut [u8]) -> Result<Verdict, DropReason> {
+    fn send(&self, frame: &mut Vec<u8>) -> Result<Verdict, DropReason> {
         self.send_by(frame, Ok(VIA))
     }
 
     fn send_by(
         &self,
-        frame: &mut [u8],
+        frame: &mut Vec<u8>,
         way: Result<Egress, DropReason>,
     ) -> Result<Verdict, DropReason> {
         let mut frame = MemoryFrame::new(frame, way);
         let mut egress = Egress::default();
-        match balance(&mut frame, self, &mut egress)? {
-            Verdict::Jump(Jump::Open) => crate::open(&mut frame, self, &mut egress),
-            verdict => Ok(verdict),
+        let mut verdict = balance(&mut frame, self, &mut egress)?;
+        // Nobody jumps more often: to what looks closer, to what opens, and back.
+        for _ in 0..3 {
+            verdict = match verdict {
+                Verdict::Jump(Jump::Open) => crate::open(&mut frame, self)?,
+                Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress)?,
+                Verdict::Jump(Jump::Odd) => crate::odd(&mut frame, self, &mut egress)?,
+                verdict => return Ok(verdict),
+            };
         }
+        Ok(verdict)
     }
 
     fn active(&self) -> u64 {
@@ -206,6 +219,22 @@ impl Tables for MemoryTables {
     }
     fn allocation(&self) -> Option<&Allocation> {
         Some(&self.allocation)
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<Hit> {
+        self.fragments
+            .borrow()
+            .get(&(key.src, key.dst, key.id))
+            .copied()
+    }
+    fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
+        let key = (key.src, key.dst, key.id);
+        self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn keep_tags(&self, vlan: u32) {
+        self.tags.set(vlan);
+    }
+    fn vlan_allowed(&self, vlan: u32) -> bool {
+        vlan != FOREIGN_VLAN
     }
     fn pop_free(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()

@@ -1,5 +1,6 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod differential;
 mod hostile;
 mod install;
 mod member_down;
@@ -12,4 +13,5 @@ mod scene;
 mod survival;
 mod the_box;
 mod the_lab;
+mod vlan;
 mod volume;

@@ -194,7 +194,7 @@ fn what_is_not_ours_passes_untouched() {
             let mut udp = Packet::new(at(CLIENT), at(SERVICE), SYN).bytes();
             udp[23] = 17;
             let mut fragment = Packet::new(at(CLIENT), at(SERVICE), SYN).bytes();
-            fragment[20] = 0x20;
+            fragment[21] = 0x05;
             let mut arp = vec![0xff; 12];
             arp.extend([0x08, 0x06]);
             arp.resize(60, 0);
@@ -216,7 +216,7 @@ fn what_is_not_ours_passes_untouched() {
                     Packet::new(at("10.9.9.9:1"), at("10.8.8.8:2"), ACK).bytes(),
                 ),
                 ("UDP", udp),
-                ("a fragment", fragment),
+                ("a fragment whose first is not known", fragment),
                 ("ARP", arp),
                 ("a runt", vec![0; 14]),
             ] {
@@ -251,7 +251,16 @@ fn what_is_ours_but_cannot_go_is_counted_by_name() {
             }
             let mut old = Packet::new(at(CLIENT), at(SERVICE), SYN);
             old.ttl = 1;
-            assert_eq!(rig.send(&old.bytes(), "c0").0, Outcome::Dropped);
+            let (outcome, out) = rig.send(&old.bytes(), "c0");
+            assert_eq!(
+                (outcome, out[34]),
+                (Outcome::Sent, 11),
+                "ICMP time exceeded"
+            );
+            assert_eq!(
+                out[..14],
+                [&old.src_mac[..], &old.dst_mac, &[8, 0]].concat()
+            );
             assert_eq!(rig.drops("ttl-exceeded"), 1);
             let (number, pool) = (rig.member("four", 0), rig.generation.pools["four"].clone());
             rig.plane

@@ -209,6 +209,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             server_interfaces: vec!["s0".to_owned()],
             attach: Attach::Auto,
             max_flows: 1024,
+            vlans: Default::default(),
         },
         virtual_servers: Vec::new(),
         pools: Default::default(),

@@ -16,6 +16,7 @@ pub mod postfix;
 pub mod process;
 pub mod program;
 pub mod sink;
+pub mod twin;
 pub mod verify;
 pub mod wait;
 pub mod wire;

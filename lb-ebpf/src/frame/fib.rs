@@ -21,6 +21,8 @@ const SUCCESS: i64 = 0;
 const FORWARDING_OFF: i64 = 5;
 const NO_NEIGHBOUR: i64 = 7;
 
+/// IPv6 works on every link of this (RFC 8200 §5).
+const LEAST_MTU: u32 = 1280;
 /// Any length but 0 makes the kernel tell the MTU (Linux 5.12).
 const ANY: u16 = 1;
 /// Less cannot be an MTU (RFC 791 §3.2): the kernel is one that tells none.
@@ -75,4 +77,13 @@ pub(super) fn lookup(
         FORWARDING_OFF => Err(DropReason::ForwardingOff),
         _ => Err(DropReason::NoRoute),
     }
+}
+
+/// The MTU of an interface, bytes (Linux 5.12); without the helper, what every link takes.
+#[inline(always)]
+pub(super) fn link_mtu(context: *mut c_void, interface: u32) -> u32 {
+    let mut mtu = 0;
+    // SAFETY: the context is the program's own, and the answer is a number on the stack.
+    let answer = unsafe { helpers::generated::bpf_check_mtu(context, interface, &mut mtu, 0, 0) };
+    if answer < 0 { LEAST_MTU } else { mtu }
 }

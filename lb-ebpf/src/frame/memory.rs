@@ -1,20 +1,25 @@
 //! A frame in plain memory, for tests and fuzzing: complete checksums, one fixed way out.
 
-use lb_common::{flow::FlowKey, reason::DropReason};
+use alloc::vec::Vec;
 
-use super::{ChecksumEdit, Frame, Wire, address_halves};
-use crate::{Egress, Packet};
+use lb_common::{checksum::sum_bytes, flow::FlowKey, reason::DropReason};
+
+use super::{ChecksumEdit, Frame, Partial, Wire, address_halves};
+use crate::{
+    Egress, Packet,
+    parse::{Link, untag},
+};
 
 /// A packet in a byte buffer.
 #[derive(Debug)]
 pub struct MemoryFrame<'a> {
-    bytes: &'a mut [u8],
+    bytes: &'a mut Vec<u8>,
     egress: Result<Egress, DropReason>,
 }
 
 impl<'a> MemoryFrame<'a> {
     /// A frame whose routing always ends like this.
-    pub fn new(bytes: &'a mut [u8], egress: Result<Egress, DropReason>) -> Self {
+    pub fn new(bytes: &'a mut Vec<u8>, egress: Result<Egress, DropReason>) -> Self {
         Self { bytes, egress }
     }
 }
@@ -24,6 +29,49 @@ impl Frame for MemoryFrame<'_> {
 
     fn tagged(&self) -> bool {
         false
+    }
+
+    fn tag(&self) -> u16 {
+        0
+    }
+
+    fn ingress(&self) -> u32 {
+        1
+    }
+
+    fn link_mtu(&self, _: u32) -> u32 {
+        1500
+    }
+
+    fn retag(&mut self, link: &Link, vlan: u32) -> Result<(), DropReason> {
+        let tags = [vlan as u16, (vlan >> 16) as u16];
+        let bytes = tags
+            .into_iter()
+            .filter(|tag| *tag != 0)
+            .flat_map(|tag| {
+                let (kind, control) = untag(tag);
+                [kind.to_ne_bytes(), control.to_be_bytes()].concat()
+            })
+            .collect::<Vec<u8>>();
+        self.bytes.splice(12..12 + 4 * link.inside as usize, bytes);
+        Ok(())
+    }
+
+    fn quote(&mut self, link: &Link, _: u32, keep: u32, room: u32) -> Result<(), DropReason> {
+        self.bytes.truncate(link.l3 + keep as usize);
+        let room = core::iter::repeat_n(0, room as usize);
+        self.bytes.splice(link.l3..link.l3, room);
+        Ok(())
+    }
+
+    fn may_be_partial(&self) -> Partial {
+        Partial::Never
+    }
+
+    fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
+        let at = at as usize;
+        let bytes = self.bytes.get(at..at + length as usize);
+        Ok(sum_bytes(bytes.ok_or(DropReason::Truncated)?))
     }
 
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {

@@ -1,16 +1,28 @@
 //! A frame at the TC hook: keeps GSO, and the kernel finishes or follows checksums itself.
 #![expect(unsafe_code, reason = "packet access and helper calls")]
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{
+        __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers,
     programs::TcContext,
 };
 use lb_common::{flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, ChecksumEdit, Frame, Wire, fib, read, write};
-use crate::{Egress, Packet};
+use super::{
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded,
+    decoded, fib, pointer, read, write,
+};
+use crate::{
+    Egress, Packet,
+    icmp::{self, Quote},
+    maps::{DEEP, QUOTE, SCRATCH},
+    parse::{self, Deep, Link, link_tag, untag},
+};
 
 /// A packet in a socket buffer.
 pub struct TcFrame<'a> {
@@ -26,7 +38,11 @@ impl<'a> TcFrame<'a> {
 
     #[inline(always)]
     fn bounds(&self) -> Bounds {
-        (self.context.data(), self.context.data_end())
+        let context = self.context.skb.skb.cast_const();
+        (
+            pointer::<_, { offset_of!(__sk_buff, data) }>(context),
+            pointer::<_, { offset_of!(__sk_buff, data_end) }>(context),
+        )
     }
 }
 
@@ -40,8 +56,113 @@ impl Frame for TcFrame<'_> {
     }
 
     #[inline(always)]
+    fn tag(&self) -> u16 {
+        if !self.tagged() {
+            return 0;
+        }
+        // SAFETY: fields of the context that every program may read.
+        let (kind, control) = unsafe {
+            let skb = self.context.skb.skb;
+            ((*skb).vlan_proto, (*skb).vlan_tci)
+        };
+        link_tag(kind as u16, control as u16)
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: a field of the context that every program may read.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn link_mtu(&self, interface: u32) -> u32 {
+        fib::link_mtu(self.context.as_ptr(), interface)
+    }
+
+    #[inline(always)]
+    fn retag(&mut self, link: &Link, vlan: u32) -> Result<(), DropReason> {
+        let skb = self.context.skb.skb;
+        let have = link.inside + u32::from(link.outside);
+        let mut wrong = 0;
+        for number in 0..3 {
+            if number < have {
+                // SAFETY: the program's own context; every look at the packet is checked anew.
+                wrong |= unsafe { helpers::generated::bpf_skb_vlan_pop(skb) };
+            }
+        }
+        // The outer tag goes on last.
+        for tag in [(vlan >> 16) as u16, vlan as u16] {
+            if tag != 0 {
+                let (kind, control) = untag(tag);
+                // SAFETY: as above.
+                wrong |= unsafe { helpers::generated::bpf_skb_vlan_push(skb, kind, control) };
+            }
+        }
+        if wrong != 0 {
+            return Err(DropReason::Internal);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quote(&mut self, link: &Link, length: u32, keep: u32, room: u32) -> Result<(), DropReason> {
+        let _ = length;
+        let skb = self.context.skb.skb;
+        let wanted = link.l3 as u32 + keep;
+        // SAFETY: a field of the context that every program may read.
+        if unsafe { (*skb).len } > wanted {
+            // SAFETY: the program's own context; every look at the packet is checked anew.
+            if unsafe { helpers::generated::bpf_skb_change_tail(skb, wanted, 0) } != 0 {
+                return Err(DropReason::Internal);
+            }
+        }
+        // SAFETY: as above.
+        let grown = unsafe {
+            helpers::generated::bpf_skb_adjust_room(skb, room as i32, BPF_ADJ_ROOM_MAC, 0)
+        };
+        if grown != 0 {
+            return Err(DropReason::Internal);
+        }
+        self.reach((wanted + room) as usize)
+    }
+
+    #[inline(always)]
+    fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
+        match sum_skb(self.context.skb.skb, at, length) {
+            UNREADABLE.. => Err(DropReason::Truncated),
+            sum => Ok(sum),
+        }
+    }
+
+    #[inline(always)]
+    fn may_be_partial(&self) -> Partial {
+        // SAFETY: a field of the context that every program may read (Linux 5.7).
+        match unsafe { (*self.context.skb.skb).gso_size } {
+            0 => Partial::Perhaps,
+            _ => Partial::Surely,
+        }
+    }
+
+    #[inline(always)]
+    fn deep<'a>(&mut self, _: &'a mut Deep) -> Result<Option<&'a Deep>, DropReason> {
+        let found = decoded(deep_tc(self.context.skb.skb))?;
+        let record = DEEP.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: the record is this CPU's own, and written by the call only.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
+    fn error<'a>(&mut self, _: &'a mut Quote) -> Result<Option<&'a Quote>, DropReason> {
+        let found = decoded(error_tc(self.context.skb.skb))?;
+        let record = QUOTE.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: as above.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
-        if self.context.data() + length <= self.context.data_end() {
+        let (start, end) = self.bounds();
+        if start + (length & FARTHEST) <= end {
             return Ok(());
         }
         self.context
@@ -125,4 +246,55 @@ pub fn send(egress: &Egress) -> i32 {
     unsafe {
         helpers::generated::bpf_redirect_neigh(egress.interface, core::ptr::null_mut(), 0, 0) as i32
     }
+}
+
+/// The sum of the bytes of a packet from an offset on, or [`UNREADABLE`] and more; at most three chunks are summed.
+///
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sum_skb(skb: *mut __sk_buff, at: u32, length: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return UNREADABLE;
+    };
+    let mut sum = 0;
+    for place in 0..3 {
+        let done = place * CHUNK;
+        if done >= length {
+            break;
+        }
+        sum += super::chunk(scratch, (length - done).min(CHUNK), |into, length| {
+            // SAFETY: the scratch record has room for a chunk.
+            unsafe { helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length) }
+        });
+    }
+    sum
+}
+
+/// [`parse::deep`], a function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn deep_tc(context: *mut __sk_buff) -> u32 {
+    let Some(record) = DEEP.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Deep::default();
+    let context = TcContext::new(context);
+    coded(parse::deep(&mut TcFrame::new(&context), record))
+}
+
+/// [`icmp::parse`], in the same way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_tc(context: *mut __sk_buff) -> u32 {
+    let Some(record) = QUOTE.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Quote::default();
+    let context = TcContext::new(context);
+    coded(icmp::parse(&mut TcFrame::new(&context), record))
 }

@@ -1,6 +1,8 @@
 //! A frame at the XDP hook, in the driver or behind it.
 #![expect(unsafe_code, reason = "packet access and helper calls")]
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{xdp_action::XDP_TX, xdp_md},
@@ -9,11 +11,17 @@ use aya_ebpf::{
 };
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
-use super::{Bounds, ChecksumEdit, Frame, Wire, address_halves, fib, read, write};
-use crate::{Egress, Packet, maps::SCRATCH, opaque::opaque};
+use super::{
+    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire,
+    address_halves, coded, decoded, fib, pointer, read, write,
+};
+use crate::{
+    Egress, Packet,
+    icmp::{self, Quote},
+    maps::{DEEP, QUOTE, SCRATCH},
+    parse::{self, Deep, Link, untag},
+};
 
-/// Bytes summed at a time; the most that one helper call takes on every kernel.
-const CHUNK: u32 = 512;
 /// Chunks summed at most: a jumbo frame.
 const CHUNKS: u32 = 18;
 
@@ -34,7 +42,21 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
 
     #[inline(always)]
     fn bounds(&self) -> Bounds {
-        (self.context.data(), self.context.data_end())
+        let context = self.context.ctx.cast_const();
+        (
+            pointer::<_, { offset_of!(xdp_md, data) }>(context),
+            pointer::<_, { offset_of!(xdp_md, data_end) }>(context),
+        )
+    }
+
+    /// Moves the start of the packet: forward to make it shorter, backward to make room.
+    #[inline(always)]
+    fn move_head(&mut self, by: i32) -> Result<(), DropReason> {
+        // SAFETY: every look at the packet is checked anew.
+        match unsafe { helpers::generated::bpf_xdp_adjust_head(self.context.ctx, by) } {
+            0 => Ok(()),
+            _ => Err(DropReason::Internal),
+        }
     }
 
     /// Sums the whole segment anew, its checksum field taken as zero.
@@ -73,27 +95,13 @@ pub extern "C" fn sum_packet(context: *mut xdp_md, at: u32, length: u32) -> u64 
     sum
 }
 
-/// Added to the sum when the packet ends early: one look at the end, instead of a way out of every step.
-const UNREADABLE: u64 = 1 << 40;
-
 /// The sum of up to [`CHUNK`] bytes of the packet.
 #[inline(always)]
 fn chunk(context: *mut xdp_md, scratch: *mut [u32; 128], at: u32, length: u32) -> u64 {
-    // 1 to `CHUNK` bytes and as many words already, but the verifier has to see it.
-    let length = (opaque(u64::from(length) - 1) as u32 & (CHUNK - 1)) + 1;
-    let words = (opaque(u64::from(length.div_ceil(4)) - 1) as u32 & (CHUNK / 4 - 1)) + 1;
-    // The last word is padded with zero.
-    // SAFETY: `words` is 1 to 128.
-    unsafe { (*scratch)[(words as usize - 1) & 127] = 0 };
-    // SAFETY: the scratch record holds `CHUNK` bytes and is this CPU's own.
-    let loaded =
-        unsafe { helpers::generated::bpf_xdp_load_bytes(context, at, scratch.cast(), length) };
-    // SAFETY: as above; `words * 4` is at most `CHUNK`.
-    let sum = unsafe {
-        helpers::generated::bpf_csum_diff(core::ptr::null_mut(), 0, scratch.cast(), words * 4, 0)
-    };
-    // Zero, or a negative error: its sign bit as the mark.
-    (sum as u64 & 0xffff_ffff) + ((loaded as u64 >> 63) * UNREADABLE)
+    super::chunk(scratch, length, |into, length| {
+        // SAFETY: the scratch record has room for a chunk.
+        unsafe { helpers::generated::bpf_xdp_load_bytes(context, at, into, length) }
+    })
 }
 
 impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
@@ -105,8 +113,101 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     }
 
     #[inline(always)]
+    fn tag(&self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn link_mtu(&self, interface: u32) -> u32 {
+        fib::link_mtu(self.context.as_ptr(), interface)
+    }
+
+    #[inline(always)]
+    fn retag(&mut self, link: &Link, vlan: u32) -> Result<(), DropReason> {
+        let [outer, inner] = [vlan as u16, (vlan >> 16) as u16];
+        let wanted = u32::from(outer != 0) + u32::from(inner != 0);
+        let macs: [u16; 6] = self.load(0)?;
+        if wanted != link.inside {
+            self.move_head((link.inside as i32 - wanted as i32) * 4)?;
+            self.store(0, macs)?;
+        }
+        if outer != 0 {
+            let (kind, control) = untag(outer);
+            self.store(12, [kind, control.to_be()])?;
+        }
+        if inner != 0 {
+            let (kind, control) = untag(inner);
+            self.store(16, [kind, control.to_be()])?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quote(&mut self, link: &Link, length: u32, keep: u32, room: u32) -> Result<(), DropReason> {
+        let (start, end) = self.bounds();
+        let size = (end - start) as u32;
+        let wanted = link.l3 as u32 + keep;
+        // A packet in several pieces is as long as its header says; another may be padded.
+        let have = (link.l3 as u32 + length).max(size);
+        if have > wanted {
+            // SAFETY: the packet stays as long as `keep`, and every look at it is checked anew.
+            let cut = unsafe {
+                helpers::generated::bpf_xdp_adjust_tail(
+                    self.context.ctx,
+                    wanted as i32 - have as i32,
+                )
+            };
+            if cut != 0 {
+                return Err(DropReason::Internal);
+            }
+        }
+        self.move_head(-(room as i32))?;
+        let front: [u16; 7] = self.load(room as usize)?;
+        self.store(0, front)?;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
+        match sum_packet(self.context.ctx, at, length) {
+            UNREADABLE.. => Err(DropReason::Truncated),
+            sum => Ok(sum),
+        }
+    }
+
+    #[inline(always)]
+    fn may_be_partial(&self) -> Partial {
+        match GENERIC {
+            true => Partial::Perhaps,
+            false => Partial::Never,
+        }
+    }
+
+    #[inline(always)]
+    fn deep<'a>(&mut self, _: &'a mut Deep) -> Result<Option<&'a Deep>, DropReason> {
+        let found = decoded(deep_xdp(self.context.ctx))?;
+        let record = DEEP.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: the record is this CPU's own, and written by the call only.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
+    fn error<'a>(&mut self, _: &'a mut Quote) -> Result<Option<&'a Quote>, DropReason> {
+        let found = decoded(error_xdp(self.context.ctx))?;
+        let record = QUOTE.get_ptr(0).ok_or(DropReason::Internal)?;
+        // SAFETY: as above.
+        Ok(found.then_some(unsafe { &*record }))
+    }
+
+    #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
-        if self.context.data() + length > self.context.data_end() {
+        let (start, end) = self.bounds();
+        if start + (length & FARTHEST) > end {
             return Err(DropReason::Truncated);
         }
         Ok(())
@@ -137,7 +238,7 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     #[inline(always)]
     fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
         let field: u16 = self.load(edit.at)?;
-        if field != fold(edit.pseudo) {
+        if edit.complete || field != fold(edit.pseudo) {
             return self.store(edit.at, edit.addresses.and(edit.ports).apply(field));
         }
         if GENERIC {
@@ -166,4 +267,32 @@ pub fn send(context: &XdpContext, egress: &Egress) -> u32 {
     }
     // SAFETY: helper call without pointers.
     unsafe { helpers::generated::bpf_redirect(egress.interface, 0) as u32 }
+}
+
+/// [`parse::deep`], a function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn deep_xdp(context: *mut xdp_md) -> u32 {
+    let Some(record) = DEEP.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Deep::default();
+    let context = XdpContext::new(context);
+    coded(parse::deep(&mut XdpFrame::<false>::new(&context), record))
+}
+
+/// [`icmp::parse`], in the same way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_xdp(context: *mut xdp_md) -> u32 {
+    let Some(record) = QUOTE.get_ptr_mut(0) else {
+        return TRUNCATED;
+    };
+    // SAFETY: the record is this CPU's own.
+    let record = unsafe { &mut *record };
+    *record = Quote::default();
+    let context = XdpContext::new(context);
+    coded(icmp::parse(&mut XdpFrame::<false>::new(&context), record))
 }

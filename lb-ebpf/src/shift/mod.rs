@@ -25,8 +25,10 @@ use crate::{
     flow::{self, Note},
     forward,
     frame::{ChecksumEdit, Reshape, halves, word},
+    odd,
     opaque::opaque,
-    parse, rewrite,
+    parse::{Deep, Part},
+    rewrite,
 };
 
 /// Offsets of sequence and acknowledgement number in the TCP header (RFC 9293 §3.1).
@@ -65,9 +67,12 @@ pub fn shift<F: Reshape, T: Tables>(
     workspace: &mut Workspace,
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
-    let Some(mut packet) = parse::packet(frame)? else {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
     };
+    let mut packet = deep.packet;
+    let whole = deep.part as u32 == Part::Whole as u32;
     let hit = flow::find(tables, &packet).ok_or(DropReason::Internal)?;
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
@@ -77,30 +82,34 @@ pub fn shift<F: Reshape, T: Tables>(
     }
     let mut plan = Plan::default();
     match direction {
-        Direction::Forward => to_member(frame, flow, &packet, now, &mut plan)?,
+        Direction::Forward => {
+            odd::note_way_back(frame, flow, &deep.link, now)?;
+            to_member(frame, flow, &packet, now, &mut plan)?;
+        }
         Direction::Reverse => to_client(frame, flow, &packet, &mut plan)?,
     }
     if plan.header != 0 {
+        // Nobody cuts what has no payload, or so little.
+        if !whole {
+            return Err(DropReason::Truncated);
+        }
         let end = segment::header_length(&packet) + flow.shift[0].load(Relaxed);
         if frame.make_room(packet.l4 + end as usize).is_err() {
             return Ok(Verdict::Pass);
         }
     }
     plan.forget();
+    if !whole {
+        tables.note_fragment(&deep.fragment(), hit);
+    }
     tables.track(hit.slot(), &Note::of(&packet, direction));
     // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
     let to = &flow.route.leave[direction as usize & 1];
-    rewrite::apply(frame, &packet, to)?;
-    frame.address(egress)?;
+    rewrite::apply(frame, &packet, to, !whole)?;
     packet.key = *to;
-    perform(
-        frame,
-        (hit.slot(), flow),
-        &Spot::of(&packet),
-        workspace,
-        &plan,
-    )?;
-    Ok(Verdict::Send)
+    let spot = Spot::of(&packet, !whole);
+    perform(frame, (hit.slot(), flow), &spot, workspace, &plan)?;
+    odd::leave(frame, &deep.link, flow, direction, egress)
 }
 
 /// What becomes of a packet.
@@ -146,11 +155,13 @@ struct Spot {
     sequence: u32,
     /// Sum of the pseudo-header with a length of 0.
     pseudo: u64,
+    /// Is the checksum complete for sure?
+    complete: bool,
 }
 
 impl Spot {
     #[inline(always)]
-    fn of(packet: &Packet) -> Self {
+    fn of(packet: &Packet, complete: bool) -> Self {
         // Offsets are below 128: an Ethernet header with two tags, and an IP header.
         let offset = |at: usize| opaque(at as u64) as usize & 127;
         Self {
@@ -162,6 +173,7 @@ impl Spot {
             segment: opaque(u64::from(segment::length(packet))) as u32,
             sequence: packet.sequence,
             pseudo: opaque(segment::pseudo(packet)),
+            complete: opaque(u64::from(complete)) & 1 != 0,
         }
     }
 
@@ -293,8 +305,9 @@ fn perform<F: Reshape>(
         pseudo: spot.pseudo + u64::from(spot.segment.to_be()),
         l4: spot.l4,
         segment: spot.segment,
+        complete: spot.complete,
     })?;
-    if syn && spot.segment > spot.header {
+    if syn && !spot.complete && spot.segment > spot.header {
         // Fast Open's: nobody but the first server may answer it. The client repeats it, as to a server that knows none.
         frame.take(workspace, spot.l4, spot.header)?;
         return frame.replace(workspace, &spot.place(spot.header));

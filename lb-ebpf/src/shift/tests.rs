@@ -36,6 +36,27 @@ impl Frame for VecFrame {
     fn tagged(&self) -> bool {
         false
     }
+    fn tag(&self) -> u16 {
+        0
+    }
+    fn ingress(&self) -> u32 {
+        0
+    }
+    fn link_mtu(&self, _: u32) -> u32 {
+        1500
+    }
+    fn retag(&mut self, _: &crate::parse::Link, _: u32) -> Result<(), DropReason> {
+        Err(DropReason::Internal)
+    }
+    fn quote(&mut self, _: &crate::parse::Link, _: u32, _: u32, _: u32) -> Result<(), DropReason> {
+        Err(DropReason::Internal)
+    }
+    fn sum(&self, _: u32, _: u32) -> Result<u64, DropReason> {
+        Err(DropReason::Internal)
+    }
+    fn may_be_partial(&self) -> crate::frame::Partial {
+        crate::frame::Partial::Never
+    }
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
         self.frame().reach(length)
     }
@@ -158,14 +179,14 @@ impl Connection {
     fn send(&mut self, direction: Direction, segment: &Segment) -> Segment {
         let key = self.flow.route.key(direction);
         let mut frame = VecFrame(segment.frame(&key, self.v6));
-        let packet = parse::packet(&mut frame).unwrap().expect("TCP");
+        let packet = crate::parse::packet(&mut frame).unwrap().expect("TCP");
         let mut workspace = Workspace::default();
         let mut plan = Plan::default();
         let done = match direction {
             Direction::Forward => to_member(&frame, &self.flow, &packet, self.now, &mut plan),
             Direction::Reverse => to_client(&frame, &self.flow, &packet, &mut plan),
         };
-        let spot = Spot::of(&packet);
+        let spot = Spot::of(&packet, false);
         let done =
             done.and_then(|()| perform(&mut frame, (0, &self.flow), &spot, &mut workspace, &plan));
         done.unwrap();

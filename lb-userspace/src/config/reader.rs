@@ -140,9 +140,47 @@ impl<'d, 'i> Section<'d, 'i> {
         example: &str,
         faults: &mut Faults,
     ) -> Field<u32> {
+        match self.value(key) {
+            None => Field::Absent,
+            Some(value) => self.number(key, value, &bounds, example, faults),
+        }
+    }
+
+    /// A list of whole numbers within bounds.
+    pub(super) fn integers(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u32>,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<Vec<At<u32>>> {
         let Some(value) = self.value(key) else {
             return Field::Absent;
         };
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.mistyped(key, value, "a list", example, faults);
+        };
+        let mut numbers = Vec::with_capacity(items.len());
+        for item in items {
+            match self.number(key, item, &bounds, example, faults) {
+                Field::Is(number) => numbers.push(number),
+                _ => return Field::Wrong,
+            }
+        }
+        Field::Is(At {
+            value: numbers,
+            at: value.span().start,
+        })
+    }
+
+    fn number(
+        &self,
+        key: &'static str,
+        value: &Spanned<DeValue<'i>>,
+        bounds: &RangeInclusive<u32>,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<u32> {
         let DeValue::Integer(number) = value.get_ref() else {
             return self.mistyped(key, value, "a whole number", example, faults);
         };

@@ -13,7 +13,7 @@ use super::{FEW_FLOWS, bpffs::PinDirectory};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"));
 
 /// Maps that outlive the daemon.
-pub(super) const PINNED: [&str; 14] = [
+pub(super) const PINNED: [&str; 16] = [
     "CONFIG",
     "SERVICES",
     "POOLS",
@@ -28,6 +28,8 @@ pub(super) const PINNED: [&str; 14] = [
     "DROPS",
     "LISTENERS",
     "SCRATCH",
+    "FRAGMENTS",
+    "VLANS",
 ];
 
 /// The loaded object, and what was found when it was.

@@ -1,7 +1,7 @@
 //! A generation in the kernel's tables: built aside, then flipped; numbers of members and virtual servers are kept.
 
 use std::{
-    collections::HashMap as Index,
+    collections::{BTreeSet, HashMap as Index},
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::atomic::Ordering::Relaxed,
 };
@@ -14,7 +14,7 @@ use aya::{
 use lb_common::{
     addr::Addr,
     flow::{Flow, split_owners},
-    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
     member::Member,
     reason::DropReason,
     service::{Config, Pool, Service, ServiceKey},
@@ -34,6 +34,7 @@ pub(super) struct Tables {
     services: HashMap<MapData, Record<ServiceKey>, Record<Service>>,
     pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
+    vlans: Array<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
     /// Counters of members, by number.
     pub member_cells: &'static [TrafficCell],
@@ -88,6 +89,7 @@ impl Tables {
             services: loader::map(ebpf, "SERVICES")?.try_into()?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
             members: loader::map(ebpf, "MEMBERS")?.try_into()?,
+            vlans: loader::map(ebpf, "VLANS")?.try_into()?,
             drops: loader::map(ebpf, "DROPS")?.try_into()?,
             member_cells: mapped(ebpf, "MEMBER_CELLS", &mut keep)?,
             service_cells: mapped(ebpf, "SERVICE_CELLS", &mut keep)?,
@@ -275,10 +277,29 @@ impl Tables {
             };
             self.services.insert(Record(key), Record(service), 0)?;
         }
+        self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         config.generation = self.config().map_or(1, |old| old.generation + 1);
         config.flows = self.flows.len() as u32;
         self.config.set(0, Record(config), 0)?;
+        Ok(())
+    }
+
+    /// Says which VLANs clients may use. No frame of a VLAN that was and stays allowed is dropped meanwhile.
+    fn write_vlans(&mut self, vlans: &BTreeSet<u16>) -> Result<()> {
+        let mut words = [0u64; VLAN_WORDS as usize];
+        for vlan in vlans {
+            words[usize::from(vlan >> 6)] |= 1 << (vlan & 63);
+        }
+        if vlans.is_empty() {
+            self.vlans.set(VLAN_WORDS, 0, 0)?;
+        }
+        for (index, word) in (0..).zip(words) {
+            self.vlans.set(index, word, 0)?;
+        }
+        if !vlans.is_empty() {
+            self.vlans.set(VLAN_WORDS, 1, 0)?;
+        }
         Ok(())
     }
 

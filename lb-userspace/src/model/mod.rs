@@ -3,7 +3,7 @@
 //! Built by `config/`; nothing in here can contradict itself, and nothing in here does I/O.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -50,6 +50,8 @@ pub struct Network {
     pub attach: Attach,
     /// How many passthrough flows are tracked at once (`max_flows`).
     pub max_flows: u32,
+    /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
+    pub vlans: BTreeSet<u16>,
 }
 
 /// `network.attach`.

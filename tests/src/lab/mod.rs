@@ -11,7 +11,7 @@
 mod hop;
 mod namespace;
 mod pass;
-mod prefix;
+pub(crate) mod prefix;
 mod wiring;
 
 use std::{
@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use self::pass::Pass;
 pub use self::{
     hop::{Hop, Weather},
     namespace::Namespace,

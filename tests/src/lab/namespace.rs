@@ -29,7 +29,7 @@ pub struct Namespace {
 impl Namespace {
     /// # Errors
     /// When `ip netns` fails.
-    pub(super) fn create(name: &str) -> Result<Self> {
+    pub(crate) fn create(name: &str) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", name]))?;
         let path = Path::new(NAMES).join(name);
         let handle =

@@ -17,14 +17,14 @@ use super::namespace::Namespace;
 
 /// The program on an interface; comes off when dropped.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub(crate) struct Pass {
     _program: Ebpf,
 }
 
 impl Pass {
     /// # Errors
     /// When the kernel refuses the program or the interface.
-    pub(super) fn attach(namespace: &Namespace, interface: &str) -> Result<Self> {
+    pub(crate) fn attach(namespace: &Namespace, interface: &str) -> Result<Self> {
         let object = object()?;
         namespace.enter(|| {
             let mut ebpf = Ebpf::load(&object).context("cannot read the pass program")?;

@@ -15,7 +15,7 @@ const RUN: &str = "/run";
 const KEEP: &str = "keep";
 
 /// A new name for a lab of this process: `smtplb-<pid>x<start>-<number>`.
-pub(super) fn new() -> String {
+pub(crate) fn new() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let pid = std::process::id();
     let start = start_of(pid).unwrap_or_default();
@@ -23,12 +23,12 @@ pub(super) fn new() -> String {
 }
 
 /// The folder of a lab.
-pub(super) fn folder(prefix: &str) -> PathBuf {
+pub(crate) fn folder(prefix: &str) -> PathBuf {
     Path::new(RUN).join(prefix)
 }
 
 /// Marks a lab as to be kept.
-pub(super) fn mark_kept(prefix: &str) -> std::io::Result<()> {
+pub(crate) fn mark_kept(prefix: &str) -> std::io::Result<()> {
     fs::write(folder(prefix).join(KEEP), "")
 }
 
@@ -65,7 +65,7 @@ fn remove_lab(prefix: &str) {
 }
 
 /// Removes a lab's folder, after whatever the daemon mounted in it.
-pub(super) fn remove_folder(folder: &Path) {
+pub(crate) fn remove_folder(folder: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for mounted in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
         if Path::new(mounted).starts_with(folder) {

@@ -1,7 +1,7 @@
 //! Messages: made from a seed, so that both ends of a test know every byte.
 
 pub mod digest;
-mod random;
+pub mod random;
 mod text;
 
 pub use self::random::Random;

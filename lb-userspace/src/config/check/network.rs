@@ -53,7 +53,40 @@ pub(super) fn network(raw: &Raw<'_>, faults: &mut Faults) -> Option<Network> {
         server_interfaces: server_interfaces?,
         attach: network.attach.clone().or(Attach::Auto)?,
         max_flows: network.max_flows.clone().or(DEFAULT_FLOWS)?,
+        vlans: vlans(&network.vlans, faults)?,
     })
+}
+
+fn vlans(list: &Field<Vec<At<u32>>>, faults: &mut Faults) -> Option<BTreeSet<u16>> {
+    let list = match list {
+        Field::Absent => return Some(BTreeSet::new()),
+        Field::Wrong => return None,
+        Field::Is(list) => list,
+    };
+    if list.value.is_empty() {
+        faults.error(
+            list.at,
+            "network",
+            "has no VLAN in vlans",
+            "Tagged frames for virtual servers would all be dropped.",
+            "Name the VLANs that clients may use, or remove the key: then all are taken.",
+        );
+        return None;
+    }
+    let mut good = BTreeSet::new();
+    for vlan in &list.value {
+        if !good.insert(u16::try_from(vlan.value).ok()?) {
+            faults.error(
+                vlan.at,
+                "network",
+                format!("has {} twice in vlans", vlan.value),
+                "One of them says nothing.",
+                "Remove one of them.",
+            );
+            return None;
+        }
+    }
+    Some(good)
 }
 
 /// Is the list absent or empty? A wrong one has been noted already.

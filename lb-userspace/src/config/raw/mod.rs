@@ -38,6 +38,7 @@ pub(super) struct Network<'d> {
     pub(super) server_interfaces: Field<Vec<At<&'d str>>>,
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
+    pub(super) vlans: Field<Vec<At<u32>>>,
 }
 
 /// `[certificate.NAME]`.
@@ -154,6 +155,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             server_interfaces: interfaces(),
             attach: Field::Absent,
             max_flows: Field::Absent,
+            vlans: Field::Absent,
         };
     };
     let network = Network {
@@ -185,12 +187,9 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             &format!("max_flows = {DEFAULT_FLOWS}"),
             faults,
         ),
+        // 0 and 4095 are no VLANs (IEEE 802.1Q-2022 §9.6).
+        vlans: section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults),
     };
-    section.later(
-        "vlans",
-        "Remove it: traffic of every VLAN is taken.",
-        faults,
-    );
     section.finish(faults);
     network
 }

@@ -1,6 +1,6 @@
 //! Good files and what they mean.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -30,6 +30,7 @@ fn every_key_reaches_the_model() {
             server_interfaces: vec!["eth1".into()],
             attach: Attach::Auto,
             max_flows: lb_common::layout::DEFAULT_FLOWS,
+            vlans: BTreeSet::new(),
         }
     );
     let [smtps, submission] = &generation.virtual_servers[..] else {
@@ -146,6 +147,7 @@ fn words_choose_what_they_say() {
     assert_eq!(network("attach = \"tc\"").attach, Attach::Tc);
     assert_eq!(network("max_flows = 16_777_216").max_flows, 16_777_216);
     assert_eq!(network("max_flows = 0x400").max_flows, 1024);
+    assert_eq!(network("vlans = [20, 10]").vlans, BTreeSet::from([10, 20]));
 
     let proxy = |old: &str, new: &str| match &accepted(&BASE.replace(old, new)).virtual_servers[1]
         .forward

@@ -1,18 +1,28 @@
 //! From bytes to a packet: Ethernet, IPv4 or IPv6, TCP.
 
-use core::mem::offset_of;
+mod deep;
+mod link;
 
-use lb_common::{addr::Addr, flow::FlowKey, reason::DropReason, tcp::Flags};
+use lb_common::{flow::FlowKey, layout::Jump, reason::DropReason, tcp::Flags};
 use network_types::{
     eth::{EthHdr, EtherType},
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
 };
 
-use crate::{Frame, frame::word};
+#[cfg(target_arch = "bpf")]
+pub(crate) use self::link::tag as link_tag;
+pub(crate) use self::{
+    deep::{Deep, Part, QUOTED_TCP, Walk, deep, walk_extensions},
+    link::{Link, link, outer, untag},
+};
+use crate::{
+    Frame, Verdict,
+    frame::{addresses, word},
+};
 
 /// A TCP packet, and where its headers lie.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Packet {
     /// Addresses and ports as they arrived.
     pub key: FlowKey,
@@ -87,19 +97,17 @@ fn v4<F: Frame>(frame: &mut F, l3: usize) -> Result<Option<Packet>, DropReason> 
     if u16::from_ne_bytes(ip.frags) & FRAGMENT != 0 {
         return Ok(None);
     }
-    let source = Addr::v4(word(frame.load(l3 + offset_of!(Ipv4Hdr, src_addr))?));
-    let destination = Addr::v4(word(frame.load(l3 + offset_of!(Ipv4Hdr, dst_addr))?));
-    let length = u32::from(u16::from_be_bytes(ip.tot_len));
-    tcp(
-        frame,
+    let mut packet = Packet {
+        key: addresses(frame, l3, false)?,
+        v6: false,
         l3,
-        l3 + header,
-        false,
-        source,
-        destination,
-        length,
-        ip.ttl,
-    )
+        l4: l3 + header,
+        length: u32::from(u16::from_be_bytes(ip.tot_len)),
+        ttl: ip.ttl,
+        ..Packet::default()
+    };
+    segment(frame, &mut packet)?;
+    Ok(Some(packet))
 }
 
 #[inline(always)]
@@ -111,72 +119,64 @@ fn v6<F: Frame>(frame: &mut F, l3: usize) -> Result<Option<Packet>, DropReason> 
     if ip.next_hdr != IpProto::Tcp as u8 {
         return Ok(None);
     }
-    let all: [u16; 16] = frame.load(l3 + offset_of!(Ipv6Hdr, src_addr))?;
-    let (source, destination) = (
-        Addr([
-            word([all[0], all[1]]),
-            word([all[2], all[3]]),
-            word([all[4], all[5]]),
-            word([all[6], all[7]]),
-        ]),
-        Addr([
-            word([all[8], all[9]]),
-            word([all[10], all[11]]),
-            word([all[12], all[13]]),
-            word([all[14], all[15]]),
-        ]),
-    );
+    let key = addresses(frame, l3, true)?;
     // On the wire a mapped address is no address (RFC 4291 §2.5.5.2); in the tables it would be an IPv4 one.
-    if source.is_v4() || destination.is_v4() {
+    if key.src.is_v4() || key.dst.is_v4() {
         return Ok(None);
     }
-    let length = Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(ip.payload_len));
-    tcp(
-        frame,
+    let mut packet = Packet {
+        key,
+        v6: true,
         l3,
-        l3 + Ipv6Hdr::LEN,
-        true,
-        source,
-        destination,
-        length,
-        ip.hop_limit,
-    )
+        l4: l3 + Ipv6Hdr::LEN,
+        length: Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(ip.payload_len)),
+        ttl: ip.hop_limit,
+        ..Packet::default()
+    };
+    segment(frame, &mut packet)?;
+    Ok(Some(packet))
 }
 
+/// Completes a packet of which all but the TCP header is known.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the two callers' only common tail"
-)]
-fn tcp<F: Frame>(
-    frame: &mut F,
-    l3: usize,
-    l4: usize,
-    v6: bool,
-    src: Addr,
-    dst: Addr,
-    length: u32,
-    ttl: u8,
-) -> Result<Option<Packet>, DropReason> {
+fn segment<F: Frame>(frame: &mut F, packet: &mut Packet) -> Result<(), DropReason> {
+    let l4 = packet.l4;
     frame.reach(l4 + TcpHdr::LEN)?;
-    let sport: u16 = frame.load(l4)?;
-    let dport: u16 = frame.load(l4 + 2)?;
-    let sequence = u32::from_be(word(frame.load(l4 + SEQUENCE)?));
+    [packet.key.sport, packet.key.dport] = frame.load(l4)?;
+    packet.sequence = u32::from_be(word(frame.load(l4 + SEQUENCE)?));
     let [offset, flags]: [u8; 2] = frame.load(l4 + OFFSET)?;
-    Ok(Some(Packet {
-        key: FlowKey {
-            src,
-            dst,
-            sport,
-            dport,
-        },
-        flags: Flags(flags),
-        v6,
-        l3,
-        l4,
-        length,
-        ttl,
-        sequence,
-        headers: (l4 - l3) as u32 + u32::from(offset >> 4) * 4,
-    }))
+    packet.flags = Flags(flags);
+    packet.headers = (l4 - packet.l3) as u32 + u32::from(offset >> 4) * 4;
+    Ok(())
 }
+
+/// Who goes on with a frame that [`packet`] found to be none.
+#[inline(always)]
+pub(crate) fn other<F: Frame>(frame: &F) -> Verdict {
+    if frame.tagged() {
+        return Verdict::Jump(Jump::Odd);
+    }
+    let l3 = EthHdr::LEN;
+    let Ok(kind) = frame.load::<u16>(l3 - 2) else {
+        return Verdict::Pass;
+    };
+    let protocol = match kind {
+        kind if kind == EtherType::Ipv4 as u16 => frame.load::<u8>(l3 + 9),
+        kind if kind == EtherType::Ipv6 as u16 => frame.load::<u8>(l3 + 6),
+        TAG | PROVIDER_TAG => return Verdict::Jump(Jump::Odd),
+        _ => return Verdict::Pass,
+    };
+    let v6 = kind == EtherType::Ipv6 as u16;
+    match protocol {
+        // A TCP packet that is none to `packet` is a fragment.
+        Ok(6) if !v6 => Verdict::Jump(Jump::Odd),
+        Ok(1) if !v6 => Verdict::Jump(Jump::Icmp),
+        Ok(0 | 43 | 44 | 60) if v6 => Verdict::Jump(Jump::Odd),
+        Ok(58) if v6 => Verdict::Jump(Jump::Icmp),
+        _ => Verdict::Pass,
+    }
+}
+
+/// Ethernet types of VLAN tags (IEEE 802.1Q, 802.1ad), network order.
+const TAG: u16 = 0x8100_u16.to_be();
+const PROVIDER_TAG: u16 = 0x88a8_u16.to_be();

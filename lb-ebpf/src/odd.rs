@@ -1,0 +1,171 @@
+//! Packets that need more looking at than most: VLAN tags, fragments, extension headers, ways back that no routing table
+//! knows.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use lb_common::{
+    flow::{Flow, Hit},
+    layout::Jump,
+    reason::DropReason,
+    tcp::{Direction, Flags, Phase, tick},
+};
+
+use crate::{
+    Egress, Frame, Tables, Verdict,
+    flow::{self, Note},
+    forward,
+    parse::{self, Deep, Link, Part},
+    rewrite, shift,
+};
+
+/// Carries such a packet when it belongs to a connection, and says who goes on with the first of one.
+///
+/// # Errors
+///
+/// The reason why a packet that belongs to a virtual server was not carried.
+#[inline(always)]
+pub fn odd<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    egress: &mut Egress,
+) -> Result<Verdict, DropReason> {
+    let mut room = Deep::default();
+    let Some(deep) = frame.deep(&mut room)? else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(config) = tables.config() else {
+        return Ok(Verdict::Pass);
+    };
+    let hit = match deep.part {
+        Part::Later => tables
+            .fragment(&deep.fragment())
+            .filter(|hit| belongs(tables, *hit, deep)),
+        Part::Whole | Part::First => flow::find(tables, &deep.packet),
+    };
+    let Some(hit) = hit else {
+        if deep.part == Part::Later || flow::service(tables, config, &deep.packet).is_none() {
+            return Ok(Verdict::Pass);
+        }
+        check_vlan(tables, deep.link.vlan)?;
+        if !deep.packet.flags.opens() {
+            return Err(DropReason::NoFlow);
+        }
+        return Ok(Verdict::Jump(Jump::Open));
+    };
+    if hit.direction() == Direction::Forward {
+        check_vlan(tables, deep.link.vlan)?;
+    }
+    carry(frame, tables, deep, hit, egress)
+}
+
+/// Rewrites such a packet of a flow and finds its way out.
+#[inline(always)]
+pub(crate) fn carry<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    deep: &Deep,
+    hit: Hit,
+    egress: &mut Egress,
+) -> Result<Verdict, DropReason> {
+    let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    if shift::concerns(flow) && deep.part != Part::Later {
+        return Ok(Verdict::Jump(Jump::Shift));
+    }
+    let (direction, now, packet) = (hit.direction(), tables.now(), &deep.packet);
+    forward::way(frame, packet, flow, direction, now, egress)?;
+    if !egress.known && !F::ASKS {
+        return Ok(Verdict::Pass);
+    }
+    if direction == Direction::Forward {
+        note_way_back(frame, flow, &deep.link, now)?;
+    }
+    let to = &flow.route.leave[direction as usize & 1];
+    if deep.part == Part::Later {
+        // No more than that it came: its numbers are those of the first fragment.
+        let seen = flow.next[direction as usize & 1].load(Relaxed);
+        let note = Note {
+            way: (direction, Flags::default()),
+            sequence: seen,
+            next: seen,
+            length: packet.length,
+        };
+        tables.track(hit.slot(), &note);
+        rewrite::header(frame, packet, to)?;
+    } else {
+        if deep.part == Part::First {
+            tables.note_fragment(&deep.fragment(), hit);
+        }
+        tables.track(hit.slot(), &Note::of(packet, direction));
+        rewrite::apply(frame, packet, to, deep.part == Part::First)?;
+    }
+    leave(frame, &deep.link, flow, direction, egress)
+}
+
+/// Writes the link layer of a packet that is otherwise complete.
+#[inline(always)]
+pub(crate) fn leave<F: Frame>(
+    frame: &mut F,
+    link: &Link,
+    flow: &Flow,
+    direction: Direction,
+    egress: &Egress,
+) -> Result<Verdict, DropReason> {
+    let vlan = match direction {
+        Direction::Forward => 0,
+        Direction::Reverse => flow.vlan.load(Relaxed),
+    };
+    frame.address(egress)?;
+    if link.vlan != 0 || link.inside != 0 || link.outside || vlan != 0 {
+        frame.retag(link, vlan)?;
+    }
+    Ok(Verdict::Send)
+}
+
+/// Remembers where a tagged client's packets come from: no routing table knows the tags, so replies go back the same way.
+#[inline(always)]
+pub(crate) fn note_way_back<F: Frame>(
+    frame: &F,
+    flow: &Flow,
+    link: &Link,
+    now: u64,
+) -> Result<(), DropReason> {
+    if link.vlan == 0 {
+        return Ok(());
+    }
+    let way = &flow.ways[Direction::Reverse as usize];
+    if flow.vlan.load(Relaxed) == link.vlan && way.resolved.load(Relaxed) == tick(now) {
+        return Ok(());
+    }
+    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
+    let interface = frame.ingress();
+    way.interface.store(interface, Relaxed);
+    // Destination and source change places.
+    for (to, pair) in way.macs.iter().zip([[d, e], [f, a], [b, c]]) {
+        to.store(crate::frame::word(pair), Relaxed);
+    }
+    way.mtu.store(frame.link_mtu(interface), Relaxed);
+    way.resolved.store(tick(now), Relaxed);
+    flow.vlan.store(link.vlan, Relaxed);
+    Ok(())
+}
+
+/// Is a tagged frame of a VLAN that clients may use?
+#[inline(always)]
+fn check_vlan<T: Tables>(tables: &T, vlan: u32) -> Result<(), DropReason> {
+    if vlan != 0 && !tables.vlan_allowed(parse::outer(vlan)) {
+        return Err(DropReason::ForeignVlan);
+    }
+    Ok(())
+}
+
+/// Is a later fragment really of this flow? Its record may be another's since its first fragment.
+#[inline(always)]
+fn belongs<T: Tables>(tables: &T, hit: Hit, deep: &Deep) -> bool {
+    let Some(flow) = tables.flow(hit.slot()) else {
+        return false;
+    };
+    let other = &flow.route.leave[(hit.direction() as usize & 1) ^ 1];
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let live = !matches!(phase, Phase::Free | Phase::Claimed);
+    live && other.src == deep.packet.key.dst && other.dst == deep.packet.key.src
+}
