@@ -1,9 +1,9 @@
 //! Frames that change their length: what becomes of a packet that turns into another one.
 
-use lb_common::reason::DropReason;
+use lb_common::{flow::Flow, reason::DropReason};
 
 use super::Frame;
-use crate::shift::{Place, ROOM, SEGMENT, Workspace, segment};
+use crate::shift::{self, Place, ROOM, SEGMENT, Workspace, segment};
 
 /// A packet whose end can be moved. Offsets count from its Ethernet header.
 pub trait Reshape: Frame {
@@ -74,6 +74,19 @@ pub trait Reshape: Frame {
     {
         segment::replace(self, workspace, place)
     }
+
+    /// [`shift::perform`], behind such a call.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet ends inside its headers, [`DropReason::TooBig`] when there is no room.
+    #[inline(always)]
+    fn perform(&mut self, workspace: &mut Workspace, flow: &Flow) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        shift::perform(self, workspace, flow)
+    }
 }
 
 #[cfg(target_arch = "bpf")]
@@ -92,6 +105,7 @@ mod kernel {
         frame::{TcFrame, XdpFrame},
         maps,
         opaque::opaque,
+        tables::Tables as _,
     };
 
     /// The offsets and the family of a place in one word: a function takes five arguments at most.
@@ -132,8 +146,26 @@ mod kernel {
         u32::from(segment::replace(frame, workspace, place).is_err())
     }
 
+    #[inline(always)]
+    fn performed<F: Reshape>(frame: &mut F) -> u32 {
+        let Some(workspace) = maps::workspace() else {
+            return 1;
+        };
+        let Some(flow) = maps::KernelTables.flow(workspace.slot) else {
+            return 1;
+        };
+        u32::from(shift::perform(frame, workspace, flow).is_err())
+    }
+
     macro_rules! once {
-        ($frame:ty, $context:ident, $raw:ty, $take:ident, $replace:ident) => {
+        ($frame:ty, $context:ident, $raw:ty, $take:ident, $replace:ident, $perform:ident) => {
+            /// A function of its own for the verifier (Linux 5.6).
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $perform(context: *mut $raw) -> u32 {
+                performed(&mut <$frame>::new(&$context::new(context)))
+            }
+
             /// A function of its own for the verifier (Linux 5.6).
             #[unsafe(no_mangle)]
             #[inline(never)]
@@ -156,20 +188,29 @@ mod kernel {
             }
         };
     }
-    once!(TcFrame<'_>, TcContext, __sk_buff, take_tc, replace_tc);
+    once!(
+        TcFrame<'_>,
+        TcContext,
+        __sk_buff,
+        take_tc,
+        replace_tc,
+        perform_tc
+    );
     once!(
         XdpFrame<'_, false>,
         XdpContext,
         xdp_md,
         take_xdp,
-        replace_xdp
+        replace_xdp,
+        perform_xdp
     );
     once!(
         XdpFrame<'_, true>,
         XdpContext,
         xdp_md,
         take_xdp_generic,
-        replace_xdp_generic
+        replace_xdp_generic,
+        perform_xdp_generic
     );
 
     /// 1 to `most` (a power of two) already, but the verifier has to see it.
@@ -264,6 +305,12 @@ mod kernel {
             );
             done(i64::from(code), DropReason::TooBig)
         }
+
+        #[inline(always)]
+        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
+            let code = perform_tc(self.context.skb.skb);
+            done(i64::from(code), DropReason::TooBig)
+        }
     }
 
     impl<const GENERIC: bool> Reshape for XdpFrame<'_, GENERIC> {
@@ -356,6 +403,15 @@ mod kernel {
                 place.after,
                 place.pseudo,
             );
+            done(i64::from(code), DropReason::TooBig)
+        }
+
+        #[inline(always)]
+        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
+            let code = match GENERIC {
+                true => perform_xdp_generic(self.context.ctx),
+                false => perform_xdp(self.context.ctx),
+            };
             done(i64::from(code), DropReason::TooBig)
         }
     }

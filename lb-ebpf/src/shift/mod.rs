@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     checksum::Delta,
-    flow::Flow,
+    flow::{Flow, FlowKey},
     reason::DropReason,
     service::Service,
     shift::{self as rule, Act, PLAIN, SETTLED, UNSENT, header, instant},
@@ -71,44 +71,44 @@ pub fn shift<F: Reshape, T: Tables>(
     let Some(deep) = frame.deep(&mut room)? else {
         return Ok(Verdict::Pass);
     };
-    let mut packet = deep.packet;
+    let packet = &deep.packet;
     let whole = deep.part as u32 == Part::Whole as u32;
-    let hit = flow::find(tables, &packet).ok_or(DropReason::Internal)?;
+    let hit = flow::find(tables, packet).ok_or(DropReason::Internal)?;
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
-    forward::way(frame, &packet, flow, direction, now, egress)?;
+    forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
-    let mut plan = Plan::default();
+    let plan = &mut workspace.plan;
+    *plan = Plan::default();
     match direction {
         Direction::Forward => {
             odd::note_way_back(frame, flow, &deep.link, now)?;
-            to_member(frame, flow, &packet, now, &mut plan)?;
+            to_member(frame, flow, packet, now, plan)?;
         }
-        Direction::Reverse => to_client(frame, flow, &packet, &mut plan)?,
+        Direction::Reverse => to_client(frame, flow, packet, plan)?,
     }
     if plan.header != 0 {
         // Nobody cuts what has no payload, or so little.
         if !whole {
             return Err(DropReason::Truncated);
         }
-        let end = segment::header_length(&packet) + flow.shift[0].load(Relaxed);
+        let end = segment::header_length(packet) + flow.shift[0].load(Relaxed);
         if frame.make_room(packet.l4 + end as usize).is_err() {
             return Ok(Verdict::Pass);
         }
     }
-    plan.forget();
     if !whole {
         tables.note_fragment(&deep.fragment(), hit);
     }
-    tables.track(hit.slot(), &Note::of(&packet, direction));
+    tables.track(hit.slot(), &Note::of(packet, direction));
     // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
     let to = &flow.route.leave[direction as usize & 1];
-    rewrite::apply(frame, &packet, to, !whole)?;
-    packet.key = *to;
-    let spot = Spot::of(&packet, !whole);
-    perform(frame, (hit.slot(), flow), &spot, workspace, &plan)?;
+    rewrite::apply(frame, packet, to, !whole)?;
+    workspace.slot = hit.slot();
+    workspace.spot = Spot::of(packet, to, !whole);
+    frame.perform(workspace, flow)?;
     odd::leave(frame, &deep.link, flow, direction, egress)
 }
 
@@ -116,7 +116,7 @@ pub fn shift<F: Reshape, T: Tables>(
 ///
 /// A plain record that is always filled: one shape for all ways that lead to it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Plan {
+pub struct Plan {
     /// Its new numbers.
     sequence: u32,
     acknowledgement: u32,
@@ -127,63 +127,54 @@ struct Plan {
     header: u32,
 }
 
-impl Plan {
-    /// Lets the verifier forget how it came about: from here on there is one way, not one for each.
-    #[inline(always)]
-    fn forget(&mut self) {
-        let number = |value: u32| opaque(u64::from(value)) as u32;
-        self.sequence = number(self.sequence);
-        self.acknowledgement = number(self.acknowledgement);
-        self.options = number(self.options);
-        self.by = number(self.by);
-        self.header = number(self.header);
-    }
-}
-
 /// Where a packet's headers lie, and how long its segment is; again in one shape, whatever the family.
-#[derive(Clone, Copy, Debug)]
-struct Spot {
-    l3: usize,
-    l4: usize,
-    v6: bool,
-    flags: Flags,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spot {
+    l3: u32,
+    l4: u32,
+    v6: u32,
+    flags: u32,
     /// Length of the TCP header.
     header: u32,
     /// Length of the segment.
     segment: u32,
     /// Sequence number.
     sequence: u32,
+    /// Is the checksum complete for sure?
+    complete: u32,
     /// Sum of the pseudo-header with a length of 0.
     pseudo: u64,
-    /// Is the checksum complete for sure?
-    complete: bool,
 }
 
 impl Spot {
     #[inline(always)]
-    fn of(packet: &Packet, complete: bool) -> Self {
-        // Offsets are below 128: an Ethernet header with two tags, and an IP header.
-        let offset = |at: usize| opaque(at as u64) as usize & 127;
+    fn of(packet: &Packet, to: &FlowKey, complete: bool) -> Self {
         Self {
-            l3: offset(packet.l3),
-            l4: offset(packet.l4),
-            v6: opaque(u64::from(packet.v6)) & 1 != 0,
-            flags: packet.flags,
-            header: opaque(u64::from(segment::header_length(packet))) as u32,
-            segment: opaque(u64::from(segment::length(packet))) as u32,
+            l3: packet.l3 as u32,
+            l4: packet.l4 as u32,
+            v6: u32::from(packet.v6),
+            flags: u32::from(packet.flags.0),
+            header: segment::header_length(packet),
+            segment: segment::length(packet),
             sequence: packet.sequence,
-            pseudo: opaque(segment::pseudo(packet)),
-            complete: opaque(u64::from(complete)) & 1 != 0,
+            complete: u32::from(complete),
+            pseudo: segment::pseudo(to, packet.v6),
         }
+    }
+
+    /// Offset of the TCP header, which the verifier has to see is small: behind two tags, an IP header and extensions.
+    #[inline(always)]
+    fn l4(&self) -> usize {
+        opaque(u64::from(self.l4)) as usize & 255
     }
 
     /// For a new segment of this length.
     #[inline(always)]
     fn place(&self, after: u32) -> Place {
         Place {
-            l3: self.l3,
-            l4: self.l4,
-            v6: self.v6,
+            l3: self.l3 as usize & 127,
+            l4: self.l4(),
+            v6: self.v6 != 0,
             before: self.segment,
             after,
             pseudo: self.pseudo,
@@ -261,64 +252,82 @@ fn acknowledgement<F: Reshape>(frame: &F, l4: usize) -> Result<u32, DropReason> 
     Ok(u32::from_be(word(frame.load(l4 + ACKNOWLEDGEMENT)?)))
 }
 
-/// Does it; the checksum follows.
+/// Does what was planned; the checksum follows.
 #[inline(always)]
-fn perform<F: Reshape>(
+pub(crate) fn perform<F: Reshape>(
     frame: &mut F,
-    (slot, flow): (u32, &Flow),
-    spot: &Spot,
     workspace: &mut Workspace,
-    plan: &Plan,
+    flow: &Flow,
 ) -> Result<(), DropReason> {
-    let syn = spot.flags.any(Flags::SYN);
-    if plan.header != 0 {
-        flow.header.store(plan.header, Relaxed);
-        frame.take(workspace, spot.l4, spot.header)?;
-        workspace.number(plan.sequence, plan.acknowledgement, Flags::ACK | Flags::PSH);
-        let end = once::append_header(workspace, spot.header, (slot, flow));
-        return frame.replace(workspace, &spot.place(end));
+    let (l4, flags) = (workspace.spot.l4(), Flags(workspace.spot.flags as u8));
+    let syn = flags.any(Flags::SYN);
+    if workspace.plan.header != 0 {
+        flow.header.store(workspace.plan.header, Relaxed);
+        let length = workspace.spot.header;
+        frame.take(workspace, l4, length)?;
+        workspace.number(
+            workspace.plan.sequence,
+            workspace.plan.acknowledgement,
+            Flags::ACK | Flags::PSH,
+        );
+        let slot = workspace.slot;
+        let end = once::append_header(workspace, length, (slot, flow));
+        let place = workspace.spot.place(end);
+        return frame.replace(workspace, &place);
     }
-    frame.reach(spot.l4 + 20)?;
-    frame.store(spot.l4 + SEQUENCE, halves(plan.sequence.to_be()))?;
-    let mut delta = Delta::NONE.word(spot.sequence.to_be(), plan.sequence.to_be());
-    if spot.flags.any(Flags::ACK) {
-        let old = acknowledgement(frame, spot.l4)?;
-        frame.store(
-            spot.l4 + ACKNOWLEDGEMENT,
-            halves(plan.acknowledgement.to_be()),
-        )?;
-        delta = delta.word(old.to_be(), plan.acknowledgement.to_be());
+    frame.reach(l4 + 20)?;
+    frame.store(l4 + SEQUENCE, halves(workspace.plan.sequence.to_be()))?;
+    let mut delta = Delta::NONE.word(
+        workspace.spot.sequence.to_be(),
+        workspace.plan.sequence.to_be(),
+    );
+    if flags.any(Flags::ACK) {
+        let old = acknowledgement(frame, l4)?;
+        let new = halves(workspace.plan.acknowledgement.to_be());
+        frame.store(l4 + ACKNOWLEDGEMENT, new)?;
+        delta = delta.word(old.to_be(), workspace.plan.acknowledgement.to_be());
     }
-    if spot.header > 20 && (syn || plan.by != 0) && !timestamps_alone(frame, spot)? {
-        frame.take(workspace, spot.l4, spot.header)?;
-        let what = if syn { options::SYN } else { plan.options };
-        let change = once::edit_options(workspace, spot.header, what, plan.by);
+    if workspace.spot.header > 20
+        && (syn || workspace.plan.by != 0)
+        && !timestamps_alone(frame, &workspace.spot)?
+    {
+        let length = workspace.spot.header;
+        frame.take(workspace, l4, length)?;
+        let what = if syn {
+            options::SYN
+        } else {
+            workspace.plan.options
+        };
+        let by = workspace.plan.by;
+        let change = once::edit_options(workspace, length, what, by);
         if change != 0 {
-            frame.copy_in(spot.l4, &workspace.new, spot.header, false)?;
+            frame.copy_in(l4, &workspace.new, length, false)?;
         }
         delta = delta.and(Delta::from_sum(change));
     }
     frame.amend_checksum(&ChecksumEdit {
-        at: spot.l4 + segment::CHECKSUM,
+        at: l4 + segment::CHECKSUM,
         addresses: Delta::NONE,
         ports: delta,
-        pseudo: spot.pseudo + u64::from(spot.segment.to_be()),
-        l4: spot.l4,
-        segment: spot.segment,
-        complete: spot.complete,
+        pseudo: workspace.spot.pseudo + u64::from(workspace.spot.segment.to_be()),
+        l4,
+        segment: workspace.spot.segment,
+        complete: workspace.spot.complete != 0,
     })?;
-    if syn && !spot.complete && spot.segment > spot.header {
+    if syn && workspace.spot.complete == 0 && workspace.spot.segment > workspace.spot.header {
         // Fast Open's: nobody but the first server may answer it. The client repeats it, as to a server that knows none.
-        frame.take(workspace, spot.l4, spot.header)?;
-        return frame.replace(workspace, &spot.place(spot.header));
+        let length = workspace.spot.header;
+        frame.take(workspace, l4, length)?;
+        let place = workspace.spot.place(length);
+        return frame.replace(workspace, &place);
     }
     Ok(())
 }
 
 #[inline(always)]
 fn timestamps_alone<F: Reshape>(frame: &mut F, spot: &Spot) -> Result<bool, DropReason> {
-    frame.reach(spot.l4 + 24)?;
-    let start: [u16; 2] = frame.load(spot.l4 + 20)?;
+    frame.reach(spot.l4() + 24)?;
+    let start: [u16; 2] = frame.load(spot.l4() + 20)?;
     Ok(spot.header == 32 && start == TIMESTAMPS_ALONE)
 }
 

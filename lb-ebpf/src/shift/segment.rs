@@ -4,14 +4,14 @@ use core::mem::offset_of;
 
 use lb_common::{
     checksum::{Delta, fold},
-    flow::Flow,
+    flow::{Flow, FlowKey},
     reason::DropReason,
     shift::header,
     tcp::Direction,
 };
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
-use super::options::ROOM;
+use super::{Plan, Spot, options::ROOM};
 use crate::{Packet, frame::Reshape, opaque::opaque};
 
 /// The longest segment that is built here: TCP header (60 bytes) and PROXY header (52), rounded up.
@@ -27,6 +27,10 @@ pub struct Workspace {
     pub(crate) old: [u8; ROOM],
     /// What it becomes, with payload behind it and zeros behind that.
     pub(crate) new: [u8; SEGMENT],
+    /// What becomes of the packet, where its headers lie, and the slot of its flow.
+    pub(crate) plan: Plan,
+    pub(crate) spot: Spot,
+    pub(crate) slot: u32,
 }
 
 impl Default for Workspace {
@@ -34,6 +38,9 @@ impl Default for Workspace {
         Self {
             old: [0; ROOM],
             new: [0; SEGMENT],
+            plan: Plan::default(),
+            spot: Spot::default(),
+            slot: 0,
         }
     }
 }
@@ -84,11 +91,10 @@ pub(super) fn length(packet: &Packet) -> u32 {
 
 /// Sum of the pseudo-header, with a length of 0 (RFC 9293 §3.1, RFC 8200 §8.1).
 #[inline(always)]
-pub(super) fn pseudo(packet: &Packet) -> u64 {
-    let key = &packet.key;
+pub(super) fn pseudo(key: &FlowKey, v6: bool) -> u64 {
     let mut sum = u64::from(u32::from(IpProto::Tcp as u8).to_be());
     for word in 0..4 {
-        if packet.v6 || word == 3 {
+        if v6 || word == 3 {
             sum += u64::from(key.src.0[word]) + u64::from(key.dst.0[word]);
         }
     }

@@ -186,10 +186,9 @@ impl Connection {
             Direction::Forward => to_member(&frame, &self.flow, &packet, self.now, &mut plan),
             Direction::Reverse => to_client(&frame, &self.flow, &packet, &mut plan),
         };
-        let spot = Spot::of(&packet, false);
-        let done =
-            done.and_then(|()| perform(&mut frame, (0, &self.flow), &spot, &mut workspace, &plan));
         done.unwrap();
+        (workspace.plan, workspace.spot) = (plan, Spot::of(&packet, &packet.key, false));
+        perform(&mut frame, &mut workspace, &self.flow).unwrap();
         Segment::read(&frame.0, self.v6)
     }
 
