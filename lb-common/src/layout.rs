@@ -54,6 +54,8 @@ impl Jump {
 
 /// Fragmented packets under way at once.
 pub const FRAGMENTED: u32 = 8192;
+/// Fragments that came before the first of their packet, remembered at once.
+pub const EARLY: u32 = 1024;
 /// Words of the table of VLANs.
 pub const VLAN_WORDS: u32 = 4096 / 64;
 

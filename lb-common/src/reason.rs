@@ -62,6 +62,8 @@ reasons! {
     IcmpRedirect = 13 "icmp-redirect",
     /// A packet that an ICMP error would have answered, but there were too many, or it is no first fragment.
     NoAnswer = 14 "no-answer",
+    /// A fragment of a flow's packet that came before the first; the stack got it, the sender repeats the segment.
+    EarlyFragment = 15 "early-fragment",
 }
 
 /// Capacity of the counter array; room for reasons to come.

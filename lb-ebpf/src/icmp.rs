@@ -5,7 +5,7 @@
 //! what it sent. So the outer addresses become those of any packet of the flow in the error's direction, and the inner
 //! ones what arrived here.
 
-use core::mem::offset_of;
+use core::{mem::offset_of, sync::atomic::Ordering::Relaxed};
 
 use lb_common::{checksum::Delta, flow::FlowKey, reason::DropReason, tcp::Direction};
 use network_types::{
@@ -15,8 +15,8 @@ use network_types::{
 
 use crate::{
     Egress, Frame, Packet, Tables, Verdict, flow, forward,
-    frame::{addresses, halves},
-    odd::leave,
+    frame::{addresses, halves, word},
+    odd::{LOOPBACK, leave},
     parse::{self, Link, QUOTED_TCP, Walk},
     rewrite,
 };
@@ -27,6 +27,8 @@ const HEADER: usize = 8;
 const QUOTED: usize = 8;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
+/// Offset of the sequence number in a TCP header; the acknowledgement follows.
+const SEQUENCE: usize = 4;
 /// Offset of the checksum in ICMP and in TCP headers.
 const CHECK: usize = 2;
 const TCP_CHECK: usize = 16;
@@ -74,9 +76,17 @@ pub fn icmp<F: Frame, T: Tables>(
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
+    if !F::ASKS && flow.vlan.load(Relaxed) == LOOPBACK {
+        return Ok(Verdict::Pass);
+    }
     let to = &flow.route.leave[direction as usize & 1];
     let mut change = Delta::NONE;
     inside(frame, quote, to, &mut change)?;
+    let other = direction as usize & 1;
+    let shifted = [other ^ 1, other].map(|side| flow.shift[side].load(Relaxed));
+    if shifted != [0, 0] {
+        numbers(frame, quote, &shifted, &mut change)?;
+    }
     // Without SNAT the member knows the way to whoever reports the error.
     let keep = direction == Direction::Forward && to.src == flow.route.leave[1].dst;
     outside(frame, &quote.outer, to, keep, change)?;
@@ -85,7 +95,7 @@ pub fn icmp<F: Frame, T: Tables>(
 
 /// Makes the quoted packet say what its sender sent, and tells what that adds to the sum of the ICMP message.
 ///
-/// A function of its own, as the next: each needs stack that the other then has too.
+/// A function of its own, as the next two: each needs stack that the others then have too.
 #[inline(never)]
 fn inside<F: Frame>(
     frame: &mut F,
@@ -131,6 +141,35 @@ fn inside<F: Frame>(
         frame.store(at, new)?;
         *change = change.half(old, new);
     }
+    Ok(())
+}
+
+/// Takes the shift off the quoted sequence number, and puts it back on the acknowledgement: a sender looks whether it sent
+/// what is quoted (RFC 5927 §4.1).
+#[inline(never)]
+fn numbers<F: Frame>(
+    frame: &mut F,
+    quote: &Quote,
+    [own, other]: &[u32; 2],
+    change: &mut Delta,
+) -> Result<(), DropReason> {
+    let l4 = quote.about.l4;
+    let old = word(frame.load(l4 + SEQUENCE)?);
+    let new = u32::from_be(old).wrapping_sub(*own).to_be();
+    frame.store(l4 + SEQUENCE, halves(new))?;
+    let mut moved = Delta::NONE.word(old, new);
+    let end = quote.outer.l3 + quote.outer.length as usize;
+    if l4 + QUOTED_TCP <= end && frame.reach(l4 + QUOTED_TCP).is_ok() {
+        let old = word(frame.load(l4 + SEQUENCE + 4)?);
+        let new = u32::from_be(old).wrapping_add(*other).to_be();
+        frame.store(l4 + SEQUENCE + 4, halves(new))?;
+        moved = moved.word(old, new);
+        let check: u16 = frame.load(l4 + TCP_CHECK)?;
+        let amended = moved.apply(check);
+        frame.store(l4 + TCP_CHECK, amended)?;
+        moved = moved.half(check, amended);
+    }
+    *change = change.and(moved);
     Ok(())
 }
 

@@ -276,7 +276,7 @@ fn xdp_verdict(
 #[inline(always)]
 fn jumped<C: EbpfContext>(context: &C, jumps: &ProgramArray, jump: Jump) -> DropReason {
     // SAFETY: every program of the table is of this hook; the kernel has checked that.
-    let _ = unsafe { jumps.tail_call(context, jump as u32) };
+    unsafe { jumps.tail_call(context, jump as u32) };
     DropReason::Internal
 }
 

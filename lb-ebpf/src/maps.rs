@@ -9,7 +9,7 @@
 //! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
 //! | `DROPS` | programs | fixed |
 //! | `LISTENERS` | daemon | fixed |
-//! | `FRAGMENTS` | programs | the oldest make room |
+//! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
 //! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
@@ -26,8 +26,8 @@ use lb_common::{
     atomic::AtomicU32,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     layout::{
-        EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, MAX_WORKERS,
-        VLAN_WORDS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS,
+        MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
     reason::{DropReason, MAX_REASONS},
@@ -94,6 +94,9 @@ pub static XDP_GENERIC_JUMPS: ProgramArray = ProgramArray::with_max_entries(MAX_
 /// Fragmented packets whose first fragment has passed. The oldest make room: a packet's fragments come close together.
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Hit> = LruHashMap::with_max_entries(FRAGMENTED, 0);
+/// TCP fragments whose first has not passed, whoever they are for: only the first tells. The oldest make room.
+#[map]
+static EARLY_FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(EARLY, 0);
 /// A bit for each VLAN that clients may use; the last record says whether there are any.
 #[map]
 static VLANS: Array<u64> = Array::with_max_entries(VLAN_WORDS + 1, 0);
@@ -254,6 +257,14 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let _ = FRAGMENTS.insert(key, hit, 0);
+        if EARLY_FRAGMENTS.remove(key).is_ok() {
+            count_drop(DropReason::EarlyFragment);
+        }
+    }
+
+    #[inline(always)]
+    fn note_early(&self, key: &FragmentKey) {
+        let _ = EARLY_FRAGMENTS.insert(key, 1, 0);
     }
 
     #[inline(always)]

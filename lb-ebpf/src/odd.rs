@@ -43,7 +43,11 @@ pub fn odd<F: Frame, T: Tables>(
         Part::Whole | Part::First => flow::find(tables, &deep.packet),
     };
     let Some(hit) = hit else {
-        if deep.part == Part::Later || flow::service(tables, config, &deep.packet).is_none() {
+        if deep.part == Part::Later {
+            tables.note_early(&deep.fragment());
+            return Ok(Verdict::Pass);
+        }
+        if flow::service(tables, config, &deep.packet).is_none() {
             return Ok(Verdict::Pass);
         }
         check_vlan(tables, deep.link.vlan)?;
@@ -74,6 +78,9 @@ pub(crate) fn carry<F: Frame, T: Tables>(
     let (direction, now, packet) = (hit.direction(), tables.now(), &deep.packet);
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {
+        return Ok(Verdict::Pass);
+    }
+    if !F::ASKS && flow.vlan.load(Relaxed) == LOOPBACK {
         return Ok(Verdict::Pass);
     }
     if direction == Direction::Forward {
@@ -112,7 +119,10 @@ pub(crate) fn leave<F: Frame>(
 ) -> Result<Verdict, DropReason> {
     let vlan = match direction {
         Direction::Forward => 0,
-        Direction::Reverse => flow.vlan.load(Relaxed),
+        Direction::Reverse => match flow.vlan.load(Relaxed) {
+            LOOPBACK => 0,
+            vlan => vlan,
+        },
     };
     frame.address(egress)?;
     if link.vlan != 0 || link.inside != 0 || link.outside || vlan != 0 {
@@ -121,7 +131,8 @@ pub(crate) fn leave<F: Frame>(
     Ok(Verdict::Send)
 }
 
-/// Remembers where a tagged client's packets come from: no routing table knows the tags, so replies go back the same way.
+/// Remembers where packets come from of a client that no routing table leads to: a tagged one, or one on the box itself.
+/// Replies go back the same way.
 #[inline(always)]
 pub(crate) fn note_way_back<F: Frame>(
     frame: &F,
@@ -129,15 +140,20 @@ pub(crate) fn note_way_back<F: Frame>(
     link: &Link,
     now: u64,
 ) -> Result<(), DropReason> {
-    if link.vlan == 0 {
+    let interface = frame.ingress();
+    let vlan = if interface == LOOPBACK_INTERFACE {
+        LOOPBACK
+    } else {
+        link.vlan
+    };
+    if vlan == 0 {
         return Ok(());
     }
     let way = &flow.ways[Direction::Reverse as usize];
-    if flow.vlan.load(Relaxed) == link.vlan && way.resolved.load(Relaxed) == tick(now) {
+    if flow.vlan.load(Relaxed) == vlan && way.resolved.load(Relaxed) == tick(now) {
         return Ok(());
     }
     let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
-    let interface = frame.ingress();
     way.interface.store(interface, Relaxed);
     // Destination and source change places.
     for (to, pair) in way.macs.iter().zip([[d, e], [f, a], [b, c]]) {
@@ -145,9 +161,14 @@ pub(crate) fn note_way_back<F: Frame>(
     }
     way.mtu.store(frame.link_mtu(interface), Relaxed);
     way.resolved.store(tick(now), Relaxed);
-    flow.vlan.store(link.vlan, Relaxed);
+    flow.vlan.store(vlan, Relaxed);
     Ok(())
 }
+
+/// In place of tags: the client is on the box. No frame has these tags, since 4095 is no VLAN.
+pub(crate) const LOOPBACK: u32 = u32::MAX;
+/// Index of the interface `lo`, the same in every network namespace (linux/net_namespace.h).
+const LOOPBACK_INTERFACE: u32 = 1;
 
 /// Is a tagged frame of a VLAN that clients may use?
 #[inline(always)]

@@ -63,8 +63,10 @@ pub trait Tables {
 
     /// The flow of a fragmented packet whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
-    /// Remembers whose later fragments will follow.
+    /// Remembers whose later fragments will follow, and counts one that came before.
     fn note_fragment(&self, key: &FragmentKey, hit: Hit);
+    /// Remembers a fragment whose first has not come.
+    fn note_early(&self, key: &FragmentKey);
     /// Keeps the tags of a packet for its answer.
     fn keep_tags(&self, vlan: u32);
     /// May clients use this VLAN?

@@ -1,5 +1,7 @@
 //! The pipeline over plain memory: the same code as in the kernel, with no kernel.
 
+mod odd;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
@@ -50,6 +52,7 @@ struct MemoryTables {
     free: RefCell<VecDeque<u32>>,
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
     tags: Cell<u32>,
+    early: Cell<Option<(Addr, Addr, u32)>>,
 }
 
 impl MemoryTables {
@@ -103,6 +106,7 @@ impl MemoryTables {
             free: RefCell::default(),
             fragments: RefCell::default(),
             tags: Cell::new(0),
+            early: Cell::new(None),
         }
     }
 
@@ -229,6 +233,9 @@ impl Tables for MemoryTables {
     fn note_fragment(&self, key: &FragmentKey, hit: Hit) {
         let key = (key.src, key.dst, key.id);
         self.fragments.borrow_mut().insert(key, hit);
+    }
+    fn note_early(&self, key: &FragmentKey) {
+        self.early.set(Some((key.src, key.dst, key.id)));
     }
     fn keep_tags(&self, vlan: u32) {
         self.tags.set(vlan);

@@ -2,8 +2,10 @@
 
 mod differential;
 mod hostile;
+mod icmp;
 mod install;
 mod member_down;
+mod mtu;
 mod passthrough;
 mod proxy;
 mod proxy_protocol;

@@ -8,11 +8,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
+    client::{self, Mode, Options},
     daemon::{
         Daemon,
         config::{Config, tag},
     },
     lab::{Family, Lab, Links, Plan},
+    mail::Sizes,
     member::{Mta, Site},
 };
 
@@ -90,4 +92,55 @@ fn an_address_of_the_admin_stays() -> Result<()> {
         ensure!(!left.contains(&format!("{added}/")), "{left}");
         Ok(())
     })
+}
+
+/// Programs on the box itself reach passthrough virtual servers by `lo`.
+fn clients_on_the_box(links: Links, attach: &str) -> Result<()> {
+    let plan = Plan {
+        links,
+        ..Plan::TWO_ARM
+    };
+    Lab::run(plan, |lab| {
+        let site = Site::start(lab, Mta::Sink)?;
+        let config = unwatched(lab, attach).text().replacen(
+            "client_interfaces = [\"cli0\"]",
+            "client_interfaces = [\"cli0\", \"lo\"]",
+            1,
+        );
+        let daemon = Daemon::start(lab, &config)?;
+        for family in Family::ALL {
+            let options = Options {
+                mode: Mode::Implicit,
+                count: 20,
+                sizes: Sizes::MixedUpTo(1_000_000),
+                run: format!("own-{}", tag(family)),
+                ca: Some(site.ca.clone()),
+                ..Options::to((family.virtual_address(), 465).into())
+            };
+            for (who, namespace) in [
+                ("the box", &lab.balancer),
+                ("a client", &lab.clients[0].namespace),
+            ] {
+                let sent = namespace.enter(|| client::send_all(&options))?;
+                let failed = sent.iter().find(|outcome| !outcome.ok);
+                ensure!(
+                    failed.is_none(),
+                    "{who}: {}\n{}",
+                    failed.map_or("", |outcome| &outcome.reply),
+                    daemon.report()
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn clients_on_the_box_by_tc() -> Result<()> {
+    clients_on_the_box(Links::Plain, "auto")
+}
+
+#[test]
+fn clients_on_the_box_by_xdp() -> Result<()> {
+    clients_on_the_box(Links::ForXdp, "xdp")
 }

@@ -161,6 +161,16 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
             );
         }
     }
+    // A later fragment before the first: lost, and counted by name once the first tells whose it was.
+    let early = trunk.boxes.plane.drops()["early-fragment"];
+    let mut packet = Packet::Fragments {
+        segment: segment(Leg::Request, ACK, 1000, 64),
+        size: 512,
+        order: vec![1, 0],
+    };
+    trunk.pass(&mut packet, ends, port, tags)?;
+    trunk.next(MEMBER, is_tcp)?;
+    ensure!(trunk.boxes.plane.drops()["early-fragment"] == early + 1);
     // At the end of its life: answered with the tags it came with.
     let mut old = Packet::Whole(segment(Leg::Request, ACK, 10, 1));
     trunk.pass(&mut old, ends, port, tags)?;

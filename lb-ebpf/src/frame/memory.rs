@@ -36,7 +36,7 @@ impl Frame for MemoryFrame<'_> {
     }
 
     fn ingress(&self) -> u32 {
-        1
+        2
     }
 
     fn link_mtu(&self, _: u32) -> u32 {

@@ -13,6 +13,7 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
+use super::links::LOOPBACK;
 use crate::model::{Forward, Generation};
 
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
@@ -138,6 +139,11 @@ impl Addresses {
             {
                 if family == "ipv6" && read(&conf(family, interface, "accept_ra")) == "1" {
                     self.set(&conf(family, interface, "accept_ra"), "2")?;
+                }
+                let local = conf(family, interface, "accept_local");
+                if interface == LOOPBACK && read(&local) == "0" {
+                    // Replies to clients on the box come from a virtual address, which is the box's own (IPv4 only).
+                    self.set(&local, "1")?;
                 }
                 let switch = conf(family, interface, "forwarding");
                 if read(&switch) == "0" {

@@ -73,14 +73,16 @@ pub(super) fn attach(
             interfaces.push(interface.clone());
         }
     }
-    let (mut hook, mut why) = choose(network.attach, &interfaces);
-    let attached = attach_all(ebpf, pins, jumps, &interfaces, hook);
-    let (words, wanted) = match attached {
+    let mut choice = choose(network.attach, &interfaces);
+    let (words, wanted) = match attach_all(ebpf, pins, jumps, &interfaces, choice.hook) {
         // A packet that XDP sends to an interface without XDP is lost unseen: so it is all or none.
-        Err(error) if network.attach == Attach::Auto && hook == Hook::Xdp => {
+        Err(error) if network.attach == Attach::Auto && choice.hook == Hook::Xdp => {
             log::info!("{error:#}");
-            (hook, why) = (Hook::Tc, "not every driver has XDP");
-            attach_all(ebpf, pins, jumps, &interfaces, hook)?
+            choice = Choice {
+                hook: Hook::Tc,
+                why: Why::NoDriver(format!("{}", error.root_cause())),
+            };
+            attach_all(ebpf, pins, jumps, &interfaces, choice.hook)?
         }
         attached => attached?,
     };
@@ -91,24 +93,62 @@ pub(super) fn attach(
         }
     }
     let view = |(interface, word): (String, &str)| AttachmentView {
+        why: choice.why(&interface),
         interface,
         hook: word.to_owned(),
-        why: why.to_owned(),
     };
     Ok(interfaces.into_iter().zip(words).map(view).collect())
 }
 
-fn choose(attach: Attach, interfaces: &[String]) -> (Hook, &'static str) {
-    match attach {
-        Attach::Tc => (Hook::Tc, "configured"),
-        Attach::Xdp => (Hook::Xdp, "configured"),
-        Attach::XdpGeneric => (Hook::XdpGeneric, "configured"),
-        Attach::Auto if interfaces.iter().any(|interface| is_virtual(interface)) => {
-            (Hook::Tc, "virtual link: TC keeps segmentation offload")
+/// The hook, one for all interfaces, and what decided.
+struct Choice {
+    hook: Hook,
+    why: Why,
+}
+
+/// What decided on a hook.
+enum Why {
+    Configured,
+    /// The first interface that has no device of its own.
+    Virtual(String),
+    /// Every interface is a network card whose driver takes the program.
+    Cards,
+    /// What the kernel said of the first whose driver does not.
+    NoDriver(String),
+}
+
+impl Choice {
+    /// What a person should read about an interface.
+    fn why(&self, interface: &str) -> String {
+        match &self.why {
+            _ if interface == LOOPBACK => "clients on this box".to_owned(),
+            Why::Configured => "configured".to_owned(),
+            Why::Virtual(_) if is_virtual(interface) => {
+                "virtual link: TC keeps segmentation offload".to_owned()
+            }
+            Why::Virtual(other) => format!("as {other}, which is virtual: one hook for all"),
+            Why::Cards => "NICs with XDP in their drivers".to_owned(),
+            Why::NoDriver(cause) => format!("not every driver has XDP: {cause}"),
         }
-        Attach::Auto => (Hook::Xdp, "NICs with XDP in their drivers"),
     }
 }
+
+fn choose(attach: Attach, interfaces: &[String]) -> Choice {
+    let mut outside = interfaces.iter().filter(|name| *name != LOOPBACK);
+    let (hook, why) = match attach {
+        Attach::Tc => (Hook::Tc, Why::Configured),
+        Attach::Xdp => (Hook::Xdp, Why::Configured),
+        Attach::XdpGeneric => (Hook::XdpGeneric, Why::Configured),
+        Attach::Auto => match outside.find(|interface| is_virtual(interface)) {
+            Some(name) => (Hook::Tc, Why::Virtual(name.clone())),
+            None => (Hook::Xdp, Why::Cards),
+        },
+    };
+    Choice { hook, why }
+}
+
+/// The interface that a box reaches itself by; XDP in the driver has no place there.
+pub(super) const LOOPBACK: &str = "lo";
 
 /// Attaches to every interface: the word for each, and the pins that are wanted.
 fn attach_all(
@@ -145,6 +185,7 @@ fn attach_one(
     let tc = attach_tc(ebpf, pins, interface, wanted)?;
     match hook {
         Hook::Tc => return Ok(tc),
+        _ if interface == LOOPBACK => return Ok(tc),
         Hook::Xdp => attach_xdp(
             ebpf,
             pins,

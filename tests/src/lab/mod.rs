@@ -182,6 +182,12 @@ impl Lab {
             .collect()
     }
 
+    /// The router before the members, where there is one.
+    pub fn router(&self) -> Option<&Namespace> {
+        let mut others = self.switches.iter();
+        others.find(|machine| machine.name().ends_with("-router"))
+    }
+
     /// The box's interfaces: towards clients, towards members.
     pub fn interfaces(&self) -> (&'static str, &'static str) {
         wiring::interfaces(self.plan.topology)

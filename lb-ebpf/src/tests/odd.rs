@@ -1,0 +1,244 @@
+//! Fragments, tags, ICMP: over plain memory.
+
+use lb_common::checksum::{fold, sum_bytes};
+
+use super::*;
+use crate::{
+    answer::{Notice, answer},
+    frame::Frame as _,
+    parse::{Link, link, outer},
+};
+
+const RANDOM: u64 = 0x2545_f491_4f6c_dd1d;
+
+fn random(seed: &mut u64) -> usize {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed as usize
+}
+
+/// A fragment of a packet from a client to the virtual server; offset in units of eight bytes.
+fn fragment(port: u16, offset: u16, more: bool) -> Vec<u8> {
+    let mut frame = packet(port, ACK);
+    frame[18..20].copy_from_slice(&7u16.to_be_bytes());
+    frame[20..22].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
+    frame
+}
+
+/// An ICMP error from a router about what the virtual server sent to a client's port.
+fn error(port: u16) -> Vec<u8> {
+    let mut frame = packet(port, ACK);
+    let inner = frame.split_off(14);
+    frame.extend([0x45, 0, 0, 68, 0, 1, 0, 0, 64, 1, 0, 0]);
+    frame.extend([10, 0, 1, 254, 10, 0, 1, 100, 3, 1, 0, 0, 0, 0, 0, 0]);
+    frame.extend(inner);
+    // The quoted packet goes the other way.
+    let quoted = frame.len() - 40;
+    frame[quoted + 12..quoted + 20].rotate_left(4);
+    frame[quoted + 20..quoted + 24].rotate_left(2);
+    frame
+}
+
+/// A packet behind extension headers.
+fn extended(port: u16) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 36, 0, 64]);
+    frame.extend([0xfd; 32]);
+    frame.extend([60, 0, 1, 4, 0, 0, 0, 0, 6, 0, 1, 4, 0, 0, 0, 0]);
+    frame.extend(port.to_be_bytes());
+    frame.extend(465u16.to_be_bytes());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, SYN, 0, 0, 0, 0, 0, 0]);
+    frame
+}
+
+fn tagged(mut frame: Vec<u8>, tags: &[[u8; 4]]) -> Vec<u8> {
+    frame.splice(12..12, tags.concat());
+    frame
+}
+
+#[test]
+fn later_fragments_follow_the_first() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    open(&tables, 1000).unwrap();
+    let mut early = fragment(1000, 4, false);
+    let untouched = early.clone();
+    assert_eq!(tables.send(&mut early), Ok(Verdict::Pass));
+    assert_eq!(early, untouched, "one before the first is left alone");
+    assert!(tables.early.get().is_some(), "but remembered");
+    assert_eq!(tables.send(&mut fragment(1000, 0, true)), Ok(Verdict::Send));
+    let mut late = fragment(1000, 4, false);
+    assert_eq!(tables.send(&mut late), Ok(Verdict::Send));
+    assert_eq!(late[26..34], [10, 0, 2, 1, 10, 0, 2, 11], "its addresses");
+    assert_eq!(late[34..], untouched[34..], "and nothing behind them");
+}
+
+#[test]
+fn a_fragment_of_a_flow_that_is_no_more_is_left_alone() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    open(&tables, 1000).unwrap();
+    tables.send(&mut fragment(1000, 0, true)).unwrap();
+    let limit = u64::from(Phase::Established.idle_limit()) + 1;
+    tables.now.set(tables.now.get() + limit * TICK);
+    sweep(&tables);
+    assert_eq!(
+        tables.send(&mut fragment(1000, 4, false)),
+        Ok(Verdict::Pass)
+    );
+}
+
+#[test]
+fn tags_go_off_towards_members_and_on_towards_clients() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    for tags in [
+        &[[0x81, 0x00, 0x60, 10]][..],
+        &[[0x88, 0xa8, 0, 20], [0x81, 0x00, 0, 7]],
+    ] {
+        let port = 1000 + tags.len() as u16;
+        let mut syn = tagged(packet(port, SYN), tags);
+        assert_eq!(tables.send(&mut syn), Ok(Verdict::Send));
+        assert_eq!(syn.len(), 54);
+        assert_eq!(syn[12..14], [0x08, 0x00]);
+        let mut answer = packet(port, SYN | ACK);
+        answer[26..30].copy_from_slice(&syn[30..34]);
+        answer[30..34].copy_from_slice(&[10, 0, 1, CLIENT]);
+        answer[34..38].rotate_left(2);
+        assert_eq!(tables.send(&mut answer), Ok(Verdict::Send));
+        assert_eq!(answer[12..12 + 4 * tags.len()], tags.concat());
+    }
+    let foreign = [[0x81, 0x00, 0, FOREIGN_VLAN as u8]];
+    assert_eq!(
+        tables.send(&mut tagged(packet(2000, SYN), &foreign)),
+        Err(DropReason::ForeignVlan)
+    );
+}
+
+#[test]
+fn every_tag_survives_the_record() {
+    for kind in [[0x81, 0x00], [0x88, 0xa8]] {
+        for control in [1u16, 10, 4094, 0xe00a, 0x2001] {
+            let tag = [kind, control.to_be_bytes()].concat().try_into().unwrap();
+            let mut frame = tagged(packet(1, SYN), &[tag]);
+            let expected = frame.clone();
+            let mut found = Link::default();
+            let mut memory = MemoryFrame::new(&mut frame, Ok(VIA));
+            assert!(link(&mut memory, &mut found));
+            assert_eq!(outer(found.vlan), u32::from(control & 0xfff));
+            memory.retag(&found, found.vlan).unwrap();
+            assert_eq!(frame, expected);
+        }
+    }
+}
+
+#[test]
+fn an_error_is_translated_and_one_about_others_is_not() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let mut stray = error(1000);
+    let untouched = stray.clone();
+    assert_eq!(tables.send(&mut stray), Ok(Verdict::Pass));
+    assert_eq!(stray, untouched);
+    open(&tables, 1000).unwrap();
+    let mut ours = error(1000);
+    assert_eq!(tables.send(&mut ours), Ok(Verdict::Send));
+    assert_eq!(ours[26..34], [10, 0, 2, 1, 10, 0, 2, 11], "outside");
+    assert_eq!(ours[54..62], [10, 0, 2, 11, 10, 0, 2, 1], "inside");
+}
+
+#[test]
+fn a_quoted_number_is_the_one_its_sender_chose() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    open(&tables, 1000).unwrap();
+    let hit = tables.keys.borrow().values().next().unwrap().slot();
+    let flow = tables.flow(hit).unwrap();
+    // As behind an inserted header: forward numbers are shifted by 28.
+    flow.shift[0].store(28, std::sync::atomic::Ordering::Relaxed);
+    let mut plain = error(1000);
+    plain[66..74].copy_from_slice(&[0, 0, 1, 0, 0, 0, 2, 0]);
+    let check = fold(sum_bytes(&plain[34..]));
+    plain[36..38].copy_from_slice(&(!check).to_ne_bytes());
+    let mut out = plain.clone();
+    assert_eq!(tables.send(&mut out), Ok(Verdict::Send));
+    // The quoted packet is a reply: its number is not shifted, but its acknowledgement was.
+    assert_eq!(out[66..74], [0, 0, 1, 0, 0, 0, 2, 28]);
+    assert_eq!(fold(sum_bytes(&out[34..])), 0xffff, "ICMP");
+}
+
+#[test]
+fn answers_are_complete() {
+    for (frame, reason, kind) in [
+        (packet(1, ACK), DropReason::TtlExceeded, [11, 0]),
+        (packet(1, ACK), DropReason::TooBig, [3, 4]),
+        (extended(1), DropReason::TtlExceeded, [3, 0]),
+        (extended(1), DropReason::TooBig, [2, 0]),
+    ] {
+        let tables = MemoryTables::new(Service::SNAT_NONE);
+        let mut out = frame.clone();
+        let notice = Notice {
+            reason: reason as u32,
+            mtu: 1400,
+            ..Notice::default()
+        };
+        let mut egress = Egress::default();
+        let mut memory = MemoryFrame::new(&mut out, Ok(VIA));
+        let verdict = answer(&mut memory, &tables, &notice, &mut egress);
+        assert_eq!(verdict, Ok(Verdict::Send));
+        let v6 = frame[12] == 0x86;
+        let (icmp, quoted) = if v6 { (54, 62) } else { (34, 42) };
+        assert_eq!(out[icmp..icmp + 2], kind);
+        assert_eq!(out[quoted..], frame[14..], "the packet as it came");
+        let length = (out.len() - icmp) as u32;
+        let base = if v6 {
+            sum_bytes(&out[22..54]) + u64::from(length.to_be()) + u64::from(58u32.to_be())
+        } else {
+            assert_eq!(fold(sum_bytes(&out[14..34])), 0xffff, "IP header");
+            0
+        };
+        assert_eq!(fold(base + sum_bytes(&out[icmp..])), 0xffff, "ICMP");
+    }
+}
+
+/// What is odd, with bytes of it wrong: nobody panics, nothing leaks, and what is left to the stack is untouched.
+#[test]
+fn hostile_bytes_are_survived() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let mut seed = RANDOM;
+    for round in 0..200_000 {
+        let port = random(&mut seed) as u16 % 32;
+        let mut frame = match random(&mut seed) % 6 {
+            0 => fragment(port, 0, true),
+            1 => fragment(port, 4, false),
+            2 => error(port),
+            3 => extended(port),
+            4 => tagged(packet(port, SYN), &[[0x81, 0, 0, 10]]),
+            _ => packet(port, SYN),
+        };
+        for _ in 0..random(&mut seed) % 4 {
+            let at = random(&mut seed) % frame.len();
+            frame[at] = random(&mut seed) as u8;
+        }
+        frame.truncate(random(&mut seed) % 120);
+        let before = frame.clone();
+        let verdict = tables.send(&mut frame);
+        if verdict == Ok(Verdict::Pass) {
+            assert_eq!(frame, before, "round {round}");
+        }
+        let mut egress = Egress::default();
+        let notice = Notice {
+            reason: DropReason::TooBig as u32,
+            mtu: 1280,
+            ..Notice::default()
+        };
+        let _ = answer(
+            &mut MemoryFrame::new(&mut frame, Ok(VIA)),
+            &tables,
+            &notice,
+            &mut egress,
+        );
+        tables
+            .now
+            .set(tables.now.get() + random(&mut seed) as u64 % TICK);
+        if round % 16 == 0 {
+            sweep(&tables);
+        }
+    }
+}
