@@ -3,6 +3,7 @@
 mod budget;
 mod clsact;
 mod flows;
+mod header;
 mod packet;
 mod pins;
 mod policies;
