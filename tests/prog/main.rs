@@ -4,6 +4,7 @@ mod answers;
 mod budget;
 mod clsact;
 mod flows;
+mod header;
 mod packet;
 mod pins;
 mod policies;

@@ -44,7 +44,8 @@ fn every_key_reaches_the_model() {
             name: "smtps".into(),
             at: "203.0.113.10:465".parse::<SocketAddr>().unwrap().into(),
             forward: Forward::Passthrough {
-                snat: Snat::Automap
+                snat: Snat::Automap,
+                proxy_protocol: false,
             },
             pool: "mx-tls".into(),
             guard: Guard::default(),
@@ -181,7 +182,10 @@ fn words_choose_what_they_say() {
     let snat = accepted(&BASE.replace("snat = \"automap\"", "snat = \"none\""));
     assert_eq!(
         snat.virtual_servers[0].forward,
-        Forward::Passthrough { snat: Snat::None }
+        Forward::Passthrough {
+            snat: Snat::None,
+            proxy_protocol: false,
+        }
     );
     let helo = accepted(&BASE.replace("helo = \"lb.example.org\"\n", ""));
     assert_eq!(
