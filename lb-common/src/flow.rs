@@ -1,5 +1,7 @@
 //! One passthrough connection: the keys that find it from both sides, and its record.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use crate::{
     addr::Addr,
     atomic::{AtomicU32, AtomicU64},
@@ -143,7 +145,7 @@ pub struct Flow {
     pub last_seen: AtomicU32,
     /// Tick of the first packet.
     pub created: AtomicU32,
-    /// Number of the generation that made it.
+    /// Number of the generation that made it; the highest bit tells who sent the last reset.
     pub generation: AtomicU32,
     /// Packets forward and reverse.
     pub packets: [AtomicU32; 2],
@@ -169,6 +171,28 @@ const _: () = assert!(
     size_of::<Flow>() == 192,
     "Flow: layout changed, bump ABI_VERSION"
 );
+
+/// In [`Flow::generation`]: the member sent the last reset that counted, not the client.
+const RESET_BY_MEMBER: u32 = 1 << 31;
+
+impl Flow {
+    /// Notes who sent a reset.
+    #[inline(always)]
+    pub fn note_reset(&self, direction: Direction) {
+        let generation = self.generation.load(Relaxed) & !RESET_BY_MEMBER;
+        let by = (direction as u32) << 31;
+        self.generation.store(generation | by, Relaxed);
+    }
+
+    /// Who sent the last reset; forward is the client.
+    #[inline(always)]
+    pub fn reset_by(&self) -> Direction {
+        match self.generation.load(Relaxed) & RESET_BY_MEMBER {
+            0 => Direction::Forward,
+            _ => Direction::Reverse,
+        }
+    }
+}
 
 /// Packs member and virtual server for [`Flow::owners`].
 #[inline(always)]

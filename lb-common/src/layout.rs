@@ -17,6 +17,8 @@ pub const MAX_WORKERS: u32 = 64;
 pub const EPOCHS: u32 = 2;
 /// Flow records that one run of the sweep program looks at.
 pub const SWEEP: u32 = 32;
+/// Flows that one run of the ending program ends.
+pub const ENDS: u32 = 64;
 /// Passthrough flows tracked at once, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 
@@ -39,6 +41,11 @@ pub enum Jump {
 impl Jump {
     /// Every one, by index.
     pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
+
+    /// Does everything else work on a kernel that refuses its program?
+    pub const fn is_optional(self) -> bool {
+        !matches!(self, Self::Open)
+    }
 
     /// The first word of its program's name.
     pub const fn word(self) -> &'static str {

@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod atomic;
 pub mod checksum;
+pub mod event;
 pub mod flow;
 pub mod layout;
 pub mod member;

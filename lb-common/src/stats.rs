@@ -44,6 +44,16 @@ impl TrafficCell {
         self.flows_active.load(Relaxed) + self.sessions_active.load(Relaxed)
     }
 
+    /// Flows now.
+    pub fn flows(&self) -> u64 {
+        self.flows_active.load(Relaxed)
+    }
+
+    /// Sessions now.
+    pub fn sessions(&self) -> u64 {
+        self.sessions_active.load(Relaxed)
+    }
+
     /// Flows and sessions ever.
     pub fn total(&self) -> u64 {
         self.flows_total.load(Relaxed) + self.sessions_total.load(Relaxed)

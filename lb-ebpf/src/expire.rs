@@ -6,6 +6,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    event::Cause,
     flow::Flow,
     layout::SWEEP,
     service::Config,
@@ -54,7 +55,10 @@ fn free<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && makes_room(record, phase, now) && tables.release(slot, phase) {
+        if slot != 0
+            && makes_room(record, phase, now)
+            && tables.release(slot, phase, Cause::Reclaimed)
+        {
             return Some(slot);
         }
     }
@@ -68,7 +72,7 @@ pub(crate) fn reclaim<T: Tables>(tables: &T, slot: u32) -> bool {
         return false;
     };
     let phase = Phase::from_u32(record.phase.load(Relaxed));
-    if !makes_room(record, phase, tables.now()) || !tables.release(slot, phase) {
+    if !makes_room(record, phase, tables.now()) || !tables.release(slot, phase, Cause::Reclaimed) {
         return false;
     }
     record.phase.store(Phase::Free as u32, Relaxed);
@@ -99,7 +103,7 @@ pub fn sweep<T: Tables>(tables: &T) {
             continue;
         };
         let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && expired(record, phase, now) && tables.release(slot, phase) {
+        if slot != 0 && expired(record, phase, now) && tables.release(slot, phase, Cause::Expired) {
             record.phase.store(Phase::Free as u32, Relaxed);
             tables.push_free(slot);
         }

@@ -7,13 +7,14 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    event::Cause,
     flow::{Flow, Hit, owners, split_owners},
     reason::DropReason,
     service::{Config, Service, ServiceKey},
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, shift, snat};
+use crate::{Packet, Tables, atomic, report, shift, snat};
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
@@ -26,7 +27,7 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
     match Phase::from_u32(flow.phase.load(Relaxed)) {
         Phase::Free | Phase::Claimed => None,
         phase if phase.ended() && packet.flags.opens() && hit.direction() == Direction::Forward => {
-            if tables.release(hit.slot(), phase) {
+            if tables.release(hit.slot(), phase, Cause::Reused) {
                 flow.phase.store(Phase::Free as u32, Relaxed);
                 tables.push_free(hit.slot());
             }
@@ -175,6 +176,7 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         if phase != Phase::Syn && !resets(note.sequence, seen) {
             return;
         }
+        flow.note_reset(direction);
     } else if phase == Phase::Syn || follows(note.next, seen) {
         flow.next[side].store(note.next, Relaxed);
     }
@@ -207,7 +209,7 @@ fn turn<T: Tables>(tables: &T, flow: &Flow, direction: Direction, flags: Flags) 
 
 /// Takes a flow apart; true when the caller now owns the claimed record, false when another CPU was first.
 #[inline(always)]
-pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
+pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase, cause: Cause) -> bool {
     let Some(flow) = tables.flow(slot) else {
         return false;
     };
@@ -226,6 +228,27 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase) -> bool {
     if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         count_traffic(cell, flow);
     }
+    report::end(tables, slot, phase, cause);
+    true
+}
+
+/// Ends a flow on behalf of the daemon: true when it was still this member's, from that moment, and is now free.
+#[inline(always)]
+pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: Cause) -> bool {
+    let Some(flow) = tables.flow(slot) else {
+        return false;
+    };
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let (owner, _) = split_owners(flow.owners.load(Relaxed));
+    let known = u32::from(owner) == member && flow.created.load(Relaxed) == created;
+    if !known || matches!(phase, Phase::Free | Phase::Claimed) {
+        return false;
+    }
+    if !tables.release(slot, phase, cause) {
+        return false;
+    }
+    flow.phase.store(Phase::Free as u32, Relaxed);
+    tables.push_free(slot);
     true
 }
 

@@ -28,6 +28,7 @@ pub mod maps;
 mod odd;
 mod opaque;
 mod parse;
+mod report;
 mod rewrite;
 mod select;
 mod shift;
@@ -44,6 +45,7 @@ use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
 
 pub use crate::{
     expire::sweep,
+    flow::end,
     forward::Egress,
     frame::Frame,
     icmp::icmp,

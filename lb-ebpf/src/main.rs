@@ -17,7 +17,10 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::info;
-use lb_common::{layout::Jump, reason::DropReason};
+use lb_common::{
+    layout::{ENDS, Jump},
+    reason::DropReason,
+};
 use lb_ebpf::{
     Egress, Verdict,
     answer::answer,
@@ -222,6 +225,23 @@ fn steer_sessions(context: SkLookupContext) -> u32 {
 fn sweep_flows(_: TcContext) -> i32 {
     sweep(&KernelTables);
     TC_ACT_OK
+}
+
+/// Ends flows; the daemon runs it, no packet does. The packet is a list of words: why, the member, how many flows, then
+/// slot and tick of the first packet of each. Returns how many it has ended.
+#[classifier]
+fn end_flows(context: TcContext) -> i32 {
+    let word = |at: u32| context.load::<u32>(at as usize * 4).unwrap_or(0);
+    let (cause, member, count) = (word(0), word(1), word(2));
+    let mut ended = 0;
+    for place in 0..ENDS {
+        if place >= count {
+            break;
+        }
+        let at = 3 + 2 * place;
+        ended += maps::end_flow(word(at), word(at + 1), member, cause);
+    }
+    ended as i32
 }
 
 /// Passes everything: a veth hands redirected frames on only when its peer has an XDP program.

@@ -7,7 +7,8 @@
 //! | `TURNS`, `ALLOCATION` | programs | fixed |
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
 //! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
-//! | `DROPS` | programs | fixed |
+//! | `DROPS`, `FLOW_ENDS_LOST` | programs | fixed |
+//! | `FLOW_ENDS` (in `report.rs`) | programs; the daemon takes out | ends of flows are lost for the log, and counted |
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
@@ -24,6 +25,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     atomic::AtomicU32,
+    event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     layout::{
         EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS,
@@ -42,7 +44,7 @@ use crate::{
     flow::{self, Note},
     icmp::Quote,
     parse::Deep,
-    select,
+    report, select,
     shift::{self, Workspace},
     snat,
     tables::{Allocation, Tables},
@@ -302,8 +304,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn release(&self, slot: u32, phase: Phase) -> bool {
-        release_flow(slot, phase as u32) != 0
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        if let Some(flow) = self.flow(slot) {
+            report::write(flow, phase, cause, self.now());
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool {
+        release_flow(slot, phase as u32, cause as u32) != 0
     }
 
     #[inline(always)]
@@ -346,8 +355,17 @@ pub extern "C" fn reclaim_flow(slot: u32) -> u32 {
 /// A function of its own for the verifier (Linux 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn release_flow(slot: u32, phase: u32) -> u32 {
-    u32::from(flow::release(&KernelTables, slot, Phase::from_u32(phase)))
+pub extern "C" fn release_flow(slot: u32, phase: u32, cause: u32) -> u32 {
+    let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
+    u32::from(flow::release(&KernelTables, slot, phase, cause))
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end_flow(slot: u32, created: u32, member: u32, cause: u32) -> u32 {
+    let cause = Cause::from_u8(cause as u8);
+    u32::from(flow::end(&KernelTables, slot, created, member, cause))
 }
 
 /// A function of its own for the verifier (Linux 5.6).

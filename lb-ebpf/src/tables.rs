@@ -2,6 +2,7 @@
 
 use lb_common::{
     atomic::AtomicU32,
+    event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     member::Member,
     service::{Config, Pool, Service, ServiceKey},
@@ -60,6 +61,8 @@ pub trait Tables {
     fn pop_free(&self) -> Option<u32>;
     /// Gives a slot back.
     fn push_free(&self, slot: u32);
+    /// Tells the daemon that a flow has ended, if it listens.
+    fn report(&self, slot: u32, phase: Phase, cause: Cause);
 
     /// The flow of a fragmented packet whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<Hit>;
@@ -97,11 +100,11 @@ pub trait Tables {
     }
 
     /// [`crate::flow::release`], behind such a call.
-    fn release(&self, slot: u32, phase: Phase) -> bool
+    fn release(&self, slot: u32, phase: Phase, cause: Cause) -> bool
     where
         Self: Sized,
     {
-        crate::flow::release(self, slot, phase)
+        crate::flow::release(self, slot, phase, cause)
     }
 
     /// [`crate::flow::track`], behind such a call.

@@ -5,12 +5,14 @@ mod odd;
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use lb_common::{
     addr::Addr,
     atomic::AtomicU32,
-    flow::{Flow, FlowKey, FragmentKey, Hit, Route},
+    event::Cause,
+    flow::{Flow, FlowKey, FragmentKey, Hit, Route, split_owners},
     layout::Jump,
     member::Member,
     reason::DropReason,
@@ -50,6 +52,7 @@ struct MemoryTables {
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
+    reports: RefCell<Vec<(u32, Phase, Cause)>>,
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
     tags: Cell<u32>,
     early: Cell<Option<(Addr, Addr, u32)>>,
@@ -104,6 +107,7 @@ impl MemoryTables {
                 port: AtomicU32::new(0),
             },
             free: RefCell::default(),
+            reports: RefCell::default(),
             fragments: RefCell::default(),
             tags: Cell::new(0),
             early: Cell::new(None),
@@ -248,6 +252,9 @@ impl Tables for MemoryTables {
     }
     fn push_free(&self, slot: u32) {
         self.free.borrow_mut().push_back(slot);
+    }
+    fn report(&self, slot: u32, phase: Phase, cause: Cause) {
+        self.reports.borrow_mut().push((slot, phase, cause));
     }
 }
 
@@ -411,4 +418,42 @@ fn hostile_bytes_neither_panic_nor_leak() {
         );
         assert!(tables.active() <= live as u64, "round {round}");
     }
+}
+
+#[test]
+fn every_end_is_reported_once_with_its_cause() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    for port in [1000, 1001, 1002] {
+        assert_eq!(open(&tables, port), Ok(Verdict::Send));
+    }
+    // The port is used again after a reset, one client never comes back, one flow is ended by the operator.
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+    let slot = 3;
+    let flow = tables.flow(slot).unwrap();
+    let (member, _) = split_owners(flow.owners.load(Relaxed));
+    let (member, created) = (u32::from(member), flow.created.load(Relaxed));
+    let end = |created, member| crate::flow::end(&tables, slot, created, member, Cause::Drained);
+    assert!(!end(created, member ^ 3), "of another member");
+    assert!(!end(created + 1, member), "a later flow in the same record");
+    assert!(end(created, member));
+    assert!(!end(created, member), "there is nothing left to end");
+    tables.now.set(tables.now.get() + 100 * TICK);
+    sweep(&tables);
+    let mut reports = tables.reports.borrow().clone();
+    reports.sort_by_key(|(_, _, cause)| *cause as u8);
+    let ends: Vec<_> = reports
+        .iter()
+        .map(|(_, phase, cause)| (*phase, *cause))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (Phase::Syn, Cause::Expired),
+            (Phase::Syn, Cause::Expired),
+            (Phase::Reset, Cause::Reused),
+            (Phase::Syn, Cause::Drained),
+        ]
+    );
+    assert_eq!(tables.active(), 0);
 }

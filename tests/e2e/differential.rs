@@ -18,10 +18,10 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn compare(attach: &str) -> Result<()> {
+fn compare(attach: &str, snat: bool) -> Result<()> {
     let packets = number("SMTPLB_DIFF_PACKETS").unwrap_or(20_000);
     let seed = number("SMTPLB_DIFF_SEED").unwrap_or(1);
-    let mut boxes = Boxes::build(attach, "")?;
+    let mut boxes = Boxes::build_with(attach, "", snat)?;
     let report = run(&mut boxes, seed, packets, ALL)?;
     println!(
         "{attach}: seed {seed}, {} packets, alike {:?}, explained {:?}, different {:#?}",
@@ -48,15 +48,25 @@ fn compare(attach: &str) -> Result<()> {
 
 #[test]
 fn tc_translates_as_nftables_does() -> Result<()> {
-    compare("tc")
+    compare("tc", true)
 }
 
 #[test]
 fn xdp_translates_as_nftables_does() -> Result<()> {
-    compare("xdp")
+    compare("xdp", true)
 }
 
 #[test]
 fn generic_xdp_translates_as_nftables_does() -> Result<()> {
-    compare("xdp-generic")
+    compare("xdp-generic", true)
+}
+
+#[test]
+fn without_snat_tc_translates_as_nftables_does() -> Result<()> {
+    compare("tc", false)
+}
+
+#[test]
+fn without_snat_xdp_translates_as_nftables_does() -> Result<()> {
+    compare("xdp", false)
 }

@@ -8,3 +8,4 @@ mod packet;
 mod pins;
 mod rewrites;
 mod rig;
+mod stack;

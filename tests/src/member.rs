@@ -41,7 +41,8 @@ pub struct Member {
     pub name: String,
     /// SHA-256 of the certificate that it shows.
     pub certificate: String,
-    cert: CertFiles,
+    /// Where that certificate and its key lie.
+    pub cert: CertFiles,
     server: Server,
 }
 

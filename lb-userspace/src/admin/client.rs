@@ -7,21 +7,24 @@ use std::{
 };
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
-    route::Route,
-    view::{FlowView, SessionView, Stats, Status},
+    FlowPage, Refusal, RefusalKind,
+    query::{self, FlowQuery},
+    route::{Action, NEXT, Route},
+    view::{CountView, MemberView, ReloadView, SessionView, Stats, Status},
 };
+use crate::pool::Admin;
 
 /// How long a question may take, flow tables of a million entries included.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// More than any answer: a flow is about 400 bytes of JSON, and a million of them fit.
-const ANSWER_BYTES: usize = 1 << 30;
+/// More than any answer: flows come in portions.
+const ANSWER_BYTES: usize = 1 << 28;
 
 /// A client of one daemon.
 #[derive(Debug, Clone)]
@@ -68,6 +71,9 @@ pub enum ClientError {
         /// How long it was waited for.
         deadline: Duration,
     },
+    /// It answers that it does not do it, and why.
+    #[error("{0}")]
+    Refused(Refusal),
     /// What came back is no answer.
     #[error(
         "the answer of {} is not understood: {why}\n  \
@@ -80,6 +86,18 @@ pub enum ClientError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// What came back.
+struct Answer {
+    body: Bytes,
+    next: Option<u32>,
+}
+
+/// The body of an answer that is not 200.
+#[derive(Deserialize)]
+struct Fault {
+    error: String,
 }
 
 impl Client {
@@ -104,12 +122,55 @@ impl Client {
         self.get(Route::Status)
     }
 
-    /// `GET /v1/flows`
+    /// `GET /v1/flows`: one portion, and where the next begins.
     ///
     /// # Errors
-    /// As [`Self::status`].
-    pub fn flows(&self) -> Result<Vec<FlowView>, ClientError> {
-        self.get(Route::Flows)
+    /// As [`Self::status`], and when the query names what is not there.
+    pub fn flows(&self, query: &FlowQuery) -> Result<FlowPage, ClientError> {
+        let path = Route::Flows.path();
+        let answer = self.ask(&Method::GET, path, &query.to_query())?;
+        let flows = serde_json::from_slice(&answer.body).map_err(|error| self.answer(error))?;
+        Ok(FlowPage {
+            flows,
+            next: answer.next,
+        })
+    }
+
+    /// `GET /v1/flows/count`
+    ///
+    /// # Errors
+    /// As [`Self::flows`].
+    pub fn count_flows(&self, query: &FlowQuery) -> Result<CountView, ClientError> {
+        self.read(&Method::GET, Route::FlowCount.path(), &query.to_query())
+    }
+
+    /// `POST /v1/reload`
+    ///
+    /// # Errors
+    /// As [`Self::status`], and when the file has faults.
+    pub fn reload(&self, dry_run: bool) -> Result<ReloadView, ClientError> {
+        let query = if dry_run { "dry_run=1" } else { "" };
+        self.read(&Method::POST, Action::Reload.path(), query)
+    }
+
+    /// `POST /v1/members`; `member` is `POOL/MEMBER`.
+    ///
+    /// # Errors
+    /// As [`Self::status`], and when there is no such member.
+    pub fn set_member(
+        &self,
+        member: &str,
+        admin: Admin,
+        deadline: Option<Duration>,
+    ) -> Result<MemberView, ClientError> {
+        let mut pairs = vec![
+            ("member", member.to_owned()),
+            ("state", admin.word().to_owned()),
+        ];
+        if let Some(deadline) = deadline {
+            pairs.push(("deadline_ms", deadline.as_millis().to_string()));
+        }
+        self.read(&Method::POST, Action::Member.path(), &query::query(&pairs))
     }
 
     /// `GET /v1/sessions`
@@ -136,17 +197,34 @@ impl Client {
     /// # Panics
     /// When called from within an async runtime: it blocks.
     pub fn get<T: DeserializeOwned>(&self, route: Route) -> Result<T, ClientError> {
+        self.read(&Method::GET, route.path(), "")
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        query: &str,
+    ) -> Result<T, ClientError> {
+        let answer = self.ask(method, path, query)?;
+        serde_json::from_slice(&answer.body).map_err(|error| self.answer(error))
+    }
+
+    fn ask(&self, method: &Method, path: &str, query: &str) -> Result<Answer, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| self.answer(error))?;
-        let body = runtime
-            .block_on(async { tokio::time::timeout(self.deadline, self.fetch(route)).await })
-            .unwrap_or_else(|_| Err(self.late()))?;
-        serde_json::from_slice(&body).map_err(|error| self.answer(error))
+        let uri = match query {
+            "" => path.to_owned(),
+            query => format!("{path}?{query}"),
+        };
+        runtime
+            .block_on(async { tokio::time::timeout(self.deadline, self.fetch(method, &uri)).await })
+            .unwrap_or_else(|_| Err(self.late()))
     }
 
-    async fn fetch(&self, route: Route) -> Result<Bytes, ClientError> {
+    async fn fetch(&self, method: &Method, uri: &str) -> Result<Answer, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| self.no_connection(error))?;
@@ -156,7 +234,9 @@ impl Client {
         // It ends with the runtime, or with the connection.
         tokio::spawn(connection);
 
-        let request = Request::get(route.path())
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
             .header(HOST, "smtplb")
             .body(Empty::<Bytes>::new())
             .map_err(|error| self.answer(error))?;
@@ -165,16 +245,24 @@ impl Client {
             .await
             .map_err(|error| self.answer(error))?;
         let status = response.status();
+        let next = response.headers().get(NEXT);
+        let next = next.and_then(|value| value.to_str().ok()?.parse().ok());
         let body = Limited::new(response.into_body(), ANSWER_BYTES)
             .collect()
             .await
             .map_err(|error| self.answer(error))?
             .to_bytes();
         if status != StatusCode::OK {
+            if let Ok(Fault { error }) = serde_json::from_slice(&body) {
+                return Err(ClientError::Refused(Refusal::new(
+                    RefusalKind::from_status(status.as_u16()),
+                    error,
+                )));
+            }
             let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             return Err(self.answer(format!("{status} {said}")));
         }
-        Ok(body)
+        Ok(Answer { body, next })
     }
 
     fn no_connection(&self, source: io::Error) -> ClientError {
@@ -214,7 +302,7 @@ mod tests {
     use crate::admin::{
         Source,
         sample::{FakeSource, with_server},
-        view::{MemberView, PoolView, VirtualServerView},
+        view::{PoolView, VirtualServerView},
     };
 
     #[test]
@@ -223,7 +311,22 @@ mod tests {
             let client = Client::new(socket);
             let status = FakeSource.status();
             assert_eq!(client.status().unwrap(), status);
-            assert_eq!(client.flows().unwrap(), FakeSource.flows());
+            let all = FlowQuery::default();
+            let page = client.flows(&all).unwrap();
+            assert_eq!(page.flows, FakeSource.flows(&all).unwrap().flows);
+            assert_eq!(page.next, Some(7));
+            assert_eq!(client.count_flows(&all).unwrap().count, 1);
+            assert!(client.reload(true).unwrap().changes.len() == 1);
+            let minute = Some(Duration::from_secs(60));
+            let member = client.set_member("msa/msa1", Admin::Drain, minute).unwrap();
+            assert_eq!(
+                (member.admin.as_str(), member.deadline_s),
+                ("drain", Some(60))
+            );
+            let unknown = client
+                .set_member("msa/msa9", Admin::Ready, None)
+                .unwrap_err();
+            assert!(matches!(unknown, ClientError::Refused(_)), "{unknown}");
             assert_eq!(client.sessions().unwrap(), FakeSource.sessions());
             assert_eq!(client.stats().unwrap(), FakeSource.stats());
             let servers: Vec<VirtualServerView> = client.get(Route::VirtualServers).unwrap();

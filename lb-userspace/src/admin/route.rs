@@ -17,11 +17,44 @@ pub enum Route {
     Sessions,
     /// [`super::view::Stats`]
     Stats,
+    /// [`super::view::ConfigView`]
+    Config,
+    /// [`super::view::CountView`]
+    FlowCount,
 }
+
+/// What the admin API can be told to do, by POST.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Read the configuration again: [`super::view::ReloadView`]. Query: `dry_run=1`.
+    Reload,
+    /// Set what is wanted of a member: [`super::view::MemberView`]. Query: `member`, `state`, `deadline_ms`.
+    Member,
+}
+
+impl Action {
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Reload => "/v1/reload",
+            Self::Member => "/v1/members",
+        }
+    }
+
+    /// The action at `path`, if there is one.
+    pub fn at(path: &str) -> Option<Self> {
+        [Self::Reload, Self::Member]
+            .into_iter()
+            .find(|action| action.path() == path)
+    }
+}
+
+/// The header that tells where the next portion of a list begins.
+pub const NEXT: &str = "smtplb-next";
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -29,6 +62,8 @@ impl Route {
         Self::Flows,
         Self::Sessions,
         Self::Stats,
+        Self::Config,
+        Self::FlowCount,
     ];
 
     /// Its path. The version moves when a field changes its meaning or goes away, not when one is added.
@@ -41,6 +76,8 @@ impl Route {
             Self::Flows => "/v1/flows",
             Self::Sessions => "/v1/sessions",
             Self::Stats => "/v1/stats",
+            Self::Config => "/v1/config",
+            Self::FlowCount => "/v1/flows/count",
         }
     }
 

@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, thread};
 use tokio::net::UnixListener;
 
 use super::{
-    Source,
+    FlowPage, MemberOrder, Refusal, Source,
+    query::FlowQuery,
     route::Route,
     server,
     view::{
-        AttachmentView, FlowView, KernelView, MemberView, PoolView, SessionView, Stats, Status,
-        Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, DegradedView, FlowView, KernelView, MemberView,
+        PoolView, ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
 /// The JSON of every resource, as a person reads it with `--json`.
-pub(crate) const GOLDEN: [(Route, &str); 7] = [
+pub(crate) const GOLDEN: [(Route, &str); 9] = [
     (Route::Status, include_str!("golden/status.json")),
     (
         Route::VirtualServers,
@@ -26,6 +27,8 @@ pub(crate) const GOLDEN: [(Route, &str); 7] = [
     (Route::Flows, include_str!("golden/flows.json")),
     (Route::Sessions, include_str!("golden/sessions.json")),
     (Route::Stats, include_str!("golden/stats.json")),
+    (Route::Config, include_str!("golden/config.json")),
+    (Route::FlowCount, include_str!("golden/flow-count.json")),
 ];
 
 /// Always says the same.
@@ -76,6 +79,10 @@ impl Source for FakeSource {
                         why: "a virtual link: TC keeps GSO".into(),
                     },
                 ],
+                degraded: vec![DegradedView {
+                    lacks: "tcx".into(),
+                    why: "TC programs hang on a clsact filter".into(),
+                }],
                 flows: 2,
                 flows_max: 1_048_576,
             },
@@ -142,8 +149,20 @@ impl Source for FakeSource {
         }
     }
 
-    fn flows(&self) -> Vec<FlowView> {
-        vec![FlowView {
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, Refusal> {
+        if query.after > 0 {
+            return Ok(FlowPage::default());
+        }
+        match query.virtual_server.as_deref() {
+            None | Some("smtps") => {}
+            Some("submission6") => return Ok(FlowPage::default()),
+            Some(name) => {
+                return Err(Refusal::unknown(format!(
+                    "no virtual server is named \"{name}\"\n  The daemon knows: smtps, submission6."
+                )));
+            }
+        }
+        let flows = vec![FlowView {
             virtual_server: "smtps".into(),
             client: "198.51.100.7:40312".parse().unwrap(),
             address: "203.0.113.10:465".parse().unwrap(),
@@ -156,7 +175,49 @@ impl Source for FakeSource {
             bytes_out: 1536,
             packets_in: 18_000,
             packets_out: 9000,
-        }]
+        }];
+        Ok(FlowPage {
+            flows,
+            next: Some(7),
+        })
+    }
+
+    fn count_flows(&self, _: &FlowQuery) -> Result<u64, Refusal> {
+        Ok(1)
+    }
+
+    fn config(&self) -> ConfigView {
+        ConfigView {
+            generation: 3,
+            text: "mode = \"mixed\"\n".into(),
+        }
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<ReloadView, Refusal> {
+        Ok(ReloadView {
+            applied: !dry_run,
+            generation: 3,
+            changes: vec![ChangeView {
+                object: "pool \"msa\"".into(),
+                change: "changed".into(),
+                details: vec!["method: \"round-robin\" → \"least-connections\"".into()],
+            }],
+            warnings: Vec::new(),
+        })
+    }
+
+    fn set_member(&self, order: &MemberOrder) -> Result<MemberView, Refusal> {
+        let members = self.status().into_members();
+        let found = members
+            .into_iter()
+            .find(|member| member.pool == order.pool && member.name == order.member);
+        let member = found.ok_or_else(|| Refusal::unknown("no such member"))?;
+        Ok(MemberView {
+            state: order.admin.word().into(),
+            admin: order.admin.word().into(),
+            deadline_s: order.deadline.map(|limit| limit.as_secs()),
+            ..member
+        })
     }
 
     fn sessions(&self) -> Vec<SessionView> {
@@ -199,6 +260,9 @@ fn member(pool: &str, name: &str, address: &str, state: &str, reason: Option<&st
         name: name.into(),
         address: address.parse().unwrap(),
         state: state.into(),
+        state_s: 120,
+        admin: "ready".into(),
+        deadline_s: None,
         reason: reason.map(Into::into),
         traffic: traffic(3, 1230),
         kernel: traffic(2, 1200),

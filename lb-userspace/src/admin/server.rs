@@ -18,7 +18,13 @@ use tokio::{
 };
 
 pub use super::socket::bind;
-use super::{Source, route::Route};
+use super::{
+    MemberOrder, Refusal, RefusalKind, Source,
+    query::{self, FlowQuery},
+    route::{Action, NEXT, Route},
+    view::CountView,
+};
+use crate::pool::Admin;
 
 /// Serves the admin API until it is dropped; open connections end with it.
 pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
@@ -50,6 +56,9 @@ impl Limits {
     };
 }
 
+/// The longest time that connections of a member may be given.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Between two tries to accept, when the process has run out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,7 +86,7 @@ async fn serve_within(listener: UnixListener, source: Arc<dyn Source>, limits: L
 async fn converse(stream: UnixStream, source: Arc<dyn Source>, limits: Limits) {
     let service = service_fn(move |request: Request<Incoming>| {
         let source = source.clone();
-        async move { Ok::<_, Infallible>(answer(request.method(), request.uri().path(), source).await) }
+        async move { Ok::<_, Infallible>(answer(&request, source).await) }
     });
     // One request per connection: nothing idle holds a place.
     let connection = http1::Builder::new()
@@ -94,26 +103,33 @@ async fn converse(stream: UnixStream, source: Arc<dyn Source>, limits: Limits) {
     }
 }
 
-async fn answer(method: &Method, path: &str, source: Arc<dyn Source>) -> Response<Full<Bytes>> {
-    let Some(route) = Route::at(path) else {
-        return fault(StatusCode::NOT_FOUND, "no such resource");
+async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Response<Full<Bytes>> {
+    let (method, path) = (request.method(), request.uri().path());
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let (route, action) = (Route::at(path), Action::at(path));
+    let asked = match (route, action) {
+        (Some(route), _) if method == Method::GET => Asked::Resource(route),
+        (_, Some(action)) if method == Method::POST => Asked::Action(action),
+        (None, None) => return fault(StatusCode::NOT_FOUND, "no such resource"),
+        (Some(_), None) => return not_allowed("GET", "only GET is allowed here"),
+        (None, Some(_)) => return not_allowed("POST", "only POST is allowed here"),
+        (Some(_), Some(_)) => {
+            return not_allowed("GET, POST", "only GET and POST are allowed here");
+        }
     };
-    if method != Method::GET {
-        let mut response = fault(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here");
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET"));
-        return response;
-    }
     // A source reads kernel tables, which may take long; sessions must not wait for it.
-    match tokio::task::spawn_blocking(move || body(route, &*source)).await {
-        Ok(Ok(body)) => json(StatusCode::OK, body),
-        Ok(Err(error)) => {
-            log::error!("admin socket: {path}: {error}");
-            fault(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the answer could not be written as JSON",
-            )
+    match tokio::task::spawn_blocking(move || body(asked, &query, &*source)).await {
+        Ok(Ok(Body { json: body, next })) => {
+            let mut response = json(StatusCode::OK, body);
+            if let Some(next) = next {
+                response.headers_mut().insert(NEXT, HeaderValue::from(next));
+            }
+            response
+        }
+        Ok(Err(refusal)) => {
+            let status = StatusCode::from_u16(refusal.kind.status())
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            fault(status, &refusal.message)
         }
         Err(error) => {
             log::error!("admin socket: {path}: {error}");
@@ -125,16 +141,112 @@ async fn answer(method: &Method, path: &str, source: Arc<dyn Source>) -> Respons
     }
 }
 
-fn body(route: Route, source: &dyn Source) -> serde_json::Result<Vec<u8>> {
+/// What a request is for.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Resource(Route),
+    Action(Action),
+}
+
+/// An answer, and where the next portion begins.
+struct Body {
+    json: Vec<u8>,
+    next: Option<u32>,
+}
+
+fn body(asked: Asked, query: &str, source: &dyn Source) -> Result<Body, Refusal> {
+    let route = match asked {
+        Asked::Resource(route) => route,
+        Asked::Action(Action::Reload) => return whole(&source.reload(is_dry_run(query)?)?),
+        Asked::Action(Action::Member) => {
+            return whole(&source.set_member(&member_order(query)?)?);
+        }
+    };
+    let flows = || FlowQuery::from_query(query).map_err(bad_request);
     match route {
-        Route::Status => serde_json::to_vec(&source.status()),
-        Route::VirtualServers => serde_json::to_vec(&source.status().virtual_servers),
-        Route::Pools => serde_json::to_vec(&source.status().pools),
-        Route::Members => serde_json::to_vec(&source.status().into_members()),
-        Route::Flows => serde_json::to_vec(&source.flows()),
-        Route::Sessions => serde_json::to_vec(&source.sessions()),
-        Route::Stats => serde_json::to_vec(&source.stats()),
+        Route::Status => whole(&source.status()),
+        Route::VirtualServers => whole(&source.status().virtual_servers),
+        Route::Pools => whole(&source.status().pools),
+        Route::Members => whole(&source.status().into_members()),
+        Route::Flows => {
+            let page = source.flows(&flows()?)?;
+            Ok(Body {
+                next: page.next,
+                ..whole(&page.flows)?
+            })
+        }
+        Route::FlowCount => {
+            let count = source.count_flows(&flows()?)?;
+            whole(&CountView { count })
+        }
+        Route::Sessions => whole(&source.sessions()),
+        Route::Stats => whole(&source.stats()),
+        Route::Config => whole(&source.config()),
     }
+}
+
+fn whole(value: &impl Serialize) -> Result<Body, Refusal> {
+    let json = serde_json::to_vec(value).map_err(|error| {
+        log::error!("admin socket: {error}");
+        Refusal::failed("the answer could not be written as JSON")
+    })?;
+    Ok(Body { json, next: None })
+}
+
+fn bad_request(why: String) -> Refusal {
+    Refusal::new(RefusalKind::Request, why)
+}
+
+fn is_dry_run(query: &str) -> Result<bool, Refusal> {
+    let mut dry_run = false;
+    for (key, value) in query::pairs(query).map_err(bad_request)? {
+        match (key.as_str(), value.as_str()) {
+            ("dry_run", "1") => dry_run = true,
+            ("dry_run", "0") => dry_run = false,
+            _ => {
+                return Err(bad_request(format!(
+                    "a reload knows no {key:?} = {value:?}"
+                )));
+            }
+        }
+    }
+    Ok(dry_run)
+}
+
+fn member_order(query: &str) -> Result<MemberOrder, Refusal> {
+    let (mut name, mut state, mut deadline) = (None, None, None);
+    for (key, value) in query::pairs(query).map_err(bad_request)? {
+        match key.as_str() {
+            "member" => name = Some(value),
+            "state" => state = Admin::from_word(&value),
+            "deadline_ms" => {
+                let number = value.parse().ok().map(Duration::from_millis);
+                let within = number.filter(|limit| *limit <= LONGEST_DEADLINE);
+                deadline =
+                    Some(within.ok_or_else(|| bad_request(format!("deadline_ms = {value:?}")))?);
+            }
+            _ => return Err(bad_request(format!("a member's state has no {key:?}"))),
+        }
+    }
+    let name = name.as_deref().and_then(|name| name.split_once('/'));
+    let (Some((pool, member)), Some(admin)) = (name, state) else {
+        let why = "member = POOL/MEMBER and state = ready, drain or maint are needed";
+        return Err(bad_request(why.to_owned()));
+    };
+    Ok(MemberOrder {
+        pool: pool.to_owned(),
+        member: member.to_owned(),
+        admin,
+        deadline,
+    })
+}
+
+fn not_allowed(allow: &'static str, error: &str) -> Response<Full<Bytes>> {
+    let mut response = fault(StatusCode::METHOD_NOT_ALLOWED, error);
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allow));
+    response
 }
 
 /// The body of every answer that is not 200.

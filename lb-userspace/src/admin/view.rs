@@ -1,6 +1,6 @@
 //! What the admin API says: the stable JSON contract of every read verb.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,12 @@ pub struct Status {
     pub pools: Vec<PoolView>,
 }
 
+impl fmt::Display for DegradedView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.lacks, self.why)
+    }
+}
+
 impl Status {
     /// Every member of every pool, pool after pool.
     pub fn into_members(self) -> Vec<MemberView> {
@@ -46,6 +52,9 @@ pub struct KernelView {
     pub flows: u64,
     /// Flows that fit.
     pub flows_max: u64,
+    /// What this kernel or the privileges of the daemon do not allow, and what follows from it.
+    #[serde(default)]
+    pub degraded: Vec<DegradedView>,
 }
 
 /// A packet program on an interface.
@@ -56,6 +65,15 @@ pub struct AttachmentView {
     /// `tcx`, `clsact`, `xdp` or `xdp-generic`.
     pub hook: String,
     /// Why this hook.
+    pub why: String,
+}
+
+/// Something that is missing, and that the kernel plane does without; `docs/kernel-support.md` has the words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedView {
+    /// A stable word.
+    pub lacks: String,
+    /// What is lost with it, and the kernel that has it.
     pub why: String,
 }
 
@@ -103,8 +121,17 @@ pub struct MemberView {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
-    /// `up`, `down`, or `checking` until the first probe has ended.
+    /// `maint`, `down`, `drain`, `checking` until the first probe has ended, or `up`: the first that is true.
     pub state: String,
+    /// Seconds since it came into this state; since the daemon's start where that is not known.
+    #[serde(default)]
+    pub state_s: u64,
+    /// What the operator wants of it: `ready`, `drain` or `maint`.
+    #[serde(default)]
+    pub admin: String,
+    /// Seconds until its connections are ended; absent when they go on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline_s: Option<u64>,
     /// What its monitor found last, in words; absent without a monitor.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
@@ -115,6 +142,46 @@ pub struct MemberView {
     pub kernel: Traffic,
     /// The proxy plane's part.
     pub proxy: Traffic,
+}
+
+/// `smtplb config show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// Number of the configuration in use.
+    pub generation: u64,
+    /// It, as a file that loads to the same.
+    pub text: String,
+}
+
+/// `smtplb show flows --count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountView {
+    /// How many.
+    pub count: u64,
+}
+
+/// `smtplb reload` and `smtplb config diff`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// Is the file in use now? Never after a dry run.
+    pub applied: bool,
+    /// Number of the configuration in use.
+    pub generation: u64,
+    /// What is different in the file.
+    pub changes: Vec<ChangeView>,
+    /// What is allowed, but hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// One object that is different.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeView {
+    /// `pool "msa"`, `network`, …
+    pub object: String,
+    /// `added`, `removed` or `changed`.
+    pub change: String,
+    /// Of a changed one, what: `port: 25 → 26`.
+    pub details: Vec<String>,
 }
 
 /// Connections and bytes of an object.

@@ -1,9 +1,11 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::admin::query::Net;
 
 /// A mail load balancer: passthrough in the kernel, STARTTLS and TLS offload in a proxy.
 #[derive(Debug, Parser)]
@@ -94,6 +96,8 @@ pub(super) enum Verb {
         smtplb show members mx-tls              those of a pool\n  \
         smtplb show members mx-tls/mx1          one of them\n  \
         smtplb show flows smtps                 those of a virtual server\n  \
+        smtplb show flows --member mx-tls/mx1 --phase established --limit 20\n  \
+        smtplb show flows --client 198.51.100.0/24 --count\n  \
         smtplb show sessions --json")]
     Show {
         /// What to list.
@@ -101,8 +105,55 @@ pub(super) enum Verb {
         /// Only this one: of members `POOL` or `POOL/MEMBER`, of flows and sessions a virtual server.
         name: Option<String>,
         #[command(flatten)]
+        flows: FlowFilter,
+        #[command(flatten)]
         format: Format,
     },
+    /// Read the configuration file again and use it
+    ///
+    /// All faults are reported as `check` does, and then nothing changes. Connections of what stays do not notice;
+    /// what is removed takes nothing new. A connection that is there goes on with what it began with.
+    #[command(after_help = "Examples:\n  \
+        smtplb reload --dry-run\n  \
+        smtplb reload\n\n\
+        Exit codes: 0 in use, 78 the file has faults and nothing has changed.")]
+    Reload {
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// The configuration that is in use, and what the file has else
+    #[command(after_help = "Examples:\n  smtplb config show\n  smtplb config diff")]
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        what: ConfigVerb,
+    },
+    /// Give a member nothing new, and let its connections end
+    ///
+    /// Without a deadline they go on until they end by themselves. At the deadline, passthrough connections are reset
+    /// on both sides, so that clients come back at once, and sessions of the proxy end between messages. The state
+    /// outlives reload, restart and reboot.
+    #[command(after_help = "Examples:\n  \
+        smtplb drain mx-tls/mx1\n  \
+        smtplb drain mx-tls/mx1 --deadline 60s")]
+    Drain(MemberArgs),
+    /// Take a member out: nothing new, its connections end at once, and nobody probes it
+    #[command(after_help = "Examples:\n  \
+        smtplb maint mx-tls/mx1\n  \
+        smtplb maint mx-tls/mx1 --deadline 10m     its connections have that long")]
+    Maint(MemberArgs),
+    /// Let a member serve again after `drain` or `maint`
+    #[command(after_help = "Examples:\n  smtplb ready mx-tls/mx1")]
+    Ready(ReadyArgs),
+    /// Look for what is wrong with this box, and say what to do
+    ///
+    /// Needs no daemon; asks the kernel for what smtplb uses, and looks at the settings of the box that it depends on.
+    #[command(after_help = "Examples:\n  smtplb doctor\n  smtplb doctor --json\n\n\
+        Exit codes: 0 nothing is wrong, 1 something is, 77 a privilege to look is missing, 78 the configuration has faults.")]
+    Doctor(Format),
     /// Counters: what was refused and why, what happened, what was carried
     ///
     /// Text leaves out counters that are 0; --json has them all. Counters outlive the daemon.
@@ -132,6 +183,110 @@ pub(super) enum Verb {
         verb: Option<String>,
     },
 }
+
+/// Which flows `show flows` lists.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Of flows")]
+pub(super) struct FlowFilter {
+    /// Of this virtual server.
+    #[arg(long, value_name = "NAME")]
+    pub(super) virtual_server: Option<String>,
+    /// To this member.
+    #[arg(long, value_name = "POOL/MEMBER")]
+    pub(super) member: Option<String>,
+    /// From this client, or these.
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    pub(super) client: Option<Net>,
+    /// In this phase.
+    #[arg(long, value_name = "PHASE", value_parser = ["syn", "established", "fin-client", "fin-member", "closing", "reset"])]
+    pub(super) phase: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<u64>,
+    /// Only say how many there are.
+    #[arg(long)]
+    pub(super) count: bool,
+}
+
+impl FlowFilter {
+    /// Is nothing chosen?
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            virtual_server,
+            member,
+            client,
+            phase,
+            limit,
+            count,
+        } = self;
+        virtual_server.is_none()
+            && member.is_none()
+            && client.is_none()
+            && phase.is_none()
+            && limit.is_none()
+            && !count
+    }
+}
+
+/// What to do with the configuration in use.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Print it as a file that loads to the same; every key is there, defaults included
+    Show(Format),
+    /// Say what a reload of the file would change, and change nothing
+    Diff(Format),
+}
+
+/// A member, and how long its connections have.
+#[derive(Debug, Clone, Args)]
+pub(super) struct MemberArgs {
+    /// The member.
+    #[arg(value_name = "POOL/MEMBER", value_parser = member_name)]
+    pub(super) member: String,
+    /// Until its connections are ended: a whole number and ms, s, m or h.
+    #[arg(long, value_name = "TIME", value_parser = deadline)]
+    pub(super) deadline: Option<Duration>,
+    #[command(flatten)]
+    pub(super) format: Format,
+}
+
+/// A member that serves again.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ReadyArgs {
+    /// The member.
+    #[arg(value_name = "POOL/MEMBER", value_parser = member_name)]
+    pub(super) member: String,
+    #[command(flatten)]
+    pub(super) format: Format,
+}
+
+fn member_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((pool, member)) if !pool.is_empty() && !member.is_empty() => Ok(text.to_owned()),
+        _ => Err("a member is written POOL/MEMBER, as in `smtplb show members`".to_owned()),
+    }
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("write for example 60s: a whole number and ms, s, m or h".to_owned()),
+    };
+    let limit = number.parse::<u64>().ok();
+    let limit = limit.and_then(|number| number.checked_mul(scale));
+    limit
+        .map(Duration::from_millis)
+        .filter(|limit| *limit <= LONGEST_DEADLINE)
+        .ok_or_else(|| "the longest deadline is 720h".to_owned())
+}
+
+/// As the admin API takes it.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// For people, or for programs.
 #[derive(Debug, Clone, Copy, Args)]

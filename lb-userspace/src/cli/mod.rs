@@ -1,7 +1,10 @@
 //! The command line: parses it, does what a verb says, and ends with the documented exit code.
 
 mod args;
+mod change;
 mod check;
+mod doctor;
+mod flows;
 mod health;
 mod manual;
 mod read;
@@ -18,13 +21,14 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Cli, Paths, Verb};
+use args::{Cli, ConfigVerb, Kind, MemberArgs, Paths, Verb};
 use clap::{CommandFactory, Parser};
 
 use crate::{
     admin::client::Client,
     daemon::RunOptions,
     failure::{Exit, Failure, OrExit},
+    pool::Admin,
 };
 
 /// The daemon, as the command line sees it: returns when it is told to stop.
@@ -32,7 +36,7 @@ pub type Run = fn(RunOptions) -> Result<(), Failure>;
 
 /// The whole program; `run` is what the verb of that name calls.
 pub fn main(run: Run) -> ExitCode {
-    let ended = end(std::env::args_os(), run);
+    let ended = end(std::env::args_os(), run, &mut io::stdout());
     // Into a closed pipe nothing can be said, and nobody is left to mind.
     let _ = io::stderr().write_all(ended.err.as_bytes());
     match io::stdout().write_all(ended.out.as_bytes()) {
@@ -52,12 +56,13 @@ struct Ended {
     err: String,
 }
 
-fn end(args: impl IntoIterator<Item = OsString>, run: Run) -> Ended {
+/// `out` takes what is too long to be held; it comes before what is returned.
+fn end(args: impl IntoIterator<Item = OsString>, run: Run, out: &mut dyn Write) -> Ended {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return misread(&error),
     };
-    execute(cli, run).unwrap_or_else(|failure| Ended {
+    execute(cli, run, out).unwrap_or_else(|failure| Ended {
         code: failure.code.code(),
         err: format!("smtplb: {failure}\n"),
         ..Ended::default()
@@ -81,7 +86,7 @@ fn misread(error: &clap::Error) -> Ended {
     }
 }
 
-fn execute(cli: Cli, run: Run) -> Result<Ended, Failure> {
+fn execute(cli: Cli, run: Run, long: &mut dyn Write) -> Result<Ended, Failure> {
     let client = Client::new(&cli.paths.admin);
     let out = match cli.verb {
         Verb::Run { kernel_log } => {
@@ -104,7 +109,41 @@ fn execute(cli: Cli, run: Run) -> Result<Ended, Failure> {
             return check::check(file.as_deref().unwrap_or(&cli.paths.config), format);
         }
         Verb::Status(format) => read::status(&client, format)?,
-        Verb::Show { kind, name, format } => read::show(&client, kind, name.as_deref(), format)?,
+        Verb::Show {
+            kind: Kind::Flows,
+            name,
+            flows,
+            format,
+        } => flows::show(&client, name, flows, format, long)?,
+        Verb::Show {
+            kind,
+            name,
+            flows,
+            format,
+        } => {
+            if !flows.is_empty() {
+                return Ok(flows::only_of_flows());
+            }
+            read::show(&client, kind, name.as_deref(), format)?
+        }
+        Verb::Reload { dry_run, format } => change::reload(&client, dry_run, format)?,
+        Verb::Config {
+            what: ConfigVerb::Show(format),
+        } => change::config_show(&client, format)?,
+        Verb::Config {
+            what: ConfigVerb::Diff(format),
+        } => change::reload(&client, true, format)?,
+        Verb::Drain(member) => change::member(&client, Admin::Drain, &member)?,
+        Verb::Maint(member) => change::member(&client, Admin::Maint, &member)?,
+        Verb::Ready(ready) => {
+            let member = MemberArgs {
+                member: ready.member,
+                deadline: None,
+                format: ready.format,
+            };
+            change::member(&client, Admin::Ready, &member)?
+        }
+        Verb::Doctor(format) => return doctor::doctor(&cli.paths, format),
         Verb::Stats(format) => read::stats(&client, format)?,
         Verb::Health(format) => {
             let health = health::ask(&client);

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     admin::{
+        RefusalKind,
         client::{Client, ClientError},
         view::Status,
     },
@@ -22,6 +23,12 @@ impl From<ClientError> for Failure {
             ClientError::Denied { .. } => Exit::Privilege,
             ClientError::Late { .. } => Exit::Temporary,
             ClientError::Answer { .. } => Exit::Failed,
+            ClientError::Refused(ref refusal) => match refusal.kind {
+                RefusalKind::Config => Exit::Config,
+                RefusalKind::Privilege => Exit::Privilege,
+                RefusalKind::Temporary => Exit::Temporary,
+                RefusalKind::Unknown | RefusalKind::Request | RefusalKind::Failed => Exit::Failed,
+            },
         };
         Self::new(code, error)
     }
@@ -81,16 +88,8 @@ pub(super) fn show(
             }
             render(format, &members, |members| text::members(members))
         }
-        Kind::Flows => {
-            let mut flows = client.flows()?;
-            if let Some(name) = name {
-                flows.retain(|flow| flow.virtual_server == name);
-                if flows.is_empty() {
-                    known_server(client.status()?, name)?;
-                }
-            }
-            render(format, &flows, |flows| text::flows(flows))
-        }
+        // Listed portion by portion: see `flows`.
+        Kind::Flows => Ok(String::new()),
         Kind::Sessions => {
             let mut sessions = client.sessions()?;
             if let Some(name) = name {
@@ -135,7 +134,7 @@ fn found<T>(hits: &[T], kind: &str, name: &str, known: Vec<String>) -> Result<()
 }
 
 /// Both forms of an answer come from the same value, so that they cannot disagree.
-fn render<T: Serialize>(
+pub(super) fn render<T: Serialize>(
     format: Format,
     value: &T,
     text: impl FnOnce(&T) -> String,

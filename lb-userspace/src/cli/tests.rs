@@ -10,9 +10,14 @@ use crate::admin::sample::{GOLDEN, with_server};
 /// How `smtplb WORDS` ends.
 fn smtplb(words: &[&str]) -> Ended {
     let words = std::iter::once("smtplb").chain(words.iter().copied());
-    end(words.map(OsString::from), |_| {
-        panic!("the daemon was started")
-    })
+    let mut long = Vec::new();
+    let ended = end(
+        words.map(OsString::from),
+        |_| panic!("the daemon was started"),
+        &mut long,
+    );
+    let out = String::from_utf8(long).unwrap() + &ended.out;
+    Ended { out, ..ended }
 }
 
 /// How a reading verb ends that asks the daemon on `socket`.
@@ -170,10 +175,12 @@ fn health_ends_by_the_plugin_convention() {
 
 #[test]
 fn mistakes_on_the_command_line_are_2() {
-    let mistakes: [&[&str]; 7] = [
+    let mistakes: [&[&str]; 9] = [
         &[],
         &["nix"],
-        &["drain", "msa/msa1"],
+        &["drain", "msa1"],
+        &["drain", "msa/msa1", "--deadline", "60"],
+        &["show", "members", "--count"],
         &["show"],
         &["show", "nodes"],
         &["status", "--yaml"],
@@ -207,15 +214,20 @@ fn options_of_every_verb_stand_before_or_after_it() {
 #[test]
 fn run_gets_its_options_and_gives_its_code() {
     let words = ["smtplb", "run", "--kernel-log", "--config", "/c"].map(OsString::from);
-    let ended = end(words, |options| {
+    let run: Run = |options| {
         assert!(options.kernel_log);
         assert_eq!(options.config, Path::new("/c"));
         assert_eq!(options.state, Path::new("/var/lib/smtplb"));
         Err(Failure::new(Exit::Privilege, anyhow!("CAP_BPF is missing")))
-    });
+    };
+    let ended = end(words, run, &mut io::sink());
     assert_eq!(ended.code, 77);
     assert_eq!(ended.err, "smtplb: CAP_BPF is missing\n");
-    let ended = end(["smtplb", "run"].map(OsString::from), |_| Ok(()));
+    let ended = end(
+        ["smtplb", "run"].map(OsString::from),
+        |_| Ok(()),
+        &mut io::sink(),
+    );
     assert_eq!(ended, Ended::default());
 }
 

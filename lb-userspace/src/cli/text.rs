@@ -29,6 +29,9 @@ pub(super) fn status(status: &Status) -> String {
         "\nkernel plane: {} of {} flows",
         status.kernel.flows, status.kernel.flows_max
     );
+    for loss in &status.kernel.degraded {
+        let _ = writeln!(out, "  degraded: {}", printable(&format!("no {loss}")));
+    }
     if status.kernel.attachments.is_empty() {
         out.push_str("  no packet program attached\n");
     } else {
@@ -76,6 +79,7 @@ pub(super) fn members(members: &[MemberView]) -> String {
         Left("MEMBER"),
         Left("ADDRESS"),
         Left("STATE"),
+        Right("FOR"),
         Right("FLOWS"),
         Right("SESSIONS"),
         Right("TOTAL"),
@@ -89,6 +93,7 @@ pub(super) fn members(members: &[MemberView]) -> String {
             member.name.clone(),
             member.address.to_string(),
             member.state.clone(),
+            units::duration(member.state_s),
             member.kernel.active.to_string(),
             member.proxy.active.to_string(),
             member.traffic.total.to_string(),
@@ -221,6 +226,7 @@ fn pool_section(pool: &PoolView) -> String {
         Left("MEMBER"),
         Left("ADDRESS"),
         Left("STATE"),
+        Right("FOR"),
         Right("ACTIVE"),
         Right("TOTAL"),
         Right("IN"),
@@ -232,6 +238,7 @@ fn pool_section(pool: &PoolView) -> String {
             member.name.clone(),
             member.address.to_string(),
             member.state.clone(),
+            units::duration(member.state_s),
             member.traffic.active.to_string(),
             member.traffic.total.to_string(),
             units::bytes(member.traffic.bytes_in),
@@ -243,8 +250,14 @@ fn pool_section(pool: &PoolView) -> String {
     out
 }
 
+/// What the monitor found last, or in how long the operator wants the connections ended.
 fn reason(member: &MemberView) -> String {
-    member.reason.clone().unwrap_or_else(|| "-".to_owned())
+    let found = member.reason.clone().unwrap_or_else(|| "-".to_owned());
+    match (member.admin.as_str(), member.deadline_s) {
+        ("ready" | "", _) | (_, None) => found,
+        (_, Some(0)) => "connections are ended".to_owned(),
+        (_, Some(left)) => format!("connections end in {}", units::duration(left)),
+    }
 }
 
 fn counter_section(title: &str, counters: &BTreeMap<String, u64>) -> String {

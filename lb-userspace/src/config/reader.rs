@@ -132,6 +132,25 @@ impl<'d, 'i> Section<'d, 'i> {
         })
     }
 
+    /// True or false.
+    pub(super) fn boolean(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<bool> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        match value.get_ref() {
+            DeValue::Boolean(value_is) => Field::Is(At {
+                value: *value_is,
+                at: value.span().start,
+            }),
+            _ => self.mistyped(key, value, "true or false", example, faults),
+        }
+    }
+
     /// A whole number within bounds.
     pub(super) fn integer(
         &mut self,

@@ -2,121 +2,102 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    sync::Arc,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
 };
 
 use lb_common::{stats::TrafficCell, tcp};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
+use super::{
+    ending::seconds_until,
+    orders::Order,
+    roster,
+    running::{Running, Shared, lock},
+};
 use crate::{
     admin::{
-        Source,
+        FlowPage, MemberOrder, Refusal, RefusalKind, Source,
+        query::{FlowQuery, PAGE},
         view::{
-            FlowView, KernelView, MemberView, PoolView, SessionView, Stats, Status, Traffic,
-            VirtualServerView,
+            ConfigView, FlowView, KernelView, MemberView, PoolView, ReloadView, SessionView, Stats,
+            Status, Traffic, VirtualServerView,
         },
     },
-    dataplane::{FlowSnapshot, KernelPlane, Numbers},
-    model::{ClientTls, Forward, Generation, Method, Mode, Name, StartTls},
-    monitor::{Health, Observer, Target},
-    pool::LivePool,
+    dataplane::{FlowSnapshot, FlowTable, KernelPlane},
+    model::{ClientTls, Forward, Method, Mode, Name, StartTls, show},
+    pool::{Admin, LiveMember, LivePool},
     proxy::Proxy,
 };
 
-/// All that the daemon's tasks share.
-pub(super) struct Shared {
-    pub(super) generation: Generation,
-    pub(super) numbers: Numbers,
-    pub(super) pools: BTreeMap<Name, Arc<LivePool>>,
-    pub(super) started: Instant,
-    plane: Mutex<KernelPlane>,
-    pub(super) proxy: Mutex<Option<Proxy>>,
-    health: Mutex<HashMap<u16, String>>,
-}
-
-/// A panic elsewhere must not take the plane down: what is behind the lock stays usable.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Records that are looked at for one answer; beyond, the next portion goes on.
+const LOOKS: u32 = 1 << 20;
 
 impl Shared {
-    pub(super) fn new(
-        generation: Generation,
-        numbers: Numbers,
-        pools: BTreeMap<Name, Arc<LivePool>>,
-        plane: KernelPlane,
-    ) -> Self {
-        Self {
-            generation,
-            numbers,
-            pools,
-            started: Instant::now(),
-            plane: Mutex::new(plane),
-            proxy: Mutex::new(None),
-            health: Mutex::new(HashMap::new()),
+    fn member_views(
+        &self,
+        running: &Running,
+        name: &Name,
+        pool: &LivePool,
+        carried: &Carried,
+    ) -> Vec<MemberView> {
+        let members = pool.members().iter();
+        members
+            .map(|member| self.member_view(running, name, member, carried))
+            .collect()
+    }
+
+    fn member_view(
+        &self,
+        running: &Running,
+        pool: &Name,
+        member: &LiveMember,
+        carried: &Carried,
+    ) -> MemberView {
+        let configured = running.generation.pools.get(pool);
+        let monitored = configured.is_some_and(|pool| pool.monitor.is_some());
+        let found = lock(&self.health).get(&member.id).cloned();
+        let found = found.filter(|_| monitored);
+        let entry = lock(&self.roster).get(pool, &member.name);
+        let state = state_word(member, monitored && found.is_none());
+        let since = || {
+            let since = found.as_ref().map_or(self.started, |found| found.since);
+            since.elapsed().as_secs()
+        };
+        let kernel = kernel_traffic(member.counters(), carried.members.get(&member.id));
+        let proxy = proxy_traffic(member.counters());
+        MemberView {
+            pool: pool.to_string(),
+            name: member.name.to_string(),
+            address: member.address,
+            state: state.to_owned(),
+            state_s: match state {
+                "maint" | "drain" => roster::now().saturating_sub(entry.since),
+                _ => since(),
+            },
+            admin: entry.admin.word().to_owned(),
+            deadline_s: entry.deadline.map(seconds_until),
+            reason: found.map(|found| found.reason),
+            traffic: sum(kernel, proxy),
+            kernel,
+            proxy,
         }
     }
 
-    pub(super) fn plane(&self) -> MutexGuard<'_, KernelPlane> {
-        lock(&self.plane)
-    }
-
-    /// Members whose first probe has not ended yet.
-    pub(super) fn unprobed(&self, targets: &[u16]) -> usize {
-        let health = lock(&self.health);
-        targets
-            .iter()
-            .filter(|number| !health.contains_key(number))
-            .count()
-    }
-
-    /// Is this member up? The tables are filled from this.
-    pub(super) fn is_up(&self, number: u16) -> bool {
-        self.pools
-            .values()
-            .flat_map(|pool| pool.members())
-            .any(|member| member.id == number && member.is_up())
-    }
-
-    fn member_views(&self, name: &Name, pool: &LivePool, carried: &Carried) -> Vec<MemberView> {
-        let monitored = self.generation.pools[name].monitor.is_some();
-        let health = lock(&self.health);
-        let view = |member: &Arc<crate::pool::LiveMember>| {
-            let reason = health.get(&member.id).cloned();
-            let state = match (member.is_up(), monitored && reason.is_none()) {
-                (true, _) => "up",
-                (false, true) => "checking",
-                (false, false) => "down",
-            };
-            let kernel = kernel_traffic(member.counters(), carried.members.get(&member.id));
-            let proxy = proxy_traffic(member.counters());
-            MemberView {
-                pool: name.to_string(),
-                name: member.name.to_string(),
-                address: member.address,
-                state: state.to_owned(),
-                reason,
-                traffic: sum(kernel, proxy),
-                kernel,
-                proxy,
-            }
-        };
-        pool.members().iter().map(view).collect()
-    }
-
     fn virtual_server_views(
-        &self,
+        running: &Running,
         plane: &KernelPlane,
         carried: &Carried,
     ) -> Vec<VirtualServerView> {
         let view = |server: &Arc<crate::model::VirtualServer>| {
-            let number = self.numbers.virtual_servers[&server.name];
+            let number = running.numbers.virtual_servers[&server.name];
             let cell = plane.service_cell(number);
-            let up = self.pools[&server.pool]
+            let up = running.pools[&server.pool]
                 .members()
                 .iter()
-                .any(|member| member.is_up());
+                .any(|member| member.takes_new());
             VirtualServerView {
                 name: server.name.to_string(),
                 address: server.socket_addr(),
@@ -130,32 +111,68 @@ impl Shared {
                 ),
             }
         };
-        self.generation.virtual_servers.iter().map(view).collect()
+        let servers = running.generation.virtual_servers.iter();
+        servers.map(view).collect()
+    }
+
+    /// The plane is not held while flows are read: there may be millions.
+    fn flow_table(&self) -> FlowTable {
+        self.plane().flow_table()
+    }
+
+    /// Has the main task do something, and waits for its answer.
+    fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Order,
+    ) -> Result<T, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.try_send(order(reply)).map_err(|error| {
+            Refusal::new(
+                RefusalKind::Temporary,
+                match error {
+                    TrySendError::Full(_) => "too much is asked at once; try again",
+                    TrySendError::Closed(_) => "the daemon is ending",
+                },
+            )
+        })?;
+        answer
+            .blocking_recv()
+            .unwrap_or_else(|_| Err(Refusal::failed("the daemon is ending")))
+    }
+}
+
+/// One word for the operator's will and the monitor's findings. In maintenance nobody probes; a member that is down
+/// takes nothing whether it is drained or not.
+fn state_word(member: &LiveMember, unknown: bool) -> &'static str {
+    match (member.admin(), member.is_up()) {
+        (Admin::Maint, _) => "maint",
+        (_, false) if unknown => "checking",
+        (_, false) => "down",
+        (Admin::Drain, true) => "drain",
+        (Admin::Ready, true) => "up",
     }
 }
 
 impl Source for Shared {
     fn status(&self) -> Status {
+        let running = self.running();
+        let carried = Carried::by(self.flow_table().all());
         let plane = self.plane();
-        let flows = plane.flows();
-        let carried = Carried::by(&flows);
-        let workers = lock(&self.proxy)
-            .as_ref()
-            .map_or(0, |proxy| proxy.workers() as u32);
-        let pools = self.pools.iter().map(|(name, pool)| PoolView {
+        let workers = super::workers(self);
+        let pools = running.pools.iter().map(|(name, pool)| PoolView {
             name: name.to_string(),
-            method: method_word(self.generation.pools[name].method).to_owned(),
-            monitor: self.generation.pools[name]
+            method: method_word(running.generation.pools[name].method).to_owned(),
+            monitor: running.generation.pools[name]
                 .monitor
                 .as_ref()
                 .map(ToString::to_string),
-            members: self.member_views(name, pool, &carried),
+            members: self.member_views(&running, name, pool, &carried),
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             generation: u64::from(plane.generation()),
-            mode: match self.generation.mode {
+            mode: match running.generation.mode {
                 Mode::Mixed => "mixed",
                 Mode::PassthroughOnly => "passthrough-only",
             }
@@ -163,28 +180,73 @@ impl Source for Shared {
             uptime_s: self.started.elapsed().as_secs(),
             kernel: KernelView {
                 attachments: plane.attachments().to_vec(),
-                flows: flows.len() as u64,
+                flows: carried.flows,
                 flows_max: plane.flows_max(),
+                degraded: plane.degraded(),
             },
             workers,
-            virtual_servers: self.virtual_server_views(&plane, &carried),
+            virtual_servers: Self::virtual_server_views(&running, &plane, &carried),
             pools: pools.collect(),
         }
     }
 
-    fn flows(&self) -> Vec<FlowView> {
-        let names: HashMap<u16, String> = self
-            .numbers
-            .virtual_servers
-            .iter()
-            .map(|(name, number)| (*number, name.to_string()))
-            .collect();
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, Refusal> {
+        let running = self.running();
+        let wanted = Wanted::by(query, &running)?;
+        let names = virtual_server_names(&running);
         let now = now_tick();
-        let flows = self.plane().flows();
-        flows
-            .iter()
-            .map(|flow| flow_view(flow, &names, now))
-            .collect()
+        let limit = query.limit.unwrap_or(PAGE).min(PAGE) as usize;
+        let table = self.flow_table();
+        let end = query.after.saturating_add(LOOKS);
+        let mut page = FlowPage::default();
+        let mut chosen = table
+            .range(query.after..end)
+            .filter(|flow| wanted.takes(flow));
+        for flow in chosen.by_ref().take(limit) {
+            page.next = Some(flow.slot + 1);
+            page.flows.push(flow_view(&flow, &names, now));
+        }
+        if page.flows.len() < limit {
+            page.next = Some(end);
+        }
+        page.next = page.next.filter(|next| *next < table.used());
+        Ok(page)
+    }
+
+    fn count_flows(&self, query: &FlowQuery) -> Result<u64, Refusal> {
+        let wanted = Wanted::by(query, &self.running())?;
+        let flows = self.flow_table().range(query.after..u32::MAX);
+        Ok(flows.filter(|flow| wanted.takes(flow)).count() as u64)
+    }
+
+    fn config(&self) -> ConfigView {
+        let generation = u64::from(self.plane().generation());
+        ConfigView {
+            generation,
+            text: show::text(&self.running().generation),
+        }
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<ReloadView, Refusal> {
+        self.order(|reply| Order::Reload { dry_run, reply })
+    }
+
+    fn set_member(&self, order: &MemberOrder) -> Result<MemberView, Refusal> {
+        self.order(|reply| Order::Member {
+            pool: order.pool.clone(),
+            member: order.member.clone(),
+            admin: order.admin,
+            deadline: order.deadline,
+            reply,
+        })?;
+        let running = self.running();
+        let name = running.pools.get_key_value(order.pool.as_str());
+        let member = running.member(&order.pool, &order.member);
+        let (Some((pool, _)), Some(member)) = (name, member) else {
+            return Err(Refusal::unknown("the member has just been removed"));
+        };
+        let carried = Carried::by(self.flow_table().all());
+        Ok(self.member_view(&running, pool, member, &carried))
     }
 
     fn sessions(&self) -> Vec<SessionView> {
@@ -194,14 +256,14 @@ impl Source for Shared {
     }
 
     fn stats(&self) -> Stats {
+        let running = self.running();
+        let carried = Carried::by(self.flow_table().all());
         let plane = self.plane();
-        let carried = Carried::by(&plane.flows());
-        let virtual_servers = self
-            .virtual_server_views(&plane, &carried)
+        let virtual_servers = Self::virtual_server_views(&running, &plane, &carried)
             .into_iter()
             .map(|view| (view.name, view.traffic));
-        let members = self.pools.iter().flat_map(|(name, pool)| {
-            self.member_views(name, pool, &carried)
+        let members = running.pools.iter().flat_map(|(name, pool)| {
+            self.member_views(&running, name, pool, &carried)
                 .into_iter()
                 .map(|view| (format!("{}/{}", view.pool, view.name), view.traffic))
         });
@@ -216,44 +278,20 @@ impl Source for Shared {
     }
 }
 
-impl Observer for Shared {
-    fn probed(&self, target: &Target, health: &Health, changed: bool) {
-        let member = &target.member;
-        let first = lock(&self.health)
-            .insert(member.id, health.reason.clone())
-            .is_none();
-        if changed || first {
-            let word = if member.is_up() { "up" } else { "down" };
-            log::info!(
-                "member {}/{} is {word}: {}",
-                target.pool,
-                member.name,
-                health.reason
-            );
-            let mut plane = self.plane();
-            // Before this generation is in use, and after another daemon has taken over, the tables are not ours.
-            if !plane.is_owner() {
-                return;
-            }
-            let written = plane.set_member(member.id, &target.pool, member.address, member.is_up());
-            if let Err(error) = written {
-                log::error!("member {}/{}: {error:#}", target.pool, member.name);
-            }
-        }
-    }
-}
-
 /// What live flows have carried so far, by owner; ended ones are in the cells already.
 #[derive(Default)]
 struct Carried {
+    /// How many there are.
+    flows: u64,
     members: HashMap<u16, Traffic>,
     virtual_servers: HashMap<u16, Traffic>,
 }
 
 impl Carried {
-    fn by(flows: &[FlowSnapshot]) -> Self {
+    fn by(flows: impl Iterator<Item = FlowSnapshot>) -> Self {
         let mut carried = Self::default();
         for flow in flows {
+            carried.flows += 1;
             for traffic in [
                 carried.members.entry(flow.member).or_default(),
                 carried
@@ -269,6 +307,80 @@ impl Carried {
         }
         carried
     }
+}
+
+/// Which flows a query chooses, in numbers.
+struct Wanted {
+    virtual_server: Option<u16>,
+    member: Option<u16>,
+    client: Option<crate::admin::query::Net>,
+    phase: Option<tcp::Phase>,
+}
+
+impl Wanted {
+    fn by(query: &FlowQuery, running: &Running) -> Result<Self, Refusal> {
+        let servers = &running.numbers.virtual_servers;
+        let virtual_server = query.virtual_server.as_deref().map(|name| {
+            servers.get(name).copied().ok_or_else(|| {
+                unknown(
+                    "virtual server",
+                    name,
+                    servers.keys().map(ToString::to_string),
+                )
+            })
+        });
+        let member = query.member.as_deref().map(|name| {
+            let found = name
+                .split_once('/')
+                .and_then(|(pool, member)| running.member(pool, member));
+            let known = running
+                .members()
+                .map(|(pool, member)| format!("{pool}/{}", member.name));
+            found
+                .map(|member| member.id)
+                .ok_or_else(|| unknown("member", name, known))
+        });
+        let phase = query.phase.as_deref().map(|word| {
+            let phases = || (1..=6).map(tcp::Phase::from_u32);
+            phases().find(|phase| phase.word() == word).ok_or_else(|| {
+                unknown("phase", word, phases().map(|phase| phase.word().to_owned()))
+            })
+        });
+        Ok(Self {
+            virtual_server: virtual_server.transpose()?,
+            member: member.transpose()?,
+            client: query.client,
+            phase: phase.transpose()?,
+        })
+    }
+
+    fn takes(&self, flow: &FlowSnapshot) -> bool {
+        let client = || flow.route.client().0.to_ip();
+        self.virtual_server
+            .is_none_or(|number| flow.virtual_server == number)
+            && self.member.is_none_or(|number| flow.member == number)
+            && self.phase.is_none_or(|phase| flow.phase == phase)
+            && self.client.is_none_or(|net| net.contains(client()))
+    }
+}
+
+fn unknown(kind: &str, name: &str, known: impl Iterator<Item = String>) -> Refusal {
+    let mut known: Vec<_> = known.collect();
+    known.sort();
+    let known = match known.is_empty() {
+        true => "none".to_owned(),
+        false => known.join(", "),
+    };
+    Refusal::unknown(format!(
+        "no {kind} is named \"{name}\"\n  The daemon knows: {known}."
+    ))
+}
+
+fn virtual_server_names(running: &Running) -> HashMap<u16, String> {
+    let numbers = running.numbers.virtual_servers.iter();
+    numbers
+        .map(|(name, number)| (*number, name.to_string()))
+        .collect()
 }
 
 fn kernel_traffic(cell: &TrafficCell, live: Option<&Traffic>) -> Traffic {

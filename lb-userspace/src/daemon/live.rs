@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
+use super::{roster::Roster, running::Running};
 use crate::{
     dataplane::{KernelPlane, Numbers},
     failure::{Exit, Failure, OrExit},
-    model::{ClientTls, Forward, Generation, Name, VirtualServer},
+    model::{ClientTls, Forward, Generation, Member, Name, Pool, VirtualServer},
     monitor::Target,
-    pool::{LiveMember, LivePool},
+    pool::{Admin, LiveMember, LivePool},
     proxy::{Security, Service},
     tls::{self, Loaded},
 };
@@ -61,37 +62,81 @@ pub fn certificate_warnings(certificates: &Certificates) -> Vec<String> {
     warnings
 }
 
-/// The pools of a generation. A monitored member starts as the tables of an earlier daemon know it, else down until its
-/// first probe has ended.
+/// Certificates that both have, under the same name, with other content.
+pub(super) fn renewed(old: &Certificates, new: &Certificates) -> BTreeSet<Name> {
+    let other = |(name, loaded): &(&Name, &Arc<Loaded>)| {
+        old.get(*name).is_some_and(|old| !old.is_same(loaded))
+    };
+    new.iter()
+        .filter(other)
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// The pools of a generation.
+///
+/// What is the same in the generation before it comes alive no second time: pools keep their turns, members their
+/// states. A member that moves its name keeps its state, too. Of the others, a monitored one starts as the tables of an
+/// earlier daemon know it, else down until its first probe has ended.
 pub(super) fn pools(
     generation: &Generation,
     numbers: &Numbers,
     plane: &KernelPlane,
+    roster: &Roster,
+    old: Option<&Running>,
 ) -> BTreeMap<Name, Arc<LivePool>> {
-    let live = |(name, pool): (&Name, &Arc<crate::model::Pool>)| {
-        let members = pool.members.iter().map(|member| {
-            let number = numbers.members[&(name.clone(), member.address)];
-            let up = pool.monitor.is_none()
-                || (plane.adopted() && plane.available(number) == Some(true));
-            let cell = plane.member_cell(number);
-            Arc::new(LiveMember::new(
-                member.name.clone(),
-                member.address,
-                number,
-                up,
-                cell,
-            ))
-        });
-        let pool = LivePool::new(name.clone(), pool.method, members.collect());
-        (name.clone(), Arc::new(pool))
+    let member = |pool: &Pool, member: &Member| {
+        let number = numbers.members[&(pool.name.clone(), member.address)];
+        let admin = roster.get(&pool.name, &member.name).admin;
+        let before = old
+            .and_then(|old| old.pools.get(&pool.name))
+            .and_then(|pool| pool.members().iter().find(|known| known.id == number));
+        if let Some(before) = before
+            && before.name == member.name
+        {
+            if pool.monitor.is_none() {
+                before.set_up(true);
+            }
+            return before.clone();
+        }
+        let up = pool.monitor.is_none()
+            || match before {
+                Some(before) => before.is_up(),
+                None => old.is_none() && plane.adopted() && plane.available(number) == Some(true),
+            };
+        let cell = plane.member_cell(number);
+        let live = LiveMember::new(member.name.clone(), member.address, number, up, cell);
+        live.set_admin(admin);
+        Arc::new(live)
+    };
+    let live = |(name, pool): (&Name, &Arc<Pool>)| {
+        let members: Vec<_> = pool
+            .members
+            .iter()
+            .map(|known| member(pool, known))
+            .collect();
+        let same = old
+            .and_then(|old| Some((old.pools.get(name)?, old.generation.pools.get(name)?)))
+            .filter(|(_, before)| before.method == pool.method)
+            .filter(|(live, _)| {
+                let pairs = live.members().iter().zip(&members);
+                live.members().len() == members.len()
+                    && pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+            });
+        let live = match same {
+            Some((live, _)) => live.clone(),
+            None => Arc::new(LivePool::new(name.clone(), pool.method, members)),
+        };
+        (name.clone(), live)
     };
     generation.pools.iter().map(live).collect()
 }
 
-/// What the monitors watch.
+/// What the monitors watch: nobody in maintenance. `known`: whose state is known already.
 pub(super) fn targets(
     generation: &Generation,
     pools: &BTreeMap<Name, Arc<LivePool>>,
+    known: impl Fn(u16) -> bool,
 ) -> Vec<Target> {
     let mut targets = Vec::new();
     for (name, pool) in &generation.pools {
@@ -103,17 +148,21 @@ pub(super) fn targets(
             continue;
         };
         for member in pools[name].members() {
-            targets.push(Target {
-                pool: name.clone(),
-                member: member.clone(),
-                monitor: monitor.clone(),
-            });
+            if member.admin() != Admin::Maint {
+                targets.push(Target {
+                    pool: name.clone(),
+                    member: member.clone(),
+                    monitor: monitor.clone(),
+                    known: known(member.id).then(|| member.is_up()),
+                });
+            }
         }
     }
     targets
 }
 
-/// What the proxy plane serves.
+/// What the proxy plane serves. What is the same in the generation before is the same service: its TLS tickets stay
+/// good.
 ///
 /// # Errors
 ///
@@ -124,21 +173,71 @@ pub(super) fn services(
     plane: &KernelPlane,
     pools: &BTreeMap<Name, Arc<LivePool>>,
     certificates: &Certificates,
-) -> Result<Vec<Service>, Failure> {
+    old: Option<&Running>,
+) -> Result<Vec<Arc<Service>>, Failure> {
     let mut services = Vec::new();
     for server in &generation.virtual_servers {
         let Forward::Proxy { client_tls } = &server.forward else {
             continue;
         };
-        services.push(Service {
-            name: server.name.clone(),
-            address: server.socket_addr(),
-            client_tls: security(server, client_tls, certificates)?,
-            pool: pools[&server.pool].clone(),
-            cell: plane.service_cell(numbers.virtual_servers[&server.name]),
-        });
+        let pool = pools[&server.pool].clone();
+        let before = old.and_then(|old| same_tls(old, server, client_tls, certificates));
+        let service = match before {
+            Some(before)
+                if before.name == server.name
+                    && before.address == server.socket_addr()
+                    && Arc::ptr_eq(&before.pool, &pool) =>
+            {
+                before
+            }
+            before => Arc::new(Service {
+                name: server.name.clone(),
+                address: server.socket_addr(),
+                client_tls: match before {
+                    Some(before) => before.client_tls.clone(),
+                    None => security(server, client_tls, certificates)?,
+                },
+                pool,
+                cell: plane.service_cell(numbers.virtual_servers[&server.name]),
+            }),
+        };
+        services.push(service);
     }
     Ok(services)
+}
+
+/// The service of the same name in the generation before, if its clients notice no difference in TLS.
+fn same_tls(
+    old: &Running,
+    server: &VirtualServer,
+    client_tls: &ClientTls,
+    certificates: &Certificates,
+) -> Option<Arc<Service>> {
+    let mut configured = old.generation.virtual_servers.iter();
+    let before = configured.find(|known| known.name == server.name)?;
+    let Forward::Proxy {
+        client_tls: tls_before,
+    } = &before.forward
+    else {
+        return None;
+    };
+    let names: &[Name] = match client_tls {
+        ClientTls::None => &[],
+        ClientTls::Implicit { certificates } | ClientTls::StartTls { certificates, .. } => {
+            certificates
+        }
+    };
+    let same_certificates = names.iter().all(|name| {
+        let pair = old.certificates.get(name).zip(certificates.get(name));
+        pair.is_some_and(|(old, new)| old.is_same(new))
+    });
+    if tls_before != client_tls || !same_certificates {
+        return None;
+    }
+    let mut services = old.services.iter();
+    services
+        .find(|service| service.name == server.name)
+        .cloned()
 }
 
 fn security(

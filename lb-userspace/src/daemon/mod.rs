@@ -1,31 +1,47 @@
-//! Wires the rooms: start, the seconds between, stop.
+//! Wires the rooms: start, the seconds between, reload, stop.
 //!
 //! Start changes nothing until everything that can be wrong has been looked at; a start that fails afterwards takes back
 //! what it did, unless an earlier daemon's work is there: that stays as it is.
 
 mod answers;
+mod ending;
+mod flow_log;
 mod live;
+mod orders;
 mod privilege;
+mod reload;
+mod roster;
+mod running;
+mod signals;
+mod turn;
 
-use std::{fs, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use lb_common::stats::TrafficCell;
 use rustix::thread::sched_getaffinity;
 use tokio::{
     net::UnixListener,
-    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use self::answers::{Shared, lock};
 pub use self::live::{certificate_warnings, load_certificates};
+use self::{
+    flow_log::FlowLog,
+    orders::Order,
+    roster::Roster,
+    running::{Running, Shared, lock},
+    signals::{Asked, Signals, Stop},
+    turn::Turn,
+};
 use crate::{
     admin, config,
     dataplane::{Addresses, FEW_FLOWS, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation},
-    monitor,
-    proxy::{self, Proxy, Services, WorkerListeners},
+    monitor::Watches,
+    proxy::{self, Proxy, WorkerListeners},
     telemetry::session::StdoutLog,
 };
 
@@ -33,6 +49,8 @@ use crate::{
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the start waits for the first probes: a good member answers sooner.
 const FIRST_PROBES: Duration = Duration::from_secs(2);
+/// How long the start waits for another one to end.
+const START_TURN: Duration = Duration::from_secs(30);
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
 
@@ -80,26 +98,18 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(options, generation, &certificates))
-}
-
-/// Why the daemon ends, and so what it leaves behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stop {
-    /// SIGTERM, SIGINT: everything goes.
-    Down,
-    /// SIGUSR2: the kernel plane goes on, for the next process.
-    Leave,
-    /// Another process has taken over already.
-    Succeeded,
+    runtime.block_on(serve(options, generation, certificates))
 }
 
 async fn serve(
     options: RunOptions,
     generation: Generation,
-    certificates: &live::Certificates,
+    certificates: live::Certificates,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let turn = Turn::take(&options.state, START_TURN)
+        .await
+        .or_exit(Exit::Temporary)?;
     let flows = match has_passthrough(&generation) {
         true => generation.network.max_flows,
         false => FEW_FLOWS,
@@ -115,7 +125,7 @@ async fn serve(
         plane,
         &mut addresses,
     );
-    let (shared, listener) = match started.await {
+    let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
         Err(failure) => {
             if !adopted {
@@ -124,77 +134,132 @@ async fn serve(
             return Err(failure);
         }
     };
+    drop(turn);
     tokio::spawn(admin::server::serve(listener, shared.clone()));
     say_ready(&shared);
-    let stop = watch(&shared, &mut signals, options.kernel_log).await;
+    let flow_log = FlowLog::new(&options.state);
+    let mut daemon = Daemon {
+        options,
+        shared,
+        addresses,
+        watches,
+        orders,
+        lingering: Vec::new(),
+        former: Vec::new(),
+        flow_log,
+    };
+    let stop = daemon.watch(&mut signals).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    end(stop, &options, &shared, &mut addresses, &mut signals).await;
+    daemon.end(stop, &mut signals).await;
     Ok(())
 }
+
+/// What the main task holds; it does one thing after the other.
+struct Daemon {
+    options: RunOptions,
+    shared: Arc<Shared>,
+    addresses: Addresses,
+    watches: Watches,
+    orders: mpsc::Receiver<Order>,
+    /// Virtual servers that a reload has removed, whose connections go on.
+    lingering: Vec<(IpAddr, &'static TrafficCell)>,
+    /// Generations that something may be left of.
+    former: Vec<Arc<Running>>,
+    flow_log: FlowLog,
+}
+
+type Started = (Arc<Shared>, Watches, mpsc::Receiver<Order>, UnixListener);
 
 /// Everything from a loaded plane to one that serves. What can fail comes before the flip: until then, an earlier daemon
 /// that still lives goes on undisturbed.
 async fn start(
     options: &RunOptions,
     generation: Generation,
-    certificates: &live::Certificates,
+    certificates: live::Certificates,
     plane: KernelPlane,
     addresses: &mut Addresses,
-) -> Result<(Arc<Shared>, UnixListener), Failure> {
+) -> Result<Started, Failure> {
     let numbers = plane.number(&generation)?;
     if !plane.other_owner().is_some_and(is_alive) {
         plane.forget_sessions();
     }
-    let pools = live::pools(&generation, &numbers, &plane);
-    let services = live::services(&generation, &numbers, &plane, &pools, certificates)?;
+    let mut roster = Roster::load(&options.state);
+    roster.forget_others(&generation);
+    let pools = live::pools(&generation, &numbers, &plane, &roster, None);
+    let services = live::services(&generation, &numbers, &plane, &pools, &certificates, None)?;
     let listeners = match services.is_empty() {
         true => Vec::new(),
         false => proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?,
     };
-    let targets = live::targets(&generation, &pools);
-    let shared = Arc::new(Shared::new(generation, numbers, pools, plane));
-    probe(&shared, targets).await;
-    addresses.apply(&shared.generation).await?;
-    addresses.enable_forwarding(&shared.generation)?;
-    attach(&shared)?;
+    let targets = live::targets(&generation, &pools, |_| false);
+    let running = Running {
+        generation,
+        numbers,
+        pools,
+        certificates,
+        services,
+    };
+    let (sender, orders) = mpsc::channel(orders::WAITING);
+    let shared = Arc::new(Shared::new(running, plane, roster, sender));
+    let mut watches = Watches::new(shared.clone());
+    let numbers: Vec<u16> = targets.iter().map(|target| target.member.id).collect();
+    watches.set(targets);
+    first_probes(&shared, &numbers).await;
+    let running = shared.running();
+    addresses.add_all(&running.generation).await?;
+    addresses.prune(&running.generation, &[]).await?;
+    addresses.enable_forwarding(&running.generation)?;
+    attach(&shared, &running.generation)?;
     let listener = admin::server::bind(&options.admin)
         .and_then(UnixListener::from_std)
         .with_context(|| format!("cannot open the admin socket {}", options.admin.display()))?;
-    apply(&shared, services, listeners)?;
+    apply(&shared, listeners)?;
     log::debug!("configuration {} is in use", options.config.display());
-    Ok((shared, listener))
+    Ok((shared, watches, orders, listener))
 }
 
-/// Starts the monitors, and waits a moment for their first findings.
-async fn probe(shared: &Arc<Shared>, targets: Vec<monitor::Target>) {
-    let numbers: Vec<u16> = targets.iter().map(|target| target.member.id).collect();
-    if numbers.is_empty() {
-        return;
-    }
-    tokio::spawn(monitor::run(targets, shared.clone()));
+/// Waits a moment for the first findings on these members.
+async fn first_probes(shared: &Shared, numbers: &[u16]) {
     let deadline = Instant::now() + FIRST_PROBES;
     let mut beat = interval(Duration::from_millis(5));
-    while shared.unprobed(&numbers) > 0 && Instant::now() < deadline {
+    while shared.unprobed(numbers) > 0 && Instant::now() < deadline {
         beat.tick().await;
     }
 }
 
 /// Swaps the packet programs in place, or attaches them; without a generation they pass everything.
-fn attach(shared: &Shared) -> Result<(), Failure> {
+fn attach(shared: &Shared, generation: &Generation) -> Result<(), Failure> {
     let mut plane = shared.plane();
-    match has_passthrough(&shared.generation) {
-        true => plane.attach(&shared.generation)?,
-        false => plane.detach_packets(&shared.generation)?,
+    match has_passthrough(generation) {
+        true => {
+            plane.attach(generation)?;
+            plane.detach_others(generation, generation)?;
+        }
+        false => plane.detach_packets(generation)?,
     }
     Ok(())
 }
 
 /// Starts the proxy, takes the steering over and flips the tables.
-fn apply(
-    shared: &Arc<Shared>,
-    services: Vec<proxy::Service>,
-    listeners: Vec<WorkerListeners>,
-) -> Result<(), Failure> {
+fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
+    let running = shared.running();
+    shared.services.replace(running.services.iter().cloned());
+    start_proxy(shared, listeners)?;
+    let workers = workers(shared);
+    let mut plane = shared.plane();
+    plane.apply(
+        &running.generation,
+        &running.numbers,
+        |number| running.takes_new(number),
+        workers,
+    )?;
+    // A probe may have ended between the two.
+    refresh(shared, &running, &mut plane);
+    Ok(())
+}
+
+/// Starts the proxy's workers, if there are to be any, and steers to them.
+fn start_proxy(shared: &Shared, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
     let handles: Vec<_> = listeners
         .iter()
         .map(|worker| {
@@ -206,27 +271,24 @@ fn apply(
         .collect::<std::io::Result<_>>()
         .context("cannot share the proxy's listeners")?;
     if !listeners.is_empty() {
-        let services = Arc::new(Services::new(services));
-        let proxy = Proxy::start(services, listeners, Arc::new(StdoutLog))
+        let proxy = Proxy::start(shared.services.clone(), listeners, Arc::new(StdoutLog))
             .context("cannot start the proxy")?;
         *lock(&shared.proxy) = Some(proxy);
     }
-    let mut plane = shared.plane();
-    let workers = handles.len() as u32;
-    plane.steer(&handles)?;
-    plane.apply(
-        &shared.generation,
-        &shared.numbers,
-        |number| shared.is_up(number),
-        workers,
-    )?;
-    // A probe may have ended between the two.
-    refresh(shared, &mut plane);
+    shared.plane().steer(&handles)?;
     Ok(())
 }
 
+/// How many workers the proxy has.
+fn workers(shared: &Shared) -> u32 {
+    lock(&shared.proxy)
+        .as_ref()
+        .map_or(0, |proxy| proxy.workers() as u32)
+}
+
 fn say_ready(shared: &Shared) {
-    let servers = &shared.generation.virtual_servers;
+    let running = shared.running();
+    let servers = &running.generation.virtual_servers;
     let passthrough = servers
         .iter()
         .filter(|server| matches!(server.forward, Forward::Passthrough { .. }))
@@ -243,97 +305,142 @@ fn say_ready(shared: &Shared) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// The seconds between: expired flows go, own addresses are looked at, until something ends it.
-async fn watch(shared: &Shared, signals: &mut Signals, kernel_log: bool) -> Stop {
-    let mut logger = match kernel_log {
-        true => shared
-            .plane()
-            .log_lines()
-            .inspect_err(|error| log::error!("no log lines from the packet programs: {error:#}"))
-            .ok(),
-        false => None,
-    };
-    let mut second = interval(Duration::from_secs(1));
-    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut until_refresh = REFRESH;
-    loop {
-        tokio::select! {
-            stop = signals.stop() => return stop,
-            _ = second.tick() => {}
-        }
-        if let Some(logger) = &mut logger {
-            logger.flush();
-        }
-        let mut plane = shared.plane();
-        if !plane.is_owner() {
-            return Stop::Succeeded;
-        }
-        if has_passthrough(&shared.generation) {
-            if let Err(error) = plane.sweep() {
-                log::error!("{error:#}");
+/// The box's own address towards a member may have changed with its routes.
+fn refresh(shared: &Shared, running: &Running, plane: &mut KernelPlane) {
+    for (pool, member) in running.members() {
+        shared.write_member(plane, pool, member);
+    }
+}
+
+impl Daemon {
+    /// The seconds between: expired flows go, own addresses are looked at, orders are carried out, until something
+    /// ends it.
+    async fn watch(&mut self, signals: &mut Signals) -> Stop {
+        let mut logger = match self.options.kernel_log {
+            true => self
+                .shared
+                .plane()
+                .log_lines()
+                .inspect_err(|error| {
+                    log::error!("no log lines from the packet programs: {error:#}")
+                })
+                .ok(),
+            false => None,
+        };
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tenth = interval(flow_log::PERIOD);
+        tenth.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut until_refresh = REFRESH;
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::Stop(stop) => return stop,
+                    Asked::Reload => {
+                        self.reload_by_signal().await;
+                        continue;
+                    }
+                },
+                Some(order) = self.orders.recv() => {
+                    self.obey(order).await;
+                    continue;
+                }
+                _ = tenth.tick() => {
+                    self.flow_log.read(&self.shared);
+                    continue;
+                }
+                _ = second.tick() => {}
+            }
+            if let Some(logger) = &mut logger {
+                logger.flush();
+            }
+            if !self.shared.plane().is_owner() {
+                self.flow_log.give_up();
+                return Stop::Succeeded;
             }
             until_refresh -= 1;
+            self.tend(until_refresh == 0);
+            self.let_go().await;
+            self.end_due().await;
             if until_refresh == 0 {
                 until_refresh = REFRESH;
-                refresh(shared, &mut plane);
             }
         }
     }
-}
 
-/// The box's own address towards a member may have changed with its routes.
-fn refresh(shared: &Shared, plane: &mut KernelPlane) {
-    for (name, pool) in &shared.pools {
-        for member in pool.members() {
-            if let Err(error) = plane.set_member(member.id, name, member.address, member.is_up()) {
-                log::error!("member {name}/{}: {error:#}", member.name);
+    /// What every second needs; `thorough`: what every tenth one does.
+    fn tend(&self, thorough: bool) {
+        let running = self.shared.running();
+        if !has_passthrough(&running.generation) && self.lingering.is_empty() {
+            return;
+        }
+        let mut plane = self.shared.plane();
+        if let Err(error) = plane.sweep() {
+            log::error!("{error:#}");
+        }
+        if thorough {
+            refresh(&self.shared, &running, &mut plane);
+        }
+    }
+
+    /// Carries out what somebody asked for.
+    async fn obey(&mut self, order: Order) {
+        // Who asked may have gone; the work is done all the same.
+        match order {
+            Order::Reload { dry_run, reply } => {
+                let _ = reply.send(self.reload(dry_run).await);
+            }
+            Order::Member {
+                pool,
+                member,
+                admin,
+                deadline,
+                reply,
+            } => {
+                let _ = reply.send(self.set_admin(&pool, &member, admin, deadline).await);
+            }
+            Order::Fell(pool, member) => self.member_fell(&pool, &member).await,
+        }
+    }
+
+    /// Ends: sessions first, then, if nobody else goes on, everything else.
+    async fn end(&mut self, stop: Stop, signals: &mut Signals) {
+        log::info!(
+            "{}",
+            match stop {
+                Stop::Down => "stopping",
+                Stop::Leave => "stopping; the kernel plane goes on",
+                Stop::Succeeded => "another process has taken over; ending",
+            }
+        );
+        let proxy = lock(&self.shared.proxy).take();
+        if let Some(proxy) = proxy {
+            proxy.stop_accepting();
+            let drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
+            tokio::select! {
+                report = drained => if let Ok(report) = report {
+                    log::info!("{} sessions ended in order, {} were cut", report.finished, report.cut);
+                },
+                _ = signals.stop() => log::info!("told again: sessions are cut"),
             }
         }
-    }
-}
-
-/// Ends: sessions first, then, if nobody else goes on, everything else.
-async fn end(
-    stop: Stop,
-    options: &RunOptions,
-    shared: &Arc<Shared>,
-    addresses: &mut Addresses,
-    signals: &mut Signals,
-) {
-    log::info!(
-        "{}",
-        match stop {
-            Stop::Down => "stopping",
-            Stop::Leave => "stopping; the kernel plane goes on",
-            Stop::Succeeded => "another process has taken over; ending",
-        }
-    );
-    let proxy = lock(&shared.proxy).take();
-    if let Some(proxy) = proxy {
-        proxy.stop_accepting();
-        let drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
-        tokio::select! {
-            report = drained => if let Ok(report) = report {
-                log::info!("{} sessions ended in order, {} were cut", report.finished, report.cut);
-            },
-            _ = signals.stop() => log::info!("told again: sessions are cut"),
+        if stop == Stop::Down && self.shared.plane().is_owner() {
+            self.flow_log.read_last(&self.shared);
+            self.take_down().await;
         }
     }
-    if stop == Stop::Down && shared.plane().is_owner() {
-        take_down(options, shared, addresses).await;
-    }
-}
 
-async fn take_down(options: &RunOptions, shared: &Shared, addresses: &mut Addresses) {
-    let remover = shared.plane().remover();
-    if let Err(error) = remover.remove(&shared.generation) {
-        log::error!("{error:#}");
+    async fn take_down(&mut self) {
+        let remover = self.shared.plane().remover();
+        if let Err(error) = remover.remove(&self.shared.running().generation) {
+            log::error!("{error:#}");
+        }
+        self.addresses.restore_forwarding();
+        if let Err(error) = self.addresses.remove().await {
+            log::error!("cannot remove the virtual addresses: {error:#}");
+        }
+        let _ = fs::remove_file(&self.options.admin);
     }
-    addresses.restore_forwarding();
-    if let Err(error) = addresses.remove().await {
-        log::error!("cannot remove the virtual addresses: {error:#}");
-    }
-    let _ = fs::remove_file(&options.admin);
 }
 
 /// After a failed start: as if it had never been tried.
@@ -368,37 +475,4 @@ fn cpus() -> Vec<usize> {
 /// Is this the process id of a running smtplb?
 fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "smtplb")
-}
-
-/// The signals that end the daemon.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    leave: Signal,
-    reload: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            leave: listen(SignalKind::user_defined2())?,
-            reload: listen(SignalKind::hangup())?,
-        })
-    }
-
-    async fn stop(&mut self) -> Stop {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return Stop::Down,
-                _ = self.interrupt.recv() => return Stop::Down,
-                _ = self.leave.recv() => return Stop::Leave,
-                _ = self.reload.recv() => log::warn!(
-                    "SIGHUP: reload is not supported yet; start a new process, it takes over without a gap"
-                ),
-            }
-        }
-    }
 }

@@ -54,13 +54,51 @@ impl Addresses {
         })
     }
 
-    /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client
-    /// interface; addresses of ours that it does not have go away.
+    /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface.
+    /// Others of ours stay until [`Self::prune`].
     ///
     /// # Errors
     ///
     /// When the kernel refuses an address.
-    pub async fn apply(&mut self, generation: &Generation) -> Result<()> {
+    pub async fn add_all(&mut self, generation: &Generation) -> Result<()> {
+        let (wanted, index) = self.wanted(generation).await?;
+        let present = self.list().await?;
+        for address in &wanted {
+            let local = present.iter().any(|message| {
+                address_of(message) == Some(*address)
+                    && (!is_ours(message) || message.header.index == index)
+            });
+            if !local {
+                self.add(index, *address)
+                    .await
+                    .with_context(|| format!("cannot add the virtual address {address}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes addresses of ours that a generation does not have, save those that `lingering` connections use.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn prune(&mut self, generation: &Generation, lingering: &[IpAddr]) -> Result<()> {
+        let (wanted, index) = self.wanted(generation).await?;
+        for message in self.list().await? {
+            let Some(address) = address_of(&message).filter(|_| is_ours(&message)) else {
+                continue;
+            };
+            // One of ours on another interface is from an earlier configuration.
+            let used = wanted.contains(&address) && message.header.index == index;
+            if !used && !lingering.contains(&address) {
+                self.handle.address().del(message).execute().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The virtual addresses, and the index of the interface where they live.
+    async fn wanted(&self, generation: &Generation) -> Result<(Vec<IpAddr>, u32)> {
         let mut wanted: Vec<IpAddr> = generation
             .virtual_servers
             .iter()
@@ -74,26 +112,7 @@ impl Addresses {
             Some(interface) if !wanted.is_empty() => self.index(interface).await?,
             _ => 0,
         };
-        let present = self.list().await?;
-        // One of ours on another interface is from an earlier configuration.
-        let keeps = |message: &AddressMessage| !is_ours(message) || message.header.index == index;
-        for address in &wanted {
-            let local = present
-                .iter()
-                .any(|message| address_of(message) == Some(*address) && keeps(message));
-            if !local {
-                self.add(index, *address)
-                    .await
-                    .with_context(|| format!("cannot add the virtual address {address}"))?;
-            }
-        }
-        for message in present {
-            let named = address_of(&message).is_some_and(|address| wanted.contains(&address));
-            if is_ours(&message) && !(named && keeps(&message)) {
-                self.handle.address().del(message).execute().await?;
-            }
-        }
-        Ok(())
+        Ok((wanted, index))
     }
 
     /// Removes every address of ours.

@@ -55,8 +55,11 @@ impl Hook {
     }
 }
 
+/// What [`attach`] has done: where, and under which pins.
+pub(super) type Attached = (Vec<AttachmentView>, Vec<String>);
+
 /// Attaches the programs to every interface of the configuration, or swaps them in place where an earlier daemon left
-/// its links; links of interfaces that are no longer named go away.
+/// its links. Other links stay until [`detach_others`].
 ///
 /// # Errors
 ///
@@ -66,7 +69,7 @@ pub(super) fn attach(
     pins: &PinDirectory,
     jumps: &mut Jumps,
     network: &Network,
-) -> Result<Vec<AttachmentView>> {
+) -> Result<Attached> {
     let mut interfaces = network.client_interfaces.clone();
     for interface in &network.server_interfaces {
         if !interfaces.contains(interface) {
@@ -86,18 +89,27 @@ pub(super) fn attach(
         }
         attached => attached?,
     };
-    jumps.unpin_others(pins)?;
-    for name in pins.names() {
-        if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
-            pins.unpin(&name)?;
-        }
-    }
     let view = |(interface, word): (String, &str)| AttachmentView {
         why: choice.why(&interface),
         interface,
         hook: word.to_owned(),
     };
-    Ok(interfaces.into_iter().zip(words).map(view).collect())
+    let views = interfaces.into_iter().zip(words).map(view).collect();
+    Ok((views, wanted))
+}
+
+/// Removes links that [`attach`] has not made or taken over.
+///
+/// # Errors
+///
+/// When a pin cannot be removed.
+pub(super) fn detach_others(pins: &PinDirectory, wanted: &[String]) -> Result<()> {
+    for name in pins.names() {
+        if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
+            pins.unpin(&name)?;
+        }
+    }
+    Ok(())
 }
 
 /// The hook, one for all interfaces, and what decided.
@@ -275,7 +287,7 @@ fn adopt_xdp(program: &mut Xdp, path: &Path) -> Option<()> {
 }
 
 /// tcx links came with Linux 6.6.
-fn has_tcx() -> bool {
+pub(super) fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
@@ -297,11 +309,20 @@ pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()
     Ok(())
 }
 
-/// Removes what `attach` left on the interfaces where links cannot be pinned.
-pub(super) fn detach_filters(network: &Network) {
-    if !has_tcx() {
-        clsact::detach(network);
+/// Removes what `attach` left on the interfaces where links cannot be pinned, save on those that `kept` names.
+pub(super) fn detach_filters(network: &Network, kept: Option<&Network>) {
+    if has_tcx() {
+        return;
     }
+    let is_kept = |name: &String| {
+        kept.is_some_and(|kept| {
+            kept.client_interfaces.contains(name) || kept.server_interfaces.contains(name)
+        })
+    };
+    let mut gone = network.clone();
+    gone.client_interfaces.retain(|name| !is_kept(name));
+    gone.server_interfaces.retain(|name| !is_kept(name));
+    clsact::detach(&gone);
 }
 
 /// Every named interface has to be there.

@@ -13,7 +13,7 @@ use super::{FEW_FLOWS, bpffs::PinDirectory};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"));
 
 /// Maps that outlive the daemon.
-pub(super) const PINNED: [&str; 16] = [
+pub(super) const PINNED: &[&str] = &[
     "CONFIG",
     "SERVICES",
     "POOLS",
@@ -26,6 +26,8 @@ pub(super) const PINNED: [&str; 16] = [
     "FREE",
     "ALLOCATION",
     "DROPS",
+    "FLOW_ENDS",
+    "FLOW_ENDS_LOST",
     "LISTENERS",
     "SCRATCH",
     "FRAGMENTS",
@@ -162,7 +164,7 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
 /// A map of another shape would make programs and daemon read past its records.
 fn check_shapes(pins: &PinDirectory, flows: u32) -> Result<()> {
     let object = aya_obj::Object::parse(OBJECT).context("the embedded object is damaged")?;
-    for name in PINNED {
+    for &name in PINNED {
         let (Some(map), Ok(info)) = (object.maps.get(name), MapInfo::from_pin(pins.pin(name)))
         else {
             continue;

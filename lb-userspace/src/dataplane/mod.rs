@@ -3,9 +3,14 @@
 mod addresses;
 mod bpffs;
 mod clsact;
+mod ends;
+mod flows;
 mod jumps;
 mod links;
 mod loader;
+mod probe;
+mod reset;
+mod support;
 mod sys;
 mod tables;
 
@@ -22,24 +27,28 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use lb_common::{
-    layout::{MAX_WORKERS, SWEEP},
+    event::Cause,
+    layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
     stats::TrafficCell,
 };
 
 pub use self::{
     addresses::Addresses,
+    ends::FlowEnds,
+    flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
-    tables::{FlowSnapshot, Numbers},
+    probe::{Feature, features},
+    tables::Numbers,
 };
 use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
-    admin::view::AttachmentView,
+    admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
 };
 
@@ -56,7 +65,13 @@ pub struct KernelPlane {
     tables: Tables,
     jumps: Jumps,
     listeners: SockMap<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    /// Opened when a flow has to be ended.
+    resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
+    /// Pins of the links that the generation in use needs.
+    links: Vec<String>,
+    degraded: Vec<DegradedView>,
     adopted: bool,
     /// Tells this daemon from every other.
     instance: u32,
@@ -69,6 +84,7 @@ impl KernelPlane {
     ///
     /// When the pins cannot be kept, or the kernel refuses something.
     pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
+        support::check()?;
         let pins = Arc::new(PinDirectory::open(bpffs)?);
         let fresh = pins.names().is_empty();
         let loaded = Self::load_pinned(pins.clone(), flows, kernel_log);
@@ -87,6 +103,7 @@ impl KernelPlane {
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
+        let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
         Ok(Self {
             ebpf,
@@ -94,7 +111,11 @@ impl KernelPlane {
             tables,
             jumps: Jumps::new(instance),
             listeners,
+            lost,
+            resets: None,
             attachments: Vec::new(),
+            links: Vec::new(),
+            degraded: support::degraded(),
             adopted,
             instance,
         })
@@ -181,12 +202,41 @@ impl KernelPlane {
     ///
     /// When the kernel refuses.
     pub fn attach(&mut self, generation: &Generation) -> Result<()> {
-        self.attachments = links::attach(
+        (self.attachments, self.links) = links::attach(
             &mut self.ebpf,
             &self.pins,
             &mut self.jumps,
             &generation.network,
         )?;
+        Ok(())
+    }
+
+    /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn detach_others(&self, old: &Generation, new: &Generation) -> Result<()> {
+        links::detach_filters(&old.network, Some(&new.network));
+        links::detach_others(&self.pins, &self.links)?;
+        self.jumps.unpin_others(&self.pins)
+    }
+
+    /// Makes the tables for passthrough flows where there were none yet. What else is there is taken over: programs,
+    /// counters, the generation in use.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses something; then everything is as before.
+    pub fn grow(&mut self, flows: u32, kernel_log: bool) -> Result<()> {
+        if self.flows_max() + 1 > u64::from(FEW_FLOWS) {
+            return Ok(());
+        }
+        let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;
+        next.instance = self.instance;
+        next.jumps = Jumps::new(self.instance);
+        next.adopted = self.adopted;
+        *self = next;
         Ok(())
     }
 
@@ -220,15 +270,11 @@ impl KernelPlane {
     ///
     /// When a pin cannot be removed.
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
-        for name in self.pins.names() {
-            if (name.starts_with("link-") && name != links::STEERING) || name.starts_with("jumps-")
-            {
-                self.pins.unpin(&name)?;
-            }
-        }
+        links::detach_filters(&generation.network, None);
         self.attachments.clear();
-        Ok(())
+        self.links.clear();
+        links::detach_others(&self.pins, &self.links)?;
+        Jumps::new(self.instance).unpin_others(&self.pins)
     }
 
     /// Puts the proxy's listeners into the steering table, over those of an earlier process, and attaches the steering
@@ -301,6 +347,21 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// A loaded packet program, for a program that calls it.
+    ///
+    /// # Errors
+    ///
+    /// When the program is unknown, or the kernel refuses it.
+    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
+        let hook = Hook::of(name);
+        self.jumps.ready(&mut self.ebpf, hook)?;
+        let program = match hook {
+            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
+        };
+        Ok(program.try_clone()?)
+    }
+
     /// Names of the programs for the hook of one.
     pub fn programs(&self, program: &str) -> Vec<String> {
         let names = self.ebpf.programs().map(|(name, _)| name);
@@ -369,9 +430,82 @@ impl KernelPlane {
         &self.attachments
     }
 
-    /// Every flow.
+    /// Every flow, for tables that hold few.
     pub fn flows(&self) -> Vec<FlowSnapshot> {
-        self.tables.flows().collect()
+        self.flow_table().all().collect()
+    }
+
+    /// The flow records, to be read without holding the plane.
+    pub fn flow_table(&self) -> FlowTable {
+        self.tables.flow_table()
+    }
+
+    /// Ends flows of a member, at most [`ENDS`] of them: their records are free at once, and both peers get a reset with
+    /// the sequence number they expect. How many were ended; one that has ended by itself meanwhile is left alone.
+    ///
+    /// A peer that has more data on its way does not believe the reset (RFC 5961 §3); its next packet belongs to no flow,
+    /// and the stack answers it with a reset that it believes.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run the program.
+    pub fn end_flows(
+        &mut self,
+        member: u16,
+        flows: &[FlowSnapshot],
+        cause: Cause,
+    ) -> Result<usize> {
+        let mut packet = Vec::with_capacity(4 * (3 + 2 * ENDS as usize));
+        for word in [cause as u32, u32::from(member), flows.len() as u32] {
+            packet.extend_from_slice(&word.to_ne_bytes());
+        }
+        for flow in flows {
+            packet.extend_from_slice(&flow.slot.to_ne_bytes());
+            packet.extend_from_slice(&flow.created.to_ne_bytes());
+        }
+        // The kernel wants an Ethernet header at least.
+        packet.resize(packet.len().max(64), 0);
+        let program: &mut SchedClassifier = loader::classifier(&mut self.ebpf, "end_flows")?;
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ..TestRunOptions::new()
+        };
+        let result = program
+            .test_run(options)
+            .context("cannot run the program that ends flows")?;
+        let sender = self.resets.get_or_insert_with(reset::Sender::open);
+        for flow in flows {
+            sender.send(&reset::to_client(flow));
+            sender.send(&reset::to_member(flow));
+        }
+        Ok(result.return_value as usize)
+    }
+
+    /// Opens the ring buffer of ended flows. Only one process may read it at a time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn flow_ends(&self) -> Result<FlowEnds> {
+        FlowEnds::open(&self.pins)
+    }
+
+    /// Ends of flows that found the ring buffer full, ever.
+    pub fn flow_ends_lost(&self) -> u64 {
+        self.lost.get(&0, 0).map_or(0, |cpus| cpus.iter().sum())
+    }
+
+    /// What this kernel or our privileges do not allow, and what follows from it.
+    pub fn degraded(&self) -> Vec<DegradedView> {
+        let mut degraded = [&self.degraded, self.jumps.left_out()].concat();
+        if !reset::may_send() {
+            degraded.push(DegradedView {
+                lacks: "cap-net-raw".to_owned(),
+                why: "connections of a member that is ended are reset when their peers speak next"
+                    .to_owned(),
+            });
+        }
+        degraded
     }
 
     /// How many flows fit.
@@ -430,7 +564,7 @@ impl Remover {
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
-        links::detach_filters(&generation.network);
+        links::detach_filters(&generation.network, None);
         self.pins.clear().context("cannot remove the pins")
     }
 }

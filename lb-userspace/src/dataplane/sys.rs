@@ -12,6 +12,7 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use lb_common::{
+    event::FlowEnd,
     flow::{Flow, FlowKey, Route},
     member::Member,
     service::{Config, Pool, Service, ServiceKey},
@@ -86,6 +87,13 @@ pub(super) fn map_array<T: Shared>(map: &MapData) -> io::Result<&'static [T]> {
     // SAFETY: the kernel mapped `count` records of this size, page-aligned; the mapping is never removed; `Shared`
     // promises that concurrent writes are harmless.
     Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), count) })
+}
+
+/// A record of the ring buffer; `None` when it has another size.
+pub(super) fn flow_end(bytes: &[u8]) -> Option<FlowEnd> {
+    // SAFETY: the size is checked, any bytes are a value, and an unaligned read asks for no alignment.
+    (bytes.len() == size_of::<FlowEnd>())
+        .then(|| unsafe { bytes.as_ptr().cast::<FlowEnd>().read_unaligned() })
 }
 
 /// The ends of a flow, copied while the kernel may be rewriting them: the caller checks the phase before and after.

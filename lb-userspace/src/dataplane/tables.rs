@@ -13,16 +13,16 @@ use aya::{
 };
 use lb_common::{
     addr::Addr,
-    flow::{Flow, split_owners},
+    flow::Flow,
     layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
     member::Member,
     reason::DropReason,
     service::{Config, Pool, Service, ServiceKey},
     stats::TrafficCell,
-    tcp::Phase,
 };
 
 use super::{
+    flows::FlowTable,
     loader,
     sys::{self, Allocation, Record},
 };
@@ -53,27 +53,6 @@ pub struct Numbers {
     pub members: Index<(Name, SocketAddr), u16>,
     /// By virtual server name.
     pub virtual_servers: Index<Name, u16>,
-}
-
-/// One flow, read out of the tables.
-#[derive(Debug, Clone, Copy)]
-pub struct FlowSnapshot {
-    /// The four ends.
-    pub route: lb_common::flow::Route,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Number of its virtual server.
-    pub virtual_server: u16,
-    /// Number of its member.
-    pub member: u16,
-    /// Tick of the first packet.
-    pub created: u32,
-    /// Tick of the last packet.
-    pub last_seen: u32,
-    /// Packets forward and reverse.
-    pub packets: [u64; 2],
-    /// Bytes forward and reverse.
-    pub bytes: [u64; 2],
 }
 
 impl Tables {
@@ -340,41 +319,15 @@ impl Tables {
             .collect()
     }
 
-    /// Every flow, half-open and closing ones included.
-    pub(super) fn flows(&self) -> impl Iterator<Item = FlowSnapshot> + '_ {
-        let used = self.allocation[0].unused.load(Relaxed) as usize + 1;
-        self.flows[..used.min(self.flows.len())]
-            .iter()
-            .filter_map(snapshot)
+    /// The flow records, for whoever reads them beside the programs.
+    pub(super) fn flow_table(&self) -> FlowTable {
+        FlowTable::new(self.flows, self.allocation)
     }
 
     /// How many flow records there are.
     pub(super) fn flows_max(&self) -> u64 {
         self.flows.len() as u64 - 1
     }
-}
-
-fn snapshot(flow: &Flow) -> Option<FlowSnapshot> {
-    let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    if matches!(phase, Phase::Free | Phase::Claimed) {
-        return None;
-    }
-    let created = flow.created.load(Relaxed);
-    let route = sys::route(flow);
-    if flow.phase.load(Relaxed) == Phase::Claimed as u32 || flow.created.load(Relaxed) != created {
-        return None;
-    }
-    let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
-    Some(FlowSnapshot {
-        route,
-        phase,
-        virtual_server,
-        member,
-        created,
-        last_seen: flow.last_seen.load(Relaxed),
-        packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
-        bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),
-    })
 }
 
 fn mapped<T: sys::Shared>(

@@ -2,6 +2,9 @@
 //!
 //! Built by `config/`; nothing in here can contradict itself, and nothing in here does I/O.
 
+pub mod diff;
+pub mod show;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -20,6 +23,8 @@ pub struct Generation {
     pub mode: Mode,
     /// Interfaces and hooks of the kernel plane.
     pub network: Network,
+    /// What is logged.
+    pub log: Log,
     /// In the order of the file.
     pub virtual_servers: Vec<Arc<VirtualServer>>,
     /// Every pool, used or not.
@@ -52,6 +57,15 @@ pub struct Network {
     pub max_flows: u32,
     /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
     pub vlans: BTreeSet<u16>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// A line when a passthrough flow ends.
+    pub flows: bool,
+    /// Most of these lines in a second; the others are counted.
+    pub flows_per_second: u32,
 }
 
 /// `network.attach`.
@@ -163,6 +177,8 @@ pub struct Pool {
     pub method: Method,
     /// Absent: every member counts as up.
     pub monitor: Option<Name>,
+    /// What becomes of the connections of a member that its monitor finds down.
+    pub on_down: OnDown,
     /// Never empty, at most [`lb_common::layout::POOL_MEMBERS`], names and addresses unique.
     pub members: Vec<Member>,
 }
@@ -174,6 +190,15 @@ pub enum Method {
     LeastConnections,
     /// Each in turn.
     RoundRobin,
+}
+
+/// `pool.on_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDown {
+    /// They go on as far as they can.
+    Leave,
+    /// They are ended at once, so that clients come back to another member.
+    Reset,
 }
 
 /// `[[pool.NAME.member]]`.

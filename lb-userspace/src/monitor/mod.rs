@@ -9,7 +9,7 @@ pub mod schedule;
 
 use std::sync::Arc;
 
-pub use runner::run;
+pub use runner::Watches;
 
 use crate::{
     model::{Monitor, Name},
@@ -35,6 +35,8 @@ pub struct Target {
     pub member: Arc<LiveMember>,
     /// The monitor of its pool.
     pub monitor: Arc<Monitor>,
+    /// What is known of the member already; without it the first probe decides alone.
+    pub known: Option<bool>,
 }
 
 /// Who wants to know.

@@ -1,11 +1,11 @@
 //! Sockets and the clock around the pure parts: one task per member.
 
-use std::{future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    task::JoinSet,
+    task::AbortHandle,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -15,28 +15,58 @@ use super::{
     schedule::{Schedule, seed},
 };
 
-/// Watches the members until it is dropped.
+/// The members that are watched, each by a task of its own, until it is dropped.
 ///
 /// Each is probed at once, then every interval of its monitor, never twice at the same time. A member's state is
 /// set before the observer hears of it.
-pub async fn run(targets: Vec<Target>, observer: Arc<dyn Observer>) {
-    let mut watches = JoinSet::new();
-    for target in targets {
-        watches.spawn(watch(target, observer.clone()));
-    }
-    while let Some(ended) = watches.join_next().await {
-        // A watch has no end of its own: its observer has panicked, and the member keeps its last state.
-        if let Err(error) = ended {
-            log::error!("a member is no longer watched: {error}");
+pub struct Watches {
+    observer: Arc<dyn Observer>,
+    watched: Vec<(Target, AbortHandle)>,
+}
+
+impl Watches {
+    /// Nobody yet.
+    pub fn new(observer: Arc<dyn Observer>) -> Self {
+        Self {
+            observer,
+            watched: Vec::new(),
         }
     }
-    future::pending().await
+
+    /// Watches these from now on, and nobody else. A member that was watched in the same way does not notice.
+    ///
+    /// Needs a running runtime.
+    pub fn set(&mut self, targets: Vec<Target>) {
+        let mut before = std::mem::take(&mut self.watched);
+        for target in targets {
+            let same = before.iter().position(|(old, _)| is_same(old, &target));
+            let watch = match same {
+                Some(at) => before.swap_remove(at).1,
+                None => tokio::spawn(watch(target.clone(), self.observer.clone())).abort_handle(),
+            };
+            self.watched.push((target, watch));
+        }
+        for (_, watch) in before {
+            watch.abort();
+        }
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.set(Vec::new());
+    }
+}
+
+fn is_same(old: &Target, new: &Target) -> bool {
+    Arc::ptr_eq(&old.member, &new.member) && old.monitor == new.monitor && old.pool == new.pool
 }
 
 async fn watch(target: Target, observer: Arc<dyn Observer>) {
     let address = target.member.address.to_string();
     let seed = seed(&[&target.pool, &target.member.name, &address]);
-    let mut schedule = Schedule::new(&target.monitor, seed, Instant::now().into_std());
+    let schedule = Schedule::new(&target.monitor, seed, Instant::now().into_std());
+    let mut schedule = schedule.knowing(target.known);
     loop {
         sleep_until(schedule.due().into()).await;
         let health = probe(&target).await;

@@ -38,6 +38,12 @@ impl Schedule {
         }
     }
 
+    /// Goes on from what is known: the first result is one in a row like any other.
+    #[must_use]
+    pub fn knowing(self, up: Option<bool>) -> Self {
+        Self { up, ..self }
+    }
+
     /// When the next probe starts; not before the one before it has [`ended`](Self::ended).
     pub fn due(&self) -> Instant {
         self.due
@@ -120,6 +126,14 @@ mod tests {
     fn the_first_result_decides_alone() {
         assert_eq!(states(5, 5, "+"), "U");
         assert_eq!(states(5, 5, "-"), "D");
+    }
+
+    #[test]
+    fn what_is_known_is_defended() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(&monitor(2, 3), 0, now).knowing(Some(true));
+        assert!(schedule.ended(false, now) && schedule.ended(false, now));
+        assert!(!schedule.ended(false, now), "the third in a row");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -33,7 +33,39 @@ pub struct LiveMember {
     /// Its number in the tables of the kernel plane.
     pub id: u16,
     up: AtomicBool,
+    admin: AtomicU8,
     cell: &'static TrafficCell,
+}
+
+/// What the operator wants of a member, whatever its monitor finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Admin {
+    /// It serves.
+    #[default]
+    Ready = 0,
+    /// Nothing new; what is there ends by itself, or at a deadline.
+    Drain = 1,
+    /// Nothing new, what is there is ended, and nobody probes it.
+    Maint = 2,
+}
+
+impl Admin {
+    /// The word in commands, views and the state file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+
+    /// From its word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Ready, Self::Drain, Self::Maint]
+            .into_iter()
+            .find(|admin| admin.word() == word)
+    }
 }
 
 /// A place at a member, given back when dropped.
@@ -63,7 +95,7 @@ impl LivePool {
         &self.members
     }
 
-    /// Takes a place at the best member that is up and was not `tried` yet.
+    /// Takes a place at the best member that takes new sessions and was not `tried` yet.
     ///
     /// Members that cannot be taken are left out before the turn is counted: the one behind a dead member would
     /// otherwise get its part as well.
@@ -97,7 +129,7 @@ impl LivePool {
         debug_assert!(self.members.len() <= POOL_MEMBERS);
         let numbered = self.members.iter().take(POOL_MEMBERS).enumerate();
         numbered
-            .filter(|(_, member)| member.is_up() && !tried.contains(&member.id))
+            .filter(|(_, member)| member.takes_new() && !tried.contains(&member.id))
             .fold(0, |fit, (number, _)| fit | (1 << number))
     }
 }
@@ -116,13 +148,33 @@ impl LiveMember {
             address,
             id,
             up: AtomicBool::new(up),
+            admin: AtomicU8::new(Admin::Ready as u8),
             cell,
         }
     }
 
-    /// May it take new sessions?
+    /// Does its monitor find it good?
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// May it take new connections? Its monitor and the operator both have to want it.
+    pub fn takes_new(&self) -> bool {
+        self.is_up() && self.admin() == Admin::Ready
+    }
+
+    /// What the operator wants of it.
+    pub fn admin(&self) -> Admin {
+        match self.admin.load(Relaxed) {
+            0 => Admin::Ready,
+            1 => Admin::Drain,
+            _ => Admin::Maint,
+        }
+    }
+
+    /// Sets what the operator wants of it.
+    pub fn set_admin(&self, admin: Admin) {
+        self.admin.store(admin as u8, Relaxed);
     }
 
     /// Sets what its monitor found; true when that is news.

@@ -12,6 +12,7 @@ mod client;
 pub mod events;
 mod listener;
 mod live;
+mod orders;
 mod pump;
 mod session;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use lb_common::stats::TrafficCell;
 
 pub use self::{
     listener::{WorkerListeners, bind_listeners},
+    orders::{Control, Orders},
     worker::{DrainReport, Proxy},
 };
 use crate::{
@@ -75,17 +77,19 @@ pub struct Services(RwLock<Arc<HashMap<SocketAddr, Arc<Service>>>>);
 
 impl Services {
     /// These virtual servers.
-    pub fn new(services: impl IntoIterator<Item = Service>) -> Self {
+    pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
         let new = Self::default();
         new.replace(services);
         new
     }
 
     /// Serves these from now on; sessions that run keep what they started with.
-    pub fn replace(&self, services: impl IntoIterator<Item = Service>) {
+    ///
+    /// Of two with the same address the last counts.
+    pub fn replace(&self, services: impl IntoIterator<Item = Arc<Service>>) {
         let by_address = services
             .into_iter()
-            .map(|service| (canonical(service.address), Arc::new(service)));
+            .map(|service| (canonical(service.address), service));
         let by_address = Arc::new(by_address.collect());
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = by_address;
     }

@@ -14,9 +14,9 @@ use super::{
     client::{ClientStream, Waiting},
     events::Events,
     live::{Live, Present},
+    orders::{Control, Orders},
     pump::{Pump, Turn},
     upstream::Upstream,
-    worker::Control,
 };
 use crate::{
     model::Name,
@@ -29,7 +29,7 @@ pub(super) struct Context {
     pub(super) live: Arc<Live>,
     pub(super) events: Arc<Events>,
     pub(super) log: Arc<dyn SessionSink>,
-    pub(super) control: watch::Receiver<Control>,
+    pub(super) control: watch::Receiver<Orders>,
     pub(super) timeouts: Timeouts,
 }
 
@@ -97,15 +97,16 @@ impl Serving {
     async fn run(&mut self, pump: &mut Pump) -> End {
         let mut control = self.context.control.clone();
         let mut tried = Vec::new();
-        let state = *control.borrow_and_update();
-        heed(state, &mut pump.session);
+        let mut heeded = control.borrow().number();
+        heed(control.borrow_and_update().all, &mut pump.session);
         loop {
             let turn = tokio::select! {
                 biased;
                 turn = pump.turn() => turn,
                 Ok(()) = control.changed() => {
-                    let state = *control.borrow_and_update();
-                    heed(state, &mut pump.session);
+                    let member = pump.member.as_ref().map(|member| member.lease.member().id);
+                    let order = control.borrow_and_update().heed(member, &mut heeded);
+                    heed(order, &mut pump.session);
                     continue;
                 }
             };

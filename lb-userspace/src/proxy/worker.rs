@@ -22,6 +22,7 @@ use super::{
     events::Events,
     listener::WorkerListeners,
     live::Live,
+    orders::{Control, Orders},
     session::{Context, serve},
 };
 use crate::{admin::view::SessionView, smtp::timeouts::Timeouts, telemetry::session::SessionSink};
@@ -30,15 +31,6 @@ use crate::{admin::view::SessionView, smtp::timeouts::Timeouts, telemetry::sessi
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// What sessions get to say goodbye after they were cut.
 const CUT: Duration = Duration::from_millis(500);
-
-/// What the workers shall do; only ever goes down this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Control {
-    Run,
-    StopAccepting,
-    Drain,
-    Cut,
-}
 
 /// What a drain came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +43,7 @@ pub struct DrainReport {
 
 /// The proxy plane at work.
 pub struct Proxy {
-    control: watch::Sender<Control>,
+    control: watch::Sender<Orders>,
     workers: Vec<JoinHandle<()>>,
     live: Vec<Arc<Live>>,
     events: Arc<Events>,
@@ -78,7 +70,7 @@ impl Proxy {
         log: Arc<dyn SessionSink>,
         timeouts: Timeouts,
     ) -> io::Result<Self> {
-        let control = watch::Sender::new(Control::Run);
+        let control = watch::Sender::new(Orders::none());
         let (alive, ended) = mpsc::channel();
         let events = Arc::new(Events::default());
         let mut proxy = Self {
@@ -137,6 +129,13 @@ impl Proxy {
         }
     }
 
+    /// Ends the sessions that a member has now, and no later one: with [`Control::Drain`] between messages, with
+    /// [`Control::Cut`] at once; the client is told 421 4.3.2.
+    pub fn end_member(&self, member: u16, control: Control) {
+        self.control
+            .send_modify(|orders| orders.to_member(member, control));
+    }
+
     /// The sessions of all workers, in no order.
     pub fn sessions(&self) -> Vec<SessionView> {
         self.live.iter().flat_map(|live| live.views()).collect()
@@ -153,11 +152,8 @@ impl Proxy {
     }
 
     fn raise(&self, control: Control) {
-        self.control.send_if_modified(|now| {
-            let raised = *now < control;
-            *now = (*now).max(control);
-            raised
-        });
+        self.control
+            .send_if_modified(|orders| orders.raise(control));
     }
 
     fn count(&self) -> usize {
@@ -228,14 +224,16 @@ impl Worker {
             let accepting: Vec<_> = listeners.into_iter().map(accept).collect();
             let mut control = context.control.clone();
             // A sender that is gone means the same as the last word it could have said.
-            let _ = control.wait_for(|state| *state >= Control::Drain).await;
+            let _ = control
+                .wait_for(|orders| orders.all >= Control::Drain)
+                .await;
             for task in accepting {
                 // What waited in the queues is served; a task that panicked took its listener along.
                 let _ = task.await;
             }
             tokio::select! {
                 () = context.live.emptied() => {}
-                _ = control.wait_for(|state| *state == Control::Cut) => {
+                _ = control.wait_for(|orders| orders.all == Control::Cut) => {
                     let _ = timeout(CUT, context.live.emptied()).await;
                 }
             }
@@ -250,7 +248,7 @@ async fn accept(listener: TcpListener, services: Arc<Services>, context: Arc<Con
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = control.wait_for(|state| *state >= Control::StopAccepting) => break,
+            _ = control.wait_for(|orders| orders.all >= Control::StopAccepting) => break,
         };
         match accepted {
             Ok((tcp, _)) => {

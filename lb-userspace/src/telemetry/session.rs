@@ -144,7 +144,7 @@ impl fmt::Display for SessionId {
 }
 
 /// A value from outside: cut, and in quotes with everything escaped that could end a value or a line.
-struct Quoted<'a>(&'a [u8]);
+pub(super) struct Quoted<'a>(pub(super) &'a [u8]);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

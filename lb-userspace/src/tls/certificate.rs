@@ -43,6 +43,13 @@ pub struct Loaded {
     pub(super) key: Arc<CertifiedKey>,
 }
 
+impl Loaded {
+    /// Would a client see no difference? The key belongs to the certificate, so the chain says it all.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+    }
+}
+
 /// Reads a chain and its key and checks that they can be used now.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::util::KernelVersion;
 use lb_userspace::admin::view::{FlowView, MemberView, Stats, Status};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
@@ -84,6 +85,36 @@ impl<'lab> Daemon<'lab> {
         Ok(())
     }
 
+    /// Starts two next daemons at the same moment, and waits until one of them alone is left.
+    ///
+    /// # Errors
+    /// When another than the last one is left, or one does not end well.
+    pub fn succeed_twice_at_once(&mut self) -> Result<()> {
+        let said = self.process.log().len();
+        let mut next = [
+            spawn(self.lab, command(self.lab)?)?,
+            spawn(self.lab, command(self.lab)?)?,
+        ];
+        let served = |log: &str| log[said..].matches("serving ").count() == 2;
+        wait_until(START, "both to have served", || served(&self.process.log()))?;
+        let pid = self.status()?.pid;
+        if next[0].id() == pid {
+            next.swap(0, 1);
+        }
+        let [mut gone, stays] = next;
+        if stays.id() != pid {
+            bail!("a third one answers");
+        }
+        let mut old = std::mem::replace(&mut self.process, stays);
+        for process in [&mut old, &mut gone] {
+            let status = process.wait(Duration::from_secs(20))?;
+            if !status.success() {
+                bail!("a daemon ended with {status}:\n{}", process.log());
+            }
+        }
+        Ok(())
+    }
+
     fn wait_for_serving(&mut self, from: usize) -> Result<()> {
         self.process.wait_for_line(START, from, "serving").map(drop)
     }
@@ -119,6 +150,54 @@ impl<'lab> Daemon<'lab> {
             bail!("the daemon ended with {status}:\n{}", self.process.log());
         }
         Ok(())
+    }
+
+    /// Writes another configuration where the daemon looks for it; it does not look by itself.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn reconfigure(&self, config: &str) -> Result<()> {
+        // As editors do it: whoever reads sees the old file or the new one.
+        let path = config_path(self.lab);
+        let aside = path.with_extension("new");
+        fs::write(&aside, config)?;
+        Ok(fs::rename(&aside, &path)?)
+    }
+
+    /// Runs a verb to its end, with the options of this daemon; how it ended is for the caller to judge.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn verb(&self, words: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program()?);
+        command.args(words);
+        add_paths(&mut command, self.lab);
+        self.lab.balancer.output(&mut command)
+    }
+
+    /// As [`Self::verb`], which has to end well; what it said.
+    ///
+    /// # Errors
+    /// When it does not; quotes its stderr.
+    pub fn good_verb(&self, words: &[&str]) -> Result<String> {
+        let output = self.verb(words)?;
+        if !output.status.success() {
+            bail!(
+                "`smtplb {}` ended with {}: {}",
+                words.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Lets it run on when the value goes.
@@ -308,6 +387,12 @@ fn spawn(lab: &Lab, mut command: Command) -> Result<Process> {
 fn command(lab: &Lab) -> Result<Command> {
     let mut command = Command::new(program()?);
     command.arg("run");
+    add_paths(&mut command, lab);
+    Ok(command)
+}
+
+/// The options that tell one daemon from another.
+fn add_paths(command: &mut Command, lab: &Lab) {
     for (flag, path) in [
         ("--config", config_path(lab)),
         ("--admin", socket(lab)),
@@ -316,11 +401,19 @@ fn command(lab: &Lab) -> Result<Command> {
     ] {
         command.arg(flag).arg(path);
     }
-    Ok(command)
 }
 
 fn config_path(lab: &Lab) -> PathBuf {
     lab.folder().join("smtplb.toml")
+}
+
+/// What `status` has to call the TC hook on this kernel.
+pub fn tc_hook() -> &'static str {
+    let version = KernelVersion::current();
+    match version.is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
+        true => "tcx",
+        false => "clsact",
+    }
 }
 
 /// The admin socket of a lab's daemon.

@@ -41,12 +41,12 @@ impl Pass {
     }
 }
 
-/// An ELF object with the one program in section `xdp`.
+/// An ELF object with the one program in section `xdp.frags`: a link with a program that takes no pieces is limited to a page.
 fn object() -> Result<Vec<u8>> {
     // r0 = XDP_PASS (2); exit
     const CODE: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-    let section = object.add_section(Vec::new(), b"xdp".to_vec(), SectionKind::Text);
+    let section = object.add_section(Vec::new(), b"xdp.frags".to_vec(), SectionKind::Text);
     object.append_section_data(section, &CODE, 8);
     object.add_symbol(Symbol {
         name: b"pass".to_vec(),

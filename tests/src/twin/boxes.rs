@@ -44,33 +44,44 @@ pub struct Boxes {
     pub own: TwinBox,
     pub nft: TwinBox,
     pub plane: KernelPlane,
+    /// Do members see the box instead of the client?
+    pub snat: bool,
     _passes: Vec<Pass>,
-    _outside: Namespace,
+    /// Where the raw ports are.
+    pub outside: Namespace,
     generation: Generation,
     remover: Remover,
     folder: PathBuf,
 }
 
 impl Boxes {
-    /// Builds them; `attach` is the hook of our own.
+    /// Builds them with SNAT; `attach` is the hook of our own, `extra` more of its `[network]`.
     ///
     /// # Errors
     /// When this is not root, or the kernel lacks something.
     pub fn build(attach: &str, extra: &str) -> Result<Self> {
+        Self::build_with(attach, extra, true)
+    }
+
+    /// Builds them with or without SNAT.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_with(attach: &str, extra: &str, snat: bool) -> Result<Self> {
         prefix::remove_leftovers(false);
         let name = prefix::new();
         let folder = prefix::folder(&name);
         let outside = Namespace::create(&format!("{name}-out"))?;
         let own = twin(&name, "own", &outside)?;
         let nft = twin(&name, "nft", &outside)?;
-        nft.namespace.enter(|| load_ruleset(&ruleset()))?;
+        nft.namespace.enter(|| load_ruleset(&ruleset(snat)))?;
         let mut passes = Vec::new();
         if attach.starts_with("xdp") {
             for port in ["own-c", "own-s"] {
                 passes.push(Pass::attach(&outside, port)?);
             }
         }
-        let (generation, _) = config::parse("twin.toml", &configuration(attach, extra))
+        let (generation, _) = config::parse("twin.toml", &configuration(attach, extra, snat))
             .map_err(|faults| anyhow::anyhow!("{faults:?}"))?;
         let bpffs = folder.join("bpf");
         std::fs::create_dir_all(&folder)?;
@@ -84,10 +95,11 @@ impl Boxes {
         Ok(Self {
             own,
             nft,
+            snat,
             remover: plane.remover(),
             plane,
             _passes: passes,
-            _outside: outside,
+            outside,
             generation,
             folder,
         })
@@ -221,7 +233,8 @@ fn twin(prefix: &str, name: &str, outside: &Namespace) -> Result<TwinBox> {
     Ok(TwinBox { namespace, ports })
 }
 
-fn configuration(attach: &str, extra: &str) -> String {
+fn configuration(attach: &str, extra: &str, snat: bool) -> String {
+    let snat = if snat { "automap" } else { "none" };
     let mut text = format!(
         "[network]\nclient_interfaces = [\"cli0\"]\nserver_interfaces = [\"srv0\"]\nattach = \"{attach}\"\n{extra}\n"
     );
@@ -231,7 +244,7 @@ fn configuration(attach: &str, extra: &str) -> String {
             let name = format!("twin{service}-{}", if v6 { "v6" } else { "v4" });
             let _ = write!(
                 text,
-                "[virtual_server.{name}]\naddress = \"{}\"\nport = {}\nforward = \"passthrough\"\npool = \"{name}\"\n\
+                "[virtual_server.{name}]\naddress = \"{}\"\nport = {}\nforward = \"passthrough\"\npool = \"{name}\"\nsnat = \"{snat}\"\n\
                  [pool.{name}]\n[[pool.{name}.member]]\naddress = \"{}\"\nport = {}\n",
                 ends.service.ip(),
                 ends.service.port(),
@@ -243,7 +256,7 @@ fn configuration(attach: &str, extra: &str) -> String {
     text
 }
 
-fn ruleset() -> String {
+fn ruleset(snat: bool) -> String {
     let mut text = "table inet twin {\n\
         map ports4 { type ipv4_addr . inet_service . ipv4_addr : ipv4_addr . inet_service; }\n\
         map ports6 { type ipv6_addr . inet_service . ipv6_addr : ipv6_addr . inet_service; }\n\
@@ -269,6 +282,9 @@ fn ruleset() -> String {
     }
     text.push_str("}\nchain behind { type nat hook postrouting priority srcnat;\n");
     for (family, map) in [("ip", "ports4"), ("ip6", "ports6")] {
+        if !snat {
+            break;
+        }
         let _ = writeln!(
             text,
             "tcp dport 4465 snat {family} to {family} saddr . tcp sport . {family} daddr map @{map}"
@@ -301,6 +317,10 @@ fn load_ruleset(text: &str) -> Result<()> {
         ("nf_conntrack_checksum", "0"),
         ("nf_conntrack_tcp_be_liberal", "1"),
         ("nf_conntrack_tcp_loose", "0"),
+        // smtplb lets a port rest for a minute; in a long run it would come again before conntrack forgets it.
+        ("nf_conntrack_tcp_timeout_time_wait", "5"),
+        ("nf_conntrack_tcp_timeout_close", "5"),
+        ("nf_conntrack_tcp_timeout_last_ack", "5"),
     ] {
         std::fs::write(format!("/proc/sys/net/netfilter/{setting}"), value)
             .with_context(|| format!("cannot set {setting}"))?;

@@ -69,7 +69,10 @@ pub fn run(boxes: &mut Boxes, seed: u64, packets: u64, spice: Spice) -> Result<R
             .map(|_| {
                 number += 1;
                 let v6 = number % 2 == 1;
-                let ends = ends(number / 2, v6);
+                let mut ends = ends(number / 2, v6);
+                if !boxes.snat {
+                    ends.snat = ends.client.ip();
+                }
                 let routers = [address(71, 250, v6), address(72, 250, v6)];
                 let steps = dialogue::dialogue(&mut random, &ends, routers, spice).into_iter();
                 Connection {
@@ -218,7 +221,7 @@ fn judge(
             };
             if alike {
                 *report.alike.entry(kind).or_default() += 1;
-            } else if let Some(name) = explained(packet, generated, &left, &right) {
+            } else if let Some(name) = explained(packet, origin, connection, &left, &right) {
                 *report.explained.entry(name).or_default() += 1;
             } else {
                 let class = format!(
@@ -253,14 +256,40 @@ fn judge(
 /// The name of a difference that docs/life-of-a-packet.md describes.
 fn explained(
     packet: &Packet,
-    generated: bool,
+    origin: Origin,
+    connection: &Connection,
     own: &[Vec<u8>],
     nft: &[Vec<u8>],
 ) -> Option<&'static str> {
+    let Origin {
+        generated,
+        to_client,
+        ..
+    } = origin;
     match packet {
         // nftables NAT sums an ICMP message before it changes it; smtplb keeps a wrong sum wrong.
         Packet::Error { damage, .. } if *damage != 0 && nft.is_empty() && own.len() == 1 => {
             Some("a damaged ICMP error is left to its receiver")
+        }
+        _ if generated
+            && !to_client
+            && !own.is_empty()
+            && connection.ends.snat == connection.ends.client.ip() =>
+        {
+            let source = |frames: &[Vec<u8>]| {
+                let mut bytes = ip(frames.first()?)?.to_vec();
+                // Source address and the checksum that covers it.
+                match bytes[0] >> 4 {
+                    4 => bytes[12..16].fill(0),
+                    _ => {
+                        bytes[8..24].fill(0);
+                        bytes[42..44].fill(0);
+                    }
+                }
+                Some(bytes)
+            };
+            (source(own) == source(nft))
+                .then_some("an answer to a member without SNAT is from the client")
         }
         // The caller compares with the count of `no-answer`.
         _ if generated && own.is_empty() && nft.len() == 1 => Some(UNANSWERED),

@@ -18,12 +18,15 @@ use super::{
     raw::{self, ProbeKind, Raw},
     reader::{At, Field},
 };
-use crate::model::{Certificate, Generation, Mode, Monitor, Name, Probe};
+use crate::model::{Certificate, Generation, Log, Mode, Monitor, Name, Probe};
 
 /// `monitor.interval`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 /// `monitor.timeout`: three intervals and a second, as mail servers greet late under load.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(91);
+
+/// `log.flows_per_second`: what a disk and a reader take without noticing.
+const DEFAULT_FLOWS_PER_SECOND: u32 = 1000;
 
 /// What the objects of a file may refer to.
 struct Known<'r, 'd> {
@@ -46,6 +49,7 @@ pub(super) fn generation(
     let known = Known::new(&raw);
     let mode = raw.mode.clone().or(Mode::Mixed);
     let network = network::network(&raw, faults);
+    let log = log(&raw.log);
     let virtual_servers = all(raw
         .virtual_servers
         .iter()
@@ -68,6 +72,7 @@ pub(super) fn generation(
     Some(Generation {
         mode: mode?,
         network: network?,
+        log: log?,
         virtual_servers: virtual_servers?,
         pools: pools?.into_iter().collect(),
         monitors: monitors?.into_iter().collect(),
@@ -109,6 +114,13 @@ impl<'r, 'd> Known<'r, 'd> {
         }
         known
     }
+}
+
+fn log(raw: &raw::Log) -> Option<Log> {
+    Some(Log {
+        flows: raw.flows.clone().or(true)?,
+        flows_per_second: raw.flows_per_second.clone().or(DEFAULT_FLOWS_PER_SECOND)?,
+    })
 }
 
 fn monitor(raw: &raw::Monitor<'_>, faults: &mut Faults) -> Option<Monitor> {

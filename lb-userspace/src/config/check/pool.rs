@@ -14,7 +14,7 @@ use crate::{
         raw::{self, Raw},
         reader::Field,
     },
-    model::{Member, Method, Name, Pool},
+    model::{Member, Method, Name, OnDown, Pool},
 };
 
 /// Number 0 of each table of the kernel plane means "none".
@@ -41,6 +41,7 @@ pub(super) fn pool(
         name: raw.name.value.into(),
         method: raw.method.clone().or(Method::LeastConnections)?,
         monitor: monitor?,
+        on_down: raw.on_down.clone().or(OnDown::Leave)?,
         members: members?,
     })
 }

@@ -24,6 +24,7 @@ const INCOMPLETE: &str = "Without it there is nothing to do.";
 pub(super) struct Raw<'d> {
     pub(super) mode: Field<Mode>,
     pub(super) network: Network<'d>,
+    pub(super) log: Log,
     pub(super) virtual_servers: Vec<VirtualServer<'d>>,
     pub(super) certificates: Vec<Certificate<'d>>,
     pub(super) pools: Vec<Pool<'d>>,
@@ -39,6 +40,12 @@ pub(super) struct Network<'d> {
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
     pub(super) vlans: Field<Vec<At<u32>>>,
+}
+
+/// `[log]`.
+pub(super) struct Log {
+    pub(super) flows: Field<bool>,
+    pub(super) flows_per_second: Field<u32>,
 }
 
 /// `[certificate.NAME]`.
@@ -81,6 +88,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         faults,
     );
     let network = network(&mut top, faults);
+    let log = log(&mut top, faults);
     let virtual_servers = top
         .named("virtual_server", "virtual server", faults)
         .into_iter()
@@ -119,6 +127,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
     Raw {
         mode,
         network,
+        log,
         virtual_servers,
         certificates,
         pools,
@@ -126,28 +135,65 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
     }
 }
 
-fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
-    let value = top.value("network");
-    let section = value.and_then(|value| match value.get_ref() {
-        DeValue::Table(entries) => Some(Section::new(
-            "network".to_owned(),
-            value.span().start,
-            entries,
-        )),
+/// A table that is there once, like `[network]`.
+fn single<'d, 'i>(
+    top: &mut Section<'d, 'i>,
+    key: &'static str,
+    faults: &mut Faults,
+) -> Field<Section<'d, 'i>> {
+    let Some(value) = top.value(key) else {
+        return Field::Absent;
+    };
+    let at = value.span().start;
+    match value.get_ref() {
+        DeValue::Table(entries) => Field::Is(At {
+            value: Section::new(key.to_owned(), at, entries),
+            at,
+        }),
         _ => {
             faults.error(
-                value.span().start,
-                "network",
+                at,
+                key,
                 "is not a table",
                 "Nothing can be read from it.",
-                "Begin it with a line `[network]`.",
+                format!("Begin it with a line `[{key}]`."),
             );
-            None
+            Field::Wrong
         }
-    });
-    let Some(mut section) = section else {
+    }
+}
+
+fn log(top: &mut Section<'_, '_>, faults: &mut Faults) -> Log {
+    let mut section = match single(top, "log", faults) {
+        Field::Is(section) => section.value,
+        Field::Absent | Field::Wrong => {
+            return Log {
+                flows: Field::Absent,
+                flows_per_second: Field::Absent,
+            };
+        }
+    };
+    let log = Log {
+        flows: section.boolean("flows", "flows = true", faults),
+        flows_per_second: section.integer(
+            "flows_per_second",
+            1..=1_000_000,
+            "flows_per_second = 1000",
+            faults,
+        ),
+    };
+    section.finish(faults);
+    log
+}
+
+fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
+    let section = single(top, "network", faults);
+    let absent = matches!(section, Field::Absent);
+    let Field::Is(At {
+        value: mut section, ..
+    }) = section
+    else {
         // A value of the wrong type has been noted above: nothing more may be said about its keys.
-        let absent = value.is_none();
         let interfaces = || if absent { Field::Absent } else { Field::Wrong };
         return Network {
             at: None,

@@ -9,7 +9,7 @@ use crate::{
         phrase::{check_name, not_yet},
         reader::{At, Field, Section},
     },
-    model::Method,
+    model::{Method, OnDown},
 };
 
 /// One pool.
@@ -18,6 +18,7 @@ pub(in crate::config) struct Pool<'d> {
     pub(in crate::config) object: String,
     pub(in crate::config) method: Field<Method>,
     pub(in crate::config) monitor: Field<&'d str>,
+    pub(in crate::config) on_down: Field<OnDown>,
     pub(in crate::config) members: Field<Vec<Member<'d>>>,
 }
 
@@ -45,6 +46,12 @@ pub(super) fn read<'d>(
         faults,
     );
     let monitor = section.string("monitor", "monitor = \"msa\"", faults);
+    let on_down = section.choice(
+        "on_down",
+        &[("leave", OnDown::Leave), ("reset", OnDown::Reset)],
+        &[],
+        faults,
+    );
     let example = format!("[[pool.{}.member]]", name.value);
     let members = section.list("member", &example, faults).and_then(|list| {
         Some(
@@ -76,6 +83,7 @@ pub(super) fn read<'d>(
         object,
         method,
         monitor,
+        on_down,
         members,
     }
 }

@@ -3,6 +3,7 @@
 mod accepted;
 mod files;
 mod hostile;
+mod shown;
 
 use super::{Diagnostic, parse};
 

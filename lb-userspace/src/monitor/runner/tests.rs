@@ -6,6 +6,7 @@ use lb_common::stats::TrafficCell;
 use tokio::{
     net::TcpListener,
     sync::mpsc,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -45,6 +46,7 @@ fn target(address: SocketAddr, up: bool, interval: u64, limit: u64, fall: u32) -
             rise: 1,
             fall,
         }),
+        known: None,
     }
 }
 
@@ -52,7 +54,11 @@ fn target(address: SocketAddr, up: bool, interval: u64, limit: u64, fall: u32) -
 fn start(targets: Vec<Target>) -> (mpsc::UnboundedReceiver<Heard>, JoinSet<()>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut running = JoinSet::new();
-    running.spawn(run(targets, Arc::new(Ear(Mutex::new(sender)))));
+    running.spawn(async move {
+        let mut watches = Watches::new(Arc::new(Ear(Mutex::new(sender))));
+        watches.set(targets);
+        std::future::pending().await
+    });
     (receiver, running)
 }
 

@@ -100,7 +100,9 @@ impl Lab {
             cell,
         };
         let ends = Ends::default();
-        let services = Arc::new(Services::new([address].into_iter().chain(v6).map(service)));
+        let services = Arc::new(Services::new(
+            [address].into_iter().chain(v6).map(service).map(Arc::new),
+        ));
         let log = Arc::new(ends.clone());
         let proxy = Proxy::start_with(services.clone(), listeners, log, timeouts).unwrap();
         let proxy = Some(proxy);

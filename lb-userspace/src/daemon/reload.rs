@@ -1,0 +1,280 @@
+//! Reload: the next generation is built beside the one in use, then takes its place at once.
+//!
+//! Everything that can be wrong is looked at before anything changes. What can fail after that comes before the flip and
+//! is taken back when it does. Connections of what is gone go on until they end; only then is the last of it removed.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use anyhow::Context as _;
+use lb_common::stats::TrafficCell;
+
+use super::{Daemon, cpus, first_probes, has_passthrough, live, refresh, running::Running};
+use crate::{
+    admin::{
+        Refusal,
+        view::{ChangeView, ReloadView},
+    },
+    config,
+    dataplane::check_interfaces,
+    failure::{Exit, Failure, OrExit as _},
+    model::{Generation, diff},
+    proxy,
+};
+
+/// A file that was read and found good, with what it names.
+struct Read {
+    generation: Generation,
+    certificates: live::Certificates,
+    warnings: Vec<String>,
+}
+
+impl Daemon {
+    /// SIGHUP: nobody waits for the answer, so the log gets it.
+    pub(super) async fn reload_by_signal(&mut self) {
+        if let Err(refusal) = self.reload(false).await {
+            log::error!("reload: {refusal}");
+        }
+    }
+
+    /// Reads the configuration again and uses it; with `dry_run` only says what that would change.
+    pub(super) async fn reload(&mut self, dry_run: bool) -> Result<ReloadView, Refusal> {
+        let old = self.shared.running();
+        let read = self.read()?;
+        let renewed = live::renewed(&old.certificates, &read.certificates);
+        let mut view = ReloadView {
+            applied: false,
+            generation: u64::from(self.shared.plane().generation()),
+            changes: changes(&old.generation, &read.generation, &renewed),
+            warnings: read.warnings,
+        };
+        check_fixed(&old.generation, &read.generation)?;
+        if dry_run {
+            return Ok(view);
+        }
+        let next = self.build(&old, read.generation, read.certificates).await?;
+        if let Err(failure) = self.switch(&old, &next).await {
+            self.take_back(&old).await;
+            return Err(failure.into());
+        }
+        self.settle(&old, &next);
+        view.applied = true;
+        view.generation = u64::from(self.shared.plane().generation());
+        for warning in &view.warnings {
+            log::warn!("{warning}");
+        }
+        log::info!(
+            "reloaded: generation {}, {} changes",
+            view.generation,
+            view.changes.len()
+        );
+        Ok(view)
+    }
+
+    fn read(&self) -> Result<Read, Failure> {
+        let (generation, warnings) = config::load(&self.options.config)?;
+        let (certificates, faults) = live::load_certificates(&generation);
+        if !faults.is_empty() {
+            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            return Err(anyhow::anyhow!("{}", faults.join("\n"))).or_exit(Exit::Config);
+        }
+        check_interfaces(&generation.network).or_exit(Exit::Config)?;
+        let mut warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        warnings.extend(live::certificate_warnings(&certificates));
+        Ok(Read {
+            generation,
+            certificates,
+            warnings,
+        })
+    }
+
+    /// Brings the next generation to life beside the old one; new members are probed meanwhile.
+    async fn build(
+        &mut self,
+        old: &Running,
+        generation: Generation,
+        certificates: live::Certificates,
+    ) -> Result<Arc<Running>, Failure> {
+        let next = {
+            let mut plane = self.shared.plane();
+            if has_passthrough(&generation) {
+                plane.grow(generation.network.max_flows, self.options.kernel_log)?;
+            }
+            let numbers = plane.number(&generation)?;
+            let roster = super::lock(&self.shared.roster);
+            let pools = live::pools(&generation, &numbers, &plane, &roster, Some(old));
+            let services = live::services(
+                &generation,
+                &numbers,
+                &plane,
+                &pools,
+                &certificates,
+                Some(old),
+            )?;
+            Arc::new(Running {
+                generation,
+                numbers,
+                pools,
+                certificates,
+                services,
+            })
+        };
+        let known: BTreeSet<u16> = old.members().map(|(_, member)| member.id).collect();
+        // A number may have been another member's long ago.
+        super::lock(&self.shared.health).retain(|number, _| known.contains(number));
+        let targets = live::targets(&next.generation, &next.pools, |number| {
+            known.contains(&number)
+        });
+        let fresh: Vec<u16> = targets
+            .iter()
+            .map(|target| target.member.id)
+            .filter(|number| !known.contains(number))
+            .collect();
+        self.watches.set(targets);
+        first_probes(&self.shared, &fresh).await;
+        Ok(next)
+    }
+
+    /// Adds what the next generation needs, then flips.
+    async fn switch(&mut self, old: &Running, next: &Arc<Running>) -> Result<(), Failure> {
+        self.addresses.add_all(&next.generation).await?;
+        self.addresses.enable_forwarding(&next.generation)?;
+        if has_passthrough(&next.generation) {
+            self.shared.plane().attach(&next.generation)?;
+        }
+        // Who is accepted just before the flip still finds the old one, and just after it the new one.
+        let both = old.services.iter().chain(&next.services).cloned();
+        self.shared.services.replace(both);
+        if !next.services.is_empty() && super::workers(&self.shared) == 0 {
+            let listeners =
+                proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?;
+            super::start_proxy(&self.shared, listeners)?;
+        }
+        let workers = super::workers(&self.shared);
+        let mut plane = self.shared.plane();
+        plane.apply(
+            &next.generation,
+            &next.numbers,
+            |number| next.takes_new(number),
+            workers,
+        )?;
+        // A probe may have ended between the two.
+        refresh(&self.shared, next, &mut plane);
+        drop(plane);
+        self.shared.set_running(next.clone());
+        Ok(())
+    }
+
+    /// After a switch that failed before the flip: what it added goes, what it stopped starts.
+    async fn take_back(&mut self, old: &Running) {
+        self.shared.services.replace(old.services.iter().cloned());
+        let targets = live::targets(&old.generation, &old.pools, |_| true);
+        self.watches.set(targets);
+        let lingering = self.lingering_addresses();
+        let pruned = self.addresses.prune(&old.generation, &lingering).await;
+        let mut plane = self.shared.plane();
+        let attached = match has_passthrough(&old.generation) {
+            true => plane.attach(&old.generation),
+            false => Ok(()),
+        };
+        for error in [pruned.err(), attached.err()].into_iter().flatten() {
+            log::error!("after the failed reload: {error:#}");
+        }
+    }
+
+    /// After the flip: notes which connections linger, and forgets members that are gone.
+    fn settle(&mut self, old: &Arc<Running>, next: &Running) {
+        super::lock(&self.shared.roster).forget_others(&next.generation);
+        let plane = self.shared.plane();
+        for server in &old.generation.virtual_servers {
+            let number = old.numbers.virtual_servers[&server.name];
+            let stays = next
+                .numbers
+                .virtual_servers
+                .values()
+                .any(|known| *known == number);
+            let cell: &'static TrafficCell = plane.service_cell(number);
+            if !stays && cell.active() > 0 {
+                log::info!(
+                    "virtual server {:?} takes nothing new; {} connections go on until they end",
+                    &*server.name,
+                    cell.active()
+                );
+                self.lingering.push((server.address, cell));
+            }
+        }
+        drop(plane);
+        self.former.push(old.clone());
+    }
+
+    /// Removes what an earlier generation needed, once no connection needs it any more.
+    pub(super) async fn let_go(&mut self) {
+        if self.former.is_empty() {
+            return;
+        }
+        self.lingering.retain(|(_, cell)| cell.active() > 0);
+        let running = self.shared.running();
+        let lingering = self.lingering_addresses();
+        if let Err(error) = self.addresses.prune(&running.generation, &lingering).await {
+            log::error!("cannot remove virtual addresses: {error:#}");
+        }
+        if !self.lingering.is_empty() {
+            return;
+        }
+        let mut plane = self.shared.plane();
+        for former in self.former.drain(..) {
+            let detached = match has_passthrough(&running.generation) {
+                true => plane.detach_others(&former.generation, &running.generation),
+                false => plane.detach_packets(&former.generation),
+            };
+            if let Err(error) = detached {
+                log::error!("cannot detach packet programs: {error:#}");
+            }
+        }
+        drop(plane);
+        self.shared
+            .services
+            .replace(running.services.iter().cloned());
+    }
+
+    fn lingering_addresses(&self) -> Vec<IpAddr> {
+        self.lingering.iter().map(|(address, _)| *address).collect()
+    }
+}
+
+fn changes(
+    old: &Generation,
+    new: &Generation,
+    renewed: &BTreeSet<crate::model::Name>,
+) -> Vec<ChangeView> {
+    diff::between(old, new, renewed)
+        .into_iter()
+        .map(|difference| ChangeView {
+            object: difference.object,
+            change: difference.change.word().to_owned(),
+            details: difference.details,
+        })
+        .collect()
+}
+
+/// What only a start can change is refused by name, and so is a file that was read while it was being written.
+fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
+    if new.virtual_servers.is_empty() && !old.virtual_servers.is_empty() {
+        return Err(anyhow::anyhow!(
+            "the file has no virtual server, and {} are served\n  \
+             A file that is being written looks like this. Nothing was changed.\n  \
+             Reload when it is complete, or stop smtplb if nothing shall be served.",
+            old.virtual_servers.len()
+        ))
+        .or_exit(Exit::Config);
+    }
+    let (before, after) = (old.network.max_flows, new.network.max_flows);
+    if has_passthrough(old) && before != after {
+        return Err(anyhow::anyhow!(
+            "network max_flows: {before} → {after} cannot change while flows are carried\n  \
+             The tables of flows get their size when the kernel plane starts. Nothing was changed.\n  \
+             Set max_flows = {before} again, or stop and start: systemctl stop smtplb && systemctl start smtplb."
+        ))
+        .or_exit(Exit::Config);
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! The flow records, read beside the programs that write them.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use lb_common::{
+    flow::{Flow, Route, split_owners},
+    layout::ENDS,
+    tcp::{Direction, Phase},
+};
+
+use super::sys::{self, Allocation};
+
+/// Every flow record there is; a handle to shared memory.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowTable {
+    flows: &'static [Flow],
+    allocation: &'static [Allocation],
+}
+
+/// One flow, read out of its record.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowSnapshot {
+    /// The number of its record.
+    pub slot: u32,
+    /// The four ends.
+    pub route: Route,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Number of its virtual server.
+    pub virtual_server: u16,
+    /// Number of its member.
+    pub member: u16,
+    /// Tick of the first packet.
+    pub created: u32,
+    /// Tick of the last packet.
+    pub last_seen: u32,
+    /// Packets forward and reverse.
+    pub packets: [u64; 2],
+    /// Bytes forward and reverse.
+    pub bytes: [u64; 2],
+    /// What follows the last sequence number seen, forward and reverse, as the sender counts.
+    pub next: [u32; 2],
+    /// Who sent the last reset; forward is the client.
+    pub reset_by: Direction,
+    /// What is added to sequence numbers, forward and reverse.
+    pub shift: [u32; 2],
+}
+
+impl FlowTable {
+    pub(super) const fn new(flows: &'static [Flow], allocation: &'static [Allocation]) -> Self {
+        Self { flows, allocation }
+    }
+
+    /// Records that may hold a flow: those before this number.
+    pub fn used(&self) -> u32 {
+        let used = self
+            .allocation
+            .first()
+            .map_or(0, |allocation| allocation.unused.load(Relaxed));
+        (used as usize + 1).min(self.flows.len()) as u32
+    }
+
+    /// Every flow in a range of records, half-open and closing ones included.
+    pub fn range(self, slots: std::ops::Range<u32>) -> impl Iterator<Item = FlowSnapshot> {
+        let end = slots.end.min(self.used());
+        (slots.start..end).filter_map(move |slot| self.snapshot(slot))
+    }
+
+    /// Every flow.
+    pub fn all(self) -> impl Iterator<Item = FlowSnapshot> {
+        self.range(0..u32::MAX)
+    }
+
+    /// The flows of a member that have not ended, in portions that can be ended at once.
+    pub fn of_member(self, member: u16) -> impl Iterator<Item = Vec<FlowSnapshot>> {
+        let mut flows = self
+            .all()
+            .filter(move |flow| flow.member == member && !flow.phase.ended());
+        std::iter::from_fn(move || {
+            let portion: Vec<_> = flows.by_ref().take(ENDS as usize).collect();
+            (!portion.is_empty()).then_some(portion)
+        })
+    }
+
+    fn snapshot(self, slot: u32) -> Option<FlowSnapshot> {
+        let flow = self.flows.get(slot as usize)?;
+        let phase = Phase::from_u32(flow.phase.load(Relaxed));
+        if matches!(phase, Phase::Free | Phase::Claimed) {
+            return None;
+        }
+        let created = flow.created.load(Relaxed);
+        let route = sys::route(flow);
+        let claimed = flow.phase.load(Relaxed) == Phase::Claimed as u32;
+        if claimed || flow.created.load(Relaxed) != created {
+            return None;
+        }
+        let (member, virtual_server) = split_owners(flow.owners.load(Relaxed));
+        Some(FlowSnapshot {
+            slot,
+            route,
+            phase,
+            virtual_server,
+            member,
+            created,
+            last_seen: flow.last_seen.load(Relaxed),
+            packets: [0, 1].map(|side| u64::from(flow.packets[side].load(Relaxed))),
+            bytes: [0, 1].map(|side| flow.bytes[side].load(Relaxed)),
+            next: [0, 1].map(|side| flow.next[side].load(Relaxed)),
+            reset_by: flow.reset_by(),
+            shift: [0, 1].map(|side| flow.shift[side].load(Relaxed)),
+        })
+    }
+}

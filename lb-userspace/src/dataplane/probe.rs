@@ -1,0 +1,95 @@
+//! What the kernel of this box can do, by name.
+
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{is_map_supported, is_program_supported},
+    util::KernelVersion,
+};
+
+/// Something of the kernel that smtplb uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feature {
+    /// What it is called.
+    pub name: &'static str,
+    /// The first kernel that has it.
+    pub since: (u8, u8),
+    /// What follows where it is missing; nothing works without those that have no such word.
+    pub without: Option<&'static str>,
+    /// Does this kernel have it? `None`: it cannot be asked, for want of a privilege.
+    pub present: Option<bool>,
+}
+
+/// Asks the kernel.
+pub fn features() -> Vec<Feature> {
+    let map = |kind| is_map_supported(kind).ok();
+    let program = |kind| is_program_supported(kind).ok();
+    let version = KernelVersion::current().ok();
+    let since =
+        |major, minor| version.map(|version| version >= KernelVersion::new(major, minor, 0));
+    let feature = |name, since, without, present| Feature {
+        name,
+        since,
+        without,
+        present,
+    };
+    vec![
+        feature(
+            "BPF programs at the TC hook",
+            (4, 1),
+            None,
+            program(ProgramType::SchedClassifier),
+        ),
+        feature(
+            "arrays shared with the daemon (BPF_F_MMAPABLE)",
+            (5, 5),
+            None,
+            since(5, 5),
+        ),
+        feature("ring buffer", (5, 8), None, map(MapType::RingBuf)),
+        feature(
+            "steering of new connections (sk_lookup)",
+            (5, 9),
+            None,
+            program(ProgramType::SkLookup),
+        ),
+        feature(
+            "atomic compare-and-swap in programs",
+            (5, 12),
+            None,
+            since(5, 12),
+        ),
+        feature(
+            "verified size of programs",
+            (5, 16),
+            Some("`cargo xtask test prog` cannot watch it"),
+            since(5, 16),
+        ),
+        feature(
+            "XDP with frames of several pages (frags)",
+            (5, 18),
+            Some(
+                "XDP in the driver does not load; `attach = \"auto\"` takes TC, and xdp-generic works",
+            ),
+            since(5, 18),
+        ),
+        feature(
+            "marks on addresses (IFA_PROTO)",
+            (5, 18),
+            Some("virtual addresses that a killed daemon left count as the admin's"),
+            since(5, 18),
+        ),
+        feature(
+            "SYN cookies made by programs (bpf_tcp_raw_gen_syncookie)",
+            (6, 0),
+            Some("a SYN flood is not answered with cookies by the kernel plane"),
+            since(6, 0),
+        ),
+        feature(
+            "tcx links",
+            (6, 6),
+            Some("TC filters sit in the clsact qdisc, and whoever flushes it removes them"),
+            since(6, 6),
+        ),
+    ]
+}

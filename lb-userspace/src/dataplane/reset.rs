@@ -1,0 +1,245 @@
+//! Resets in the name of the other side, for flows that the box ends.
+//!
+//! A receiver takes a reset only with exactly the sequence number it expects next (RFC 5961 §3.2), which the flow's
+//! record knows.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::addr::Addr;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::FlowSnapshot;
+
+/// `IPPROTO_RAW`: the packet brings its IP header along.
+const IPPROTO_RAW: i32 = 255;
+const TCP: u8 = 6;
+const TCP_HEADER: usize = 20;
+const RST_ACK: u8 = 0x14;
+/// As most stacks send (RFC 1700).
+const TTL: u8 = 64;
+
+/// A reset to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reset {
+    from: SocketAddr,
+    to: SocketAddr,
+    /// What the receiver expects next.
+    sequence: u32,
+    /// What the receiver sends next: a client that waits for the member's SYN believes nothing else (RFC 9293 §3.10.7.3).
+    acknowledged: u32,
+}
+
+/// The virtual server's reset to the client.
+pub(super) fn to_client(flow: &FlowSnapshot) -> Reset {
+    let [client, member] = flow.next;
+    Reset {
+        from: socket(flow.route.address()),
+        to: socket(flow.route.client()),
+        sequence: member.wrapping_add(flow.shift[1]),
+        acknowledged: client,
+    }
+}
+
+/// The client's reset to the member.
+pub(super) fn to_member(flow: &FlowSnapshot) -> Reset {
+    let [client, member] = flow.next;
+    Reset {
+        from: socket(flow.route.snat()),
+        to: socket(flow.route.member()),
+        sequence: client.wrapping_add(flow.shift[0]),
+        acknowledged: member,
+    }
+}
+
+fn socket((address, port): (Addr, u16)) -> SocketAddr {
+    address.to_socket_addr(port)
+}
+
+impl Reset {
+    /// The packet, IP header included; nothing where the families differ.
+    fn packet(&self) -> Option<Vec<u8>> {
+        let mut tcp = [0; TCP_HEADER];
+        tcp[..2].copy_from_slice(&self.from.port().to_be_bytes());
+        tcp[2..4].copy_from_slice(&self.to.port().to_be_bytes());
+        tcp[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.acknowledged.to_be_bytes());
+        tcp[12] = (TCP_HEADER as u8 / 4) << 4;
+        tcp[13] = RST_ACK;
+        let length = TCP_HEADER as u8;
+        let mut packet = Vec::with_capacity(60);
+        let pseudo: Vec<u8> = match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                // The kernel fills in length, identification and checksum (raw(7)).
+                packet.extend_from_slice(&[0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, TTL, TCP, 0, 0]);
+                packet.extend_from_slice(&from.octets());
+                packet.extend_from_slice(&to.octets());
+                [&from.octets()[..], &to.octets(), &[0, TCP, 0, length]].concat()
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                packet.extend_from_slice(&[0x60, 0, 0, 0, 0, length, TCP, TTL]);
+                packet.extend_from_slice(&from.octets());
+                packet.extend_from_slice(&to.octets());
+                let rest = [0, 0, 0, length, 0, 0, 0, TCP];
+                [&from.octets()[..], &to.octets(), &rest].concat()
+            }
+            _ => return None,
+        };
+        let sum = checksum(pseudo.iter().chain(&tcp));
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        packet.extend_from_slice(&tcp);
+        Some(packet)
+    }
+}
+
+/// RFC 1071, of an even number of bytes.
+fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
+    let sum = bytes.enumerate().fold(0u32, |sum, (at, byte)| {
+        sum + (u32::from(*byte) << if at % 2 == 0 { 8 } else { 0 })
+    });
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// May this process send them? Asks the system, and sends nothing.
+pub(super) fn may_send() -> bool {
+    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))).is_ok()
+}
+
+/// Sends them, through the routing table as any packet of the box.
+#[derive(Debug)]
+pub(super) struct Sender {
+    v4: Option<Socket>,
+    v6: Option<Socket>,
+}
+
+impl Sender {
+    /// Opens the sockets. Without the privilege nothing is sent; a peer learns of the end from its next packet.
+    pub(super) fn open() -> Self {
+        let open = |domain| {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))
+                .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+            socket
+                .inspect_err(|error| {
+                    log::warn!(
+                        "cannot open a raw socket ({error}): ended flows are reset when their peers speak next;                          CAP_NET_RAW lets them know at once"
+                    );
+                })
+                .ok()
+        };
+        Self {
+            v4: open(Domain::IPV4),
+            v6: open(Domain::IPV6),
+        }
+    }
+
+    /// Sends one, if it can be: a full queue or a missing route is a lost packet like any other.
+    pub(super) fn send(&self, reset: &Reset) {
+        let socket = match reset.to {
+            SocketAddr::V4(_) => &self.v4,
+            SocketAddr::V6(_) => &self.v6,
+        };
+        let (Some(socket), Some(packet)) = (socket, reset.packet()) else {
+            return;
+        };
+        // A raw IPv6 socket takes the port for a protocol.
+        let to = SocketAddr::new(reset.to.ip(), 0);
+        if let Err(error) = socket.send_to(&packet, &to.into()) {
+            log::debug!("a reset to {} is lost: {error}", reset.to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        flow::{FlowKey, Route},
+        tcp::{Direction, Phase},
+    };
+
+    use super::*;
+
+    fn flow(addresses: [&str; 4]) -> FlowSnapshot {
+        let [client, address, snat, member] =
+            addresses.map(|text| text.parse::<SocketAddr>().unwrap());
+        let key = |from: SocketAddr, to: SocketAddr| FlowKey {
+            src: from.ip().into(),
+            dst: to.ip().into(),
+            sport: from.port().to_be(),
+            dport: to.port().to_be(),
+        };
+        FlowSnapshot {
+            slot: 1,
+            route: Route {
+                leave: [key(snat, member), key(address, client)],
+            },
+            phase: Phase::Established,
+            virtual_server: 1,
+            member: 1,
+            created: 0,
+            last_seen: 0,
+            packets: [0; 2],
+            bytes: [0; 2],
+            next: [1000, u32::MAX],
+            reset_by: Direction::Forward,
+            shift: [28, 0],
+        }
+    }
+
+    #[test]
+    fn each_side_gets_the_number_it_expects() {
+        let flow = flow([
+            "198.51.100.7:4000",
+            "203.0.113.1:465",
+            "10.0.0.1:2000",
+            "10.0.0.9:25",
+        ]);
+        let client = to_client(&flow);
+        assert_eq!(
+            (client.from, client.to),
+            (
+                "203.0.113.1:465".parse().unwrap(),
+                "198.51.100.7:4000".parse().unwrap()
+            )
+        );
+        assert_eq!((client.sequence, client.acknowledged), (u32::MAX, 1000));
+        let member = to_member(&flow);
+        assert_eq!(
+            (member.from, member.to),
+            (
+                "10.0.0.1:2000".parse().unwrap(),
+                "10.0.0.9:25".parse().unwrap()
+            )
+        );
+        assert_eq!(
+            (member.sequence, member.acknowledged),
+            (1028, u32::MAX),
+            "a header of 28 bytes was inserted on the way to the member"
+        );
+    }
+
+    #[test]
+    fn packets_are_whole_and_sum_up() {
+        let v4 = to_client(&flow([
+            "198.51.100.7:4000",
+            "203.0.113.1:465",
+            "10.0.0.1:2000",
+            "10.0.0.9:25",
+        ]));
+        let packet = v4.packet().unwrap();
+        assert_eq!(packet.len(), 40);
+        let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
+        assert_eq!(checksum(pseudo.iter()), 0);
+        assert_eq!(packet[33], RST_ACK);
+        let v6 = to_member(&flow([
+            "[2001:db8::7]:4000",
+            "[2001:db8::1]:465",
+            "[fd00::1]:2000",
+            "[fd00::9]:25",
+        ]));
+        let packet = v6.packet().unwrap();
+        assert_eq!(packet.len(), 60);
+        let pseudo = [&packet[8..40], &[0, 0, 0, 20, 0, 0, 0, 6], &packet[40..]].concat();
+        assert_eq!(checksum(pseudo.iter()), 0);
+        assert_eq!(packet[44..48], 1028u32.to_be_bytes());
+    }
+}
