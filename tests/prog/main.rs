@@ -6,6 +6,8 @@ mod flows;
 mod header;
 mod packet;
 mod pins;
+mod policies;
+mod prefixes;
 mod rewrites;
 mod rig;
 mod stack;
