@@ -55,6 +55,7 @@ use lb_common::{
 
 pub use crate::{
     expire::sweep,
+    flow::end,
     forward::Egress,
     frame::Frame,
     icmp::icmp,

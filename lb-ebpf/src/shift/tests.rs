@@ -78,6 +78,9 @@ impl Frame for VecFrame {
     fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
         self.frame().amend_checksum(edit)
     }
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        self.frame().cut(length)
+    }
     fn size(&self, packet: &Packet) -> u32 {
         packet.length
     }

@@ -28,9 +28,9 @@ pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
     /// Says `none` wherever it is readable.
     pub(in crate::config) server_tls: Field<()>,
+    pub(in crate::config) guard: Guard<'d>,
     /// Says "v2" where it is true.
     pub(in crate::config) proxy_protocol: Field<bool>,
-    pub(in crate::config) guard: Guard<'d>,
 }
 
 /// `forward`.
@@ -143,8 +143,8 @@ pub(super) fn read<'d>(
         starttls,
         certificates,
         server_tls,
-        proxy_protocol,
         guard,
+        proxy_protocol,
     }
 }
 
