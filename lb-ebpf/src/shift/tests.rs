@@ -51,9 +51,6 @@ impl Frame for VecFrame {
     fn quote(&mut self, _: &crate::parse::Link, _: u32, _: u32, _: u32) -> Result<(), DropReason> {
         Err(DropReason::Internal)
     }
-    fn cut(&mut self, _: usize) -> Result<(), DropReason> {
-        Err(DropReason::Internal)
-    }
     fn sum(&self, _: u32, _: u32) -> Result<u64, DropReason> {
         Err(DropReason::Internal)
     }
