@@ -1,8 +1,13 @@
 //! The PROXY protocol header as the kernel inserts it: a whole dialogue, byte for byte, through every program.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use lb_userspace::model::{Generation, Method, Snat};
+
+use tests::wait::wait_until;
 
 use crate::{
     packet::{ACK, FIN, PSH, Packet, SYN, source_port},
@@ -82,7 +87,7 @@ impl<'a> Talk<'a> {
             snat: own,
             header,
         };
-        let mut syn = talk.from_client(SYN, 0, 0);
+        let mut syn = talk.by_client(SYN, 0, 0);
         (syn.seq, syn.ack) = (CLIENT_ISN, 0);
         syn.tcp_options = vec![2, 4, 5, 0xb4, 34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1];
         syn.payload = vec![7; 50];
@@ -100,7 +105,7 @@ impl<'a> Talk<'a> {
     }
 
     /// `place` counts from the client's first byte, `ack` from the member's.
-    fn from_client(&self, flags: u8, place: u32, payload: usize) -> Packet {
+    fn by_client(&self, flags: u8, place: u32, payload: usize) -> Packet {
         let mut packet = Packet::new(self.client, self.service, flags);
         packet.seq = CLIENT_ISN.wrapping_add(1).wrapping_add(place);
         packet.ack = MEMBER_ISN + 1;
@@ -109,7 +114,7 @@ impl<'a> Talk<'a> {
         packet
     }
 
-    fn from_member(&self, flags: u8, ack: u32, payload: usize) -> Packet {
+    fn by_member(&self, flags: u8, ack: u32, payload: usize) -> Packet {
         let mut packet = Packet::new(self.member, self.snat, flags);
         packet.seq = MEMBER_ISN + 1;
         packet.ack = CLIENT_ISN.wrapping_add(1).wrapping_add(ack);
@@ -186,18 +191,18 @@ fn each(name: &str, test: impl Fn(&mut Talk<'_>) + Sync) {
 fn a_dialogue_that_the_server_begins() {
     each("server-first", |talk| {
         let length = talk.length();
-        let mut answer = talk.from_member(SYN | ACK, 0, 0);
+        let mut answer = talk.by_member(SYN | ACK, 0, 0);
         answer.seq = MEMBER_ISN;
         answer.tcp_options = vec![2, 4, 5, 0xb4];
         let mut told = answer.clone();
         told.tcp_options[2..].copy_from_slice(&(1460 - length as u16).to_be_bytes());
         talk.reverse(&answer, &told, "SYN and ACK");
 
-        let ack = talk.from_client(ACK, 0, 0);
+        let ack = talk.by_client(ACK, 0, 0);
         talk.forward(&ack, &talk.header_like(&ack), "the first ACK");
-        let mut greeting = talk.from_member(ACK | PSH, 0, 91);
+        let mut greeting = talk.by_member(ACK | PSH, 0, 91);
         talk.reverse(&greeting, &greeting.clone(), "a greeting that was faster");
-        let again = talk.from_client(ACK, 0, 0);
+        let again = talk.by_client(ACK, 0, 0);
         talk.forward(&again, &talk.header_like(&again), "still not acknowledged");
         greeting.ack = greeting.ack.wrapping_add(length);
         let told = Packet {
@@ -206,10 +211,10 @@ fn a_dialogue_that_the_server_begins() {
         };
         talk.reverse(&greeting, &told, "the header is there");
         for (place, payload) in [(0, 0), (0, 16), (16, 1399), (1415, 1)] {
-            let packet = talk.from_client(ACK | PSH, place, payload);
+            let packet = talk.by_client(ACK | PSH, place, payload);
             talk.forward(&packet, &talk.shifted(&packet), "from then on");
         }
-        let fin = talk.from_client(FIN | ACK, 1416, 0);
+        let fin = talk.by_client(FIN | ACK, 1416, 0);
         talk.forward(&fin, &talk.shifted(&fin), "FIN");
     });
 }
@@ -218,14 +223,14 @@ fn a_dialogue_that_the_server_begins() {
 fn a_dialogue_that_the_client_begins() {
     each("client-first", |talk| {
         let length = talk.length();
-        let hello = talk.from_client(ACK | PSH, 0, 517);
+        let hello = talk.by_client(ACK | PSH, 0, 517);
         talk.forward(&hello, &talk.header_like(&hello), "no ACK came before");
         talk.forward(&hello, &talk.shifted(&hello), "the header is under way");
-        let more = talk.from_client(ACK, 517, 800);
+        let more = talk.by_client(ACK, 517, 800);
         talk.forward(&more, &talk.shifted(&more), "behind it");
 
         // The header is lost: the member says so, the client must not hear it.
-        let mut hole = talk.from_member(ACK, 0, 0);
+        let mut hole = talk.by_member(ACK, 0, 0);
         hole.tcp_options = vec![1, 1, 5, 10];
         let edges = [length + 1, length + 1318];
         for edge in edges {
@@ -235,10 +240,16 @@ fn a_dialogue_that_the_client_begins() {
         let mut told = hole.clone();
         told.tcp_options.fill(1);
         talk.reverse(&hole, &told, "a hole");
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        talk.forward(&hello, &talk.header_like(&hello), "again");
+        let header = talk.at_member(&talk.header_like(&hello)).bytes();
+        let again = || talk.rig.send(&hello.bytes(), "c0") == (Outcome::Sent, header.clone());
+        wait_until(
+            Duration::from_secs(10),
+            "the header to be sent again",
+            again,
+        )
+        .unwrap();
 
-        let mut answer = talk.from_member(ACK, length + 517, 0);
+        let mut answer = talk.by_member(ACK, length + 517, 0);
         answer.tcp_options = vec![1, 5, 10];
         for edge in [length + 600, length + 700] {
             answer
@@ -266,7 +277,7 @@ fn a_partial_checksum_is_kept_or_completed() {
             return;
         }
         for payload in [0, 517] {
-            let packet = talk.from_client(ACK, 0, payload);
+            let packet = talk.by_client(ACK, 0, payload);
             let expected = talk.at_member(&match payload {
                 0 => talk.header_like(&packet),
                 _ => talk.shifted(&packet),

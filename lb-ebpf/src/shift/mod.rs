@@ -336,7 +336,9 @@ mod once {
     #[cfg(target_arch = "bpf")]
     use crate::maps;
 
-    use super::{Flow, Workspace, options, segment};
+    use super::{Flow, Workspace};
+    #[cfg(not(target_arch = "bpf"))]
+    use super::{options, segment};
 
     #[inline(always)]
     pub(super) fn edit_options(_workspace: &mut Workspace, length: u32, what: u32, by: u32) -> u32 {

@@ -96,9 +96,10 @@ pub fn walk(tcp: &[u8; ROOM], end: u32, found: &mut Found) {
 /// Turns the marked bytes into NOPs.
 #[inline(always)]
 pub fn blank(tcp: &mut [u8; ROOM], marked: u64) {
-    for at in START as usize..START as usize + BYTES {
-        let mask = 0u8.wrapping_sub(opaque(marked >> at & 1) as u8);
-        tcp[at] = (tcp[at] & !mask) | (NOP & mask);
+    let options = &mut tcp[START as usize..START as usize + BYTES];
+    for (at, byte) in options.iter_mut().enumerate() {
+        let mask = 0u8.wrapping_sub(opaque(marked >> (at as u64 + START) & 1) as u8);
+        *byte = (*byte & !mask) | (NOP & mask);
     }
 }
 

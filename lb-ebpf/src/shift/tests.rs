@@ -195,11 +195,11 @@ impl Connection {
         Segment::read(&frame.0, self.v6)
     }
 
-    fn to_member(&mut self, segment: &Segment) -> Segment {
+    fn forward(&mut self, segment: &Segment) -> Segment {
         self.send(Direction::Forward, segment)
     }
 
-    fn to_client(&mut self, segment: &Segment) -> Segment {
+    fn reverse(&mut self, segment: &Segment) -> Segment {
         self.send(Direction::Reverse, segment)
     }
 
@@ -341,18 +341,18 @@ fn every_empty_packet_becomes_the_header_until_it_is_acknowledged() {
             (FIRST, ACK | Flags::FIN),
         ] {
             let packet = Segment::new(seq, flags, 0);
-            assert_eq!(connection.to_member(&packet), connection.header(&packet));
+            assert_eq!(connection.forward(&packet), connection.header(&packet));
         }
         let length = connection.length();
         let mut answer = Segment::new(THEIRS, ACK, 0);
         answer.ack = FIRST.wrapping_add(length);
-        assert_eq!(connection.to_client(&answer).ack, FIRST);
+        assert_eq!(connection.reverse(&answer).ack, FIRST);
         let packet = Segment::new(FIRST, ACK, 0);
         let expected = Segment {
             seq: FIRST.wrapping_add(length),
             ..packet.clone()
         };
-        assert_eq!(connection.to_member(&packet), expected);
+        assert_eq!(connection.forward(&packet), expected);
     });
 }
 
@@ -364,11 +364,11 @@ fn first_payload_becomes_the_header_when_none_is_under_way() {
             seq: FIRST.wrapping_add(connection.length()),
             ..first.clone()
         };
-        assert_eq!(connection.to_member(&first), connection.header(&first));
-        assert_eq!(connection.to_member(&first), shifted, "under way");
+        assert_eq!(connection.forward(&first), connection.header(&first));
+        assert_eq!(connection.forward(&first), shifted, "under way");
         connection.now += u64::from(PATIENCE + 2) << 20;
         assert_eq!(
-            connection.to_member(&first),
+            connection.forward(&first),
             connection.header(&first),
             "lost"
         );
@@ -376,7 +376,7 @@ fn first_payload_becomes_the_header_when_none_is_under_way() {
         for payload in [1, 11, 1399] {
             connection.now += SECOND;
             let first = Segment::new(FIRST, ACK, payload);
-            assert_eq!(connection.to_member(&first), connection.header(&first));
+            assert_eq!(connection.forward(&first), connection.header(&first));
         }
     });
 }
@@ -388,7 +388,7 @@ fn the_client_is_told_its_own_numbers() {
         let mut greeting = Segment::new(THEIRS, ACK, 100);
         greeting.ack = FIRST;
         assert_eq!(
-            connection.to_client(&greeting),
+            connection.reverse(&greeting),
             greeting,
             "before the header came"
         );
@@ -397,14 +397,14 @@ fn the_client_is_told_its_own_numbers() {
         hole.options = vec![1, 5, 10, 0, 0, 0, 28, 0, 0, 1, 0, 1];
         let mut hidden = hole.clone();
         hidden.options = vec![1; 12];
-        assert_eq!(connection.to_client(&hole), hidden);
+        assert_eq!(connection.reverse(&hole), hidden);
         hole.ack = FIRST.wrapping_add(length + 1000);
         let edges = [1028u32, 2028].map(|edge| FIRST.wrapping_add(edge));
         hole.options = vec![1, 5, 10];
         hole.options
             .extend(edges.iter().flat_map(|edge| edge.to_be_bytes()));
         hole.options.push(1);
-        let told = connection.to_client(&hole);
+        let told = connection.reverse(&hole);
         let mut expected = hole.clone();
         expected.ack = FIRST.wrapping_add(1000);
         expected.options.truncate(3);
@@ -426,18 +426,14 @@ fn a_syn_asks_for_nothing_that_the_shift_would_break() {
         let mut expected = syn.clone();
         expected.options = vec![2, 4, 5, 0xb4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
         expected.payload.clear();
-        assert_eq!(
-            connection.to_member(&syn),
-            expected,
-            "its data is sent again"
-        );
+        assert_eq!(connection.forward(&syn), expected, "its data is sent again");
         let mut answer = Segment::new(THEIRS, SYN | ACK, 0);
         answer.ack = FIRST;
         answer.options = vec![4, 2, 2, 4, 5, 0xb4, 34, 6, 1, 2, 3, 4];
         let mut expected = answer.clone();
         let mss = 1460 - connection.length() as u16;
         expected.options = vec![4, 2, 2, 4, (mss >> 8) as u8, mss as u8, 1, 1, 1, 1, 1, 1];
-        assert_eq!(connection.to_client(&answer), expected);
+        assert_eq!(connection.reverse(&answer), expected);
     });
 }
 
@@ -455,14 +451,14 @@ fn both_directions_shift_at_once() {
         expected.ack = THEIRS.wrapping_sub(back);
         expected.options[2..6].copy_from_slice(&1u32.wrapping_sub(back).to_be_bytes());
         expected.options[6..10].copy_from_slice(&9u32.wrapping_sub(back).to_be_bytes());
-        assert_eq!(connection.to_member(&packet), expected);
+        assert_eq!(connection.forward(&packet), expected);
         let packet = Segment::new(7, ACK, 3);
         let expected = Segment {
             seq: 7u32.wrapping_add(back),
             ack: THEIRS.wrapping_sub(length),
             ..packet.clone()
         };
-        assert_eq!(connection.to_client(&packet), expected);
+        assert_eq!(connection.reverse(&packet), expected);
     });
 }
 
