@@ -42,6 +42,11 @@ impl Jump {
     /// Every one, by index.
     pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
 
+    /// Does everything else work on a kernel that refuses its program?
+    pub const fn is_optional(self) -> bool {
+        !matches!(self, Self::Open)
+    }
+
     /// The first word of its program's name.
     pub const fn word(self) -> &'static str {
         match self {

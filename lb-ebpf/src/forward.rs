@@ -57,7 +57,11 @@ pub(crate) fn way<F: Frame>(
         }
     }
     if frame.size(packet) > egress.mtu {
-        return Err(DropReason::TooBig);
+        if F::ASKS {
+            return Err(DropReason::TooBig);
+        }
+        // Maybe several segments in one, which only the program behind this one can tell.
+        egress.known = false;
     }
     Ok(())
 }

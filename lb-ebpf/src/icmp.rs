@@ -280,7 +280,9 @@ fn transport<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropRea
             next: frame.load(l3 + offset_of!(Ipv6Hdr, next_hdr))?,
             ..Walk::default()
         };
-        parse::walk_extensions(frame, &mut walk)?;
+        if parse::walk_extensions(frame, &mut walk).is_err() {
+            return Ok(false);
+        }
         quote.about.l4 = walk.at;
         if walk.next != IpProto::Tcp as u8 || walk.field & 0xfff8 != 0 {
             return Ok(false);

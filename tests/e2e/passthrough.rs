@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 use tests::{
     client::{Held, Mode, Options},
-    daemon::config::{Config, tag},
+    daemon::{
+        self,
+        config::{Config, tag},
+    },
     lab::{Family, Lab, Links, Plan, Topology},
     mail::{Message, Sizes},
     member::Mta,
@@ -21,12 +24,10 @@ struct Case {
     links: Links,
     attach: &'static str,
     snat: &'static str,
-    /// As `status` calls it.
-    hook: &'static str,
 }
 
 impl Case {
-    const fn new(topology: Topology, attach: &'static str, hook: &'static str) -> Self {
+    const fn new(topology: Topology, attach: &'static str) -> Self {
         let links = match attach.as_bytes() {
             b"tc" | b"auto" => Links::Plain,
             _ => Links::ForXdp,
@@ -36,7 +37,14 @@ impl Case {
             links,
             attach,
             snat: "automap",
-            hook,
+        }
+    }
+
+    /// As `status` has to call it: `auto` takes TC on virtual links.
+    fn hook(&self) -> &'static str {
+        match self.attach {
+            "tc" | "auto" => daemon::tc_hook(),
+            hook => hook,
         }
     }
 
@@ -69,7 +77,7 @@ impl Case {
 
     fn carry(&self, scene: &mut Scene<'_>) -> Result<()> {
         for attachment in scene.daemon.status()?.kernel.attachments {
-            ensure!(attachment.hook == self.hook, "{attachment:?}");
+            ensure!(attachment.hook == self.hook(), "{attachment:?}");
         }
         let mut sent = Vec::new();
         for family in Family::ALL {
@@ -184,47 +192,47 @@ fn check_flows(scene: &Scene<'_>) -> Result<()> {
 
 #[test]
 fn two_arms_by_tc() -> Result<()> {
-    Case::new(Topology::TwoArm, "tc", "tcx").run()
+    Case::new(Topology::TwoArm, "tc").run()
 }
 
 #[test]
 fn auto_takes_tc_on_virtual_links() -> Result<()> {
-    Case::new(Topology::TwoArm, "auto", "tcx").run()
+    Case::new(Topology::TwoArm, "auto").run()
 }
 
 #[test]
 fn two_arms_by_xdp() -> Result<()> {
-    Case::new(Topology::TwoArm, "xdp", "xdp").run()
+    Case::new(Topology::TwoArm, "xdp").run()
 }
 
 #[test]
 fn two_arms_by_generic_xdp() -> Result<()> {
-    Case::new(Topology::TwoArm, "xdp-generic", "xdp-generic").run()
+    Case::new(Topology::TwoArm, "xdp-generic").run()
 }
 
 #[test]
 fn one_arm_by_tc() -> Result<()> {
-    Case::new(Topology::OneArm, "tc", "tcx").run()
+    Case::new(Topology::OneArm, "tc").run()
 }
 
 #[test]
 fn one_arm_by_xdp() -> Result<()> {
-    Case::new(Topology::OneArm, "xdp", "xdp").run()
+    Case::new(Topology::OneArm, "xdp").run()
 }
 
 #[test]
 fn members_behind_a_router_by_tc() -> Result<()> {
-    Case::new(Topology::Routed, "tc", "tcx").run()
+    Case::new(Topology::Routed, "tc").run()
 }
 
 #[test]
 fn members_behind_a_router_by_xdp() -> Result<()> {
-    Case::new(Topology::Routed, "xdp", "xdp").run()
+    Case::new(Topology::Routed, "xdp").run()
 }
 
 #[test]
 fn members_see_the_client_without_snat() -> Result<()> {
-    let case = Case::new(Topology::TwoArm, "tc", "tcx");
+    let case = Case::new(Topology::TwoArm, "tc");
     Case {
         snat: "none",
         ..case
@@ -234,7 +242,7 @@ fn members_see_the_client_without_snat() -> Result<()> {
 
 #[test]
 fn members_see_the_client_without_snat_by_xdp() -> Result<()> {
-    let case = Case::new(Topology::TwoArm, "xdp", "xdp");
+    let case = Case::new(Topology::TwoArm, "xdp");
     Case {
         snat: "none",
         ..case
@@ -244,7 +252,7 @@ fn members_see_the_client_without_snat_by_xdp() -> Result<()> {
 
 #[test]
 fn everybodys_programs_reach_postfix() -> Result<()> {
-    let case = Case::new(Topology::TwoArm, "tc", "tcx");
+    let case = Case::new(Topology::TwoArm, "tc");
     let config = |lab: &Lab, _: &_| {
         let mut config = Config::new(lab, case.attach);
         for family in Family::ALL {

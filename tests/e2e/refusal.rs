@@ -3,8 +3,9 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use aya::util::KernelVersion;
 use tests::{
-    daemon::{self, config::Config},
+    daemon::{self, Daemon, config::Config},
     lab::{Family, Lab, Plan},
     member::{Mta, Site},
 };
@@ -130,6 +131,32 @@ fn a_missing_capability_is_named() -> Result<()> {
             check_untouched(lab)?;
         }
         Ok(())
+    })
+}
+
+/// The oldest kernel that the packet programs load on.
+const FLOOR: KernelVersion = KernelVersion::new(5, 15, 0);
+
+#[test]
+fn every_kernel_is_served_or_refused_by_name() -> Result<()> {
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let site = Site::start(lab, Mta::Sink)?;
+        let config = Config::site(lab, "tc", &site.certificate);
+        if KernelVersion::current()? >= FLOOR {
+            let daemon = Daemon::start(lab, config.text())?;
+            let status = daemon.status()?;
+            println!("degraded: {:?}", status.kernel.degraded);
+            return Ok(());
+        }
+        let output = daemon::refused(lab, config.text())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        println!("{said}");
+        ensure!(output.status.code() == Some(1), "{}", output.status);
+        for word in ["Linux 5.15 or newer", release.trim()] {
+            ensure!(said.contains(word), "no word of {word} in: {said}");
+        }
+        check_untouched(lab)
     })
 }
 

@@ -7,3 +7,4 @@ mod packet;
 mod pins;
 mod rewrites;
 mod rig;
+mod stack;

@@ -167,6 +167,38 @@ fn a_partial_checksum_leaves_complete_or_still_partial() {
     );
 }
 
+/// One packet in 65,536: its complete checksum is the sum of the pseudo-header by chance.
+#[test]
+fn a_complete_checksum_that_looks_partial_leaves_complete() {
+    Rig::each(
+        "looks-partial",
+        || both(Snat::Automap),
+        1024,
+        |rig| {
+            for (client, service, member, own) in [
+                (CLIENT, SERVICE, MEMBER, BOX),
+                (CLIENT6, SERVICE6, MEMBER6, BOX6),
+            ] {
+                let snat = open(rig, client, service, own);
+                let packets = (0..=u16::MAX).map(|word| {
+                    let mut packet = Packet::new(at(client), at(service), ACK);
+                    packet.payload = word.to_be_bytes().to_vec();
+                    packet
+                });
+                let alike: Vec<_> = packets
+                    .filter(|packet| packet.bytes() == packet.partial_bytes())
+                    .collect();
+                assert!(!alike.is_empty());
+                for packet in alike {
+                    let (outcome, out) = rig.send(&packet.bytes(), "c0");
+                    assert_eq!(outcome, Outcome::Sent);
+                    assert_eq!(out, to_member(&packet, snat, member).bytes());
+                }
+            }
+        },
+    );
+}
+
 #[test]
 fn ip_options_are_kept() {
     Rig::each(

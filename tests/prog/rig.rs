@@ -70,7 +70,7 @@ impl Rig {
         // SAFETY: network namespaces are per thread, and no file descriptor table is unshared.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
             .expect("a network namespace");
-        for line in [
+        let mut lines = [
             "link set lo up",
             "link add c0 type veth peer name c1",
             "link add s0 type veth peer name s1",
@@ -84,17 +84,20 @@ impl Rig {
             "link set s1 up",
             "neigh add 10.0.1.2 lladdr 02:00:00:00:01:02 dev c0 nud permanent",
             "neigh add fd00:1::2 lladdr 02:00:00:00:01:02 dev c0 nud permanent",
-        ] {
-            ip(line);
-        }
+        ]
+        .map(str::to_owned)
+        .to_vec();
         for member in 11..=14 {
-            ip(&format!(
-                "neigh add 10.0.2.{member} lladdr 02:00:00:00:02:02 dev s0 nud permanent"
-            ));
-            ip(&format!(
-                "neigh add fd00:2::{member} lladdr 02:00:00:00:02:02 dev s0 nud permanent"
-            ));
+            for network in ["10.0.2.", "fd00:2::"] {
+                lines.push(format!(
+                    "neigh add {network}{member} lladdr 02:00:00:00:02:02 dev s0 nud permanent"
+                ));
+            }
         }
+        // In one go: on an emulated machine, starting a program is what takes the time.
+        let batch = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(batch.path(), lines.join("\n")).expect("the file");
+        ip(&format!("-batch {}", batch.path().display()));
         for family in ["ipv4", "ipv6"] {
             for interface in ["c0", "s0"] {
                 std::fs::write(format!("/proc/thread-self/net/../../../sys/net/{family}/conf/{interface}/forwarding"), "1")
@@ -181,11 +184,9 @@ pub fn mac(interface: &str) -> [u8; 6] {
 }
 
 fn index(interface: &str) -> u32 {
-    ip(&format!("-o link show {interface}"))
-        .split(':')
-        .next()
-        .and_then(|word| word.parse().ok())
-        .expect("an interface index")
+    use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
+    name_to_index(socket, interface).expect("an interface index")
 }
 
 fn ip(arguments: &str) -> String {

@@ -2,12 +2,15 @@
 //!
 //! [`lab`] builds the machines and wires, [`daemon`] runs smtplb in the box, [`member`] runs a [`sink`] or
 //! a [`postfix`] on each member, [`client`] and
-//! [`program`] send, [`verify`] compares what was sent with what arrived.
+//! [`program`] send, [`verify`] compares what was sent with what arrived, [`bench`] measures.
 
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod daemon;
 pub mod demo;
+pub mod echo;
+pub mod flood;
 pub mod lab;
 pub mod mail;
 pub mod member;
@@ -15,6 +18,7 @@ pub mod postfix;
 pub mod process;
 pub mod program;
 pub mod sink;
+pub mod soak;
 pub mod twin;
 pub mod verify;
 pub mod wait;

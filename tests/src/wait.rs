@@ -1,6 +1,7 @@
 //! Waiting for something to become true, never for time to pass.
 
 use std::{
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -10,11 +11,23 @@ use anyhow::{Result, bail};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How many times longer than on a machine of its own everything may take: `SMTPLB_PATIENCE`, 1 without it. An emulated
+/// machine is 10 to 25 times slower.
+pub fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        let said = std::env::var("SMTPLB_PATIENCE").ok();
+        said.and_then(|said| said.parse().ok())
+            .map_or(1, |said: u32| said.clamp(1, 1000))
+    })
+}
+
 /// Looks until there is something to see.
 ///
 /// # Errors
-/// Names what was waited for when `limit` is over.
+/// Names what was waited for when `limit` is over, stretched by [`patience`].
 pub fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let limit = limit.saturating_mul(patience());
     let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = look() {

@@ -3,6 +3,7 @@
 //! A fresh machine needs `cargo xtask demo` and `cargo xtask test`, nothing by hand before them: each verb first lets
 //! [`setup`] put in place what is missing.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -34,6 +35,8 @@ enum Verb {
     Demo(demo::Args),
     /// Run the tests; without a layer everything but long fuzzing
     Test(test::Args),
+    /// Measure packets by test-run, or connections and bytes beside nftables and HAProxy
+    Bench(bench::Args),
     /// Check format, lints and the rules of the source tree
     Lint(lint::Args),
     /// Install the binary, its configuration and its service units
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Lint(args) => lint::run(&args),
         Verb::Install(args) => install::install(&args),
         Verb::Uninstall(args) => install::uninstall(&args),

@@ -71,14 +71,24 @@ fn tools_dir(hash: &str) -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("SMTPLB_TOOLS_DIR") {
         return std::path::absolute(dir).context("SMTPLB_TOOLS_DIR");
     }
+    Ok(cache_dir()?
+        .join("tools")
+        .join(hash.get(..12).unwrap_or(hash)))
+}
+
+/// The user's cache directory, our part of it.
+///
+/// # Errors
+/// When the user has neither that nor a home.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .filter(|dir| Path::new(dir).is_absolute())
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: nowhere to keep the tools")?;
-    Ok(cache
-        .join("smtplb/tools")
-        .join(hash.get(..12).unwrap_or(hash)))
+        .context(
+            "neither XDG_CACHE_HOME nor HOME is set: nowhere to keep what is fetched and built",
+        )?;
+    Ok(cache.join("smtplb"))
 }
 
 fn field<'a>(version: &'a str, name: &str) -> Result<&'a str> {

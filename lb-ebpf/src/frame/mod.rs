@@ -337,6 +337,14 @@ const DEEPEST: usize = 0x3ff;
 #[cfg(target_arch = "bpf")]
 const FARTHEST: usize = 0x7ff;
 
+/// A length to make accessible, with its bound where the verifier sees it: before Linux 6.8 it forgets what was compared
+/// with a value on the stack.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn within_reach(length: usize) -> usize {
+    opaque(length as u64) as usize & FARTHEST
+}
+
 /// What a parser behind a call says, as one number.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]

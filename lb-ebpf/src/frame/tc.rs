@@ -14,8 +14,8 @@ use aya_ebpf::{
 use lb_common::{flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded,
-    decoded, fib, pointer, read, write,
+    Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib,
+    pointer, read, within_reach, write,
 };
 use crate::{
     Egress, Packet,
@@ -162,7 +162,7 @@ impl Frame for TcFrame<'_> {
     #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
         let (start, end) = self.bounds();
-        if start + (length & FARTHEST) <= end {
+        if start + within_reach(length) <= end {
             return Ok(());
         }
         self.context

@@ -12,8 +12,8 @@ use aya_ebpf::{
 use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, FARTHEST, Frame, Partial, TRUNCATED, UNREADABLE, Wire,
-    address_halves, coded, decoded, fib, pointer, read, write,
+    Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves,
+    coded, decoded, fib, pointer, read, within_reach, write,
 };
 use crate::{
     Egress, Packet,
@@ -47,6 +47,21 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
             pointer::<_, { offset_of!(xdp_md, data) }>(context),
             pointer::<_, { offset_of!(xdp_md, data_end) }>(context),
         )
+    }
+
+    /// Was the checksum complete before the edit, which is stored already? What is longer than a jumbo frame is still to be
+    /// cut, and so to be finished.
+    #[inline(always)]
+    fn adds_up(&self, edit: &ChecksumEdit) -> Result<bool, DropReason> {
+        if edit.segment > CHUNK * CHUNKS {
+            return Ok(false);
+        }
+        let sum = sum_packet(self.context.ctx, edit.l4 as u32, edit.segment);
+        if sum >= UNREADABLE {
+            return Err(DropReason::Truncated);
+        }
+        let ports = u64::from(edit.ports.sum32());
+        Ok(fold(sum + edit.pseudo) == fold(ports + u64::from(u16::MAX)))
     }
 
     /// Moves the start of the packet: forward to make it shorter, backward to make room.
@@ -207,7 +222,7 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     #[inline(always)]
     fn reach(&mut self, length: usize) -> Result<(), DropReason> {
         let (start, end) = self.bounds();
-        if start + (length & FARTHEST) > end {
+        if start + within_reach(length) > end {
             return Err(DropReason::Truncated);
         }
         Ok(())
@@ -234,7 +249,8 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     }
 
     /// A field that equals the pseudo-header sum was left for a device to finish (veth, virtio, local senders). One
-    /// complete packet in 65,536 looks the same by chance; summing it anew is right for both.
+    /// complete packet in 65,536 looks the same by chance. Summing it anew is right for both; where a device will finish
+    /// it, one that adds up as it is has to be told apart, or its sender would repeat it in vain for ever.
     #[inline(always)]
     fn amend_checksum(&mut self, edit: &ChecksumEdit) -> Result<(), DropReason> {
         let field: u16 = self.load(edit.at)?;
@@ -242,7 +258,10 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
             return self.store(edit.at, edit.addresses.and(edit.ports).apply(field));
         }
         if GENERIC {
-            return self.store(edit.at, edit.addresses.apply_partial(field));
+            return match self.adds_up(edit)? {
+                true => self.store(edit.at, edit.addresses.and(edit.ports).apply(field)),
+                false => self.store(edit.at, edit.addresses.apply_partial(field)),
+            };
         }
         self.full_checksum(edit)
     }

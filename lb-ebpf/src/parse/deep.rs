@@ -131,7 +131,9 @@ fn v6<F: Frame>(frame: &mut F, deep: &mut Deep) -> Result<bool, DropReason> {
         next: ip.next_hdr,
         ..Walk::default()
     };
-    walk_extensions(frame, &mut walk)?;
+    if walk_extensions(frame, &mut walk).is_err() {
+        return Ok(false);
+    }
     packet.l4 = walk.at;
     deep.id = walk.id;
     deep.part = part(walk.field & OFFSET6 != 0, walk.field & 1 != 0);
@@ -175,24 +177,30 @@ pub(crate) fn walk_extensions<F: Frame>(frame: &mut F, walk: &mut Walk) -> Resul
         if number > 63 || WALKED >> number & 1 == 0 || walk.field & OFFSET6 != 0 {
             break;
         }
-        if walk.at > DEEPEST {
-            return Err(DropReason::Truncated);
-        }
-        frame.reach(walk.at + 8)?;
-        let [head, field, high, low]: [u16; 4] = frame.load(walk.at)?;
+        let at = place(walk.at)?;
+        frame.reach(at + 8)?;
+        let [head, field, high, low]: [u16; 4] = frame.load(at)?;
         let [next, length] = head.to_ne_bytes();
         let fragment = mask(walk.next, FRAGMENT_HEADER);
         let routing = mask(walk.next, ROUTING);
         walk.field |= u16::from_be(field) & fragment;
         walk.id |= word([high & fragment, low & fragment]);
         walk.left |= field.to_ne_bytes()[1] & routing as u8;
-        walk.at += (usize::from(length & !(fragment as u8)) + 1) * 8;
+        walk.at = at + (usize::from(length & !(fragment as u8)) + 1) * 8;
         walk.next = next;
     }
-    if walk.at > DEEPEST {
-        return Err(DropReason::Truncated);
-    }
+    walk.at = place(walk.at)?;
     Ok(())
+}
+
+/// A place that headers may begin at, with its bound where the verifier sees it: before Linux 6.8 it forgets what was
+/// compared with a value on the stack.
+#[inline(always)]
+fn place(at: usize) -> Result<usize, DropReason> {
+    match at > DEEPEST {
+        true => Err(DropReason::Truncated),
+        false => Ok(crate::opaque::opaque(at as u64) as usize & (DEEPEST.next_power_of_two() - 1)),
+    }
 }
 
 /// All ones when both are the same, else zero.

@@ -113,6 +113,22 @@ fn tags_go_off_towards_members_and_on_towards_clients() {
     );
 }
 
+/// Whoever it is for: what cannot be read to the end is not ours to count.
+#[test]
+fn headers_without_end_are_left_alone() {
+    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let mut frame = extended(1);
+    frame.truncate(54);
+    for _ in 0..8 {
+        frame.extend([60, 7, 1, 60]);
+        frame.resize(frame.len() + 60, 0);
+    }
+    for length in 54..frame.len() {
+        let mut cut = frame[..length].to_vec();
+        assert_eq!(tables.send(&mut cut), Ok(Verdict::Pass), "{length} bytes");
+    }
+}
+
 #[test]
 fn every_tag_survives_the_record() {
     for kind in [[0x81, 0x00], [0x88, 0xa8]] {

@@ -10,8 +10,8 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, ChangeView, ConfigView, FlowView, KernelView, MemberView, PoolView,
-        ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, DegradedView, FlowView, KernelView, MemberView,
+        PoolView, ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
@@ -79,9 +79,12 @@ impl Source for FakeSource {
                         why: "a virtual link: TC keeps GSO".into(),
                     },
                 ],
+                degraded: vec![DegradedView {
+                    lacks: "tcx".into(),
+                    why: "TC programs hang on a clsact filter".into(),
+                }],
                 flows: 2,
                 flows_max: 1_048_576,
-                degraded: Vec::new(),
             },
             workers: 2,
             virtual_servers: vec![

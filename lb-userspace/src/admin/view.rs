@@ -1,6 +1,6 @@
 //! What the admin API says: the stable JSON contract of every read verb.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,12 @@ pub struct Status {
     pub pools: Vec<PoolView>,
 }
 
+impl fmt::Display for DegradedView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.lacks, self.why)
+    }
+}
+
 impl Status {
     /// Every member of every pool, pool after pool.
     pub fn into_members(self) -> Vec<MemberView> {
@@ -48,7 +54,7 @@ pub struct KernelView {
     pub flows_max: u64,
     /// What this kernel or the privileges of the daemon do not allow, and what follows from it.
     #[serde(default)]
-    pub degraded: Vec<String>,
+    pub degraded: Vec<DegradedView>,
 }
 
 /// A packet program on an interface.
@@ -59,6 +65,15 @@ pub struct AttachmentView {
     /// `tcx`, `clsact`, `xdp` or `xdp-generic`.
     pub hook: String,
     /// Why this hook.
+    pub why: String,
+}
+
+/// Something that is missing, and that the kernel plane does without; `docs/kernel-support.md` has the words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedView {
+    /// A stable word.
+    pub lacks: String,
+    /// What is lost with it, and the kernel that has it.
     pub why: String,
 }
 

@@ -30,7 +30,7 @@ pub(super) fn status(status: &Status) -> String {
         status.kernel.flows, status.kernel.flows_max
     );
     for loss in &status.kernel.degraded {
-        let _ = writeln!(out, "  degraded: {}", printable(loss));
+        let _ = writeln!(out, "  degraded: {}", printable(&format!("no {loss}")));
     }
     if status.kernel.attachments.is_empty() {
         out.push_str("  no packet program attached\n");

@@ -9,11 +9,14 @@ use aya::{
 use lb_common::layout::Jump;
 
 use super::{bpffs::PinDirectory, links::Hook, loader};
+use crate::admin::view::DegradedView;
 
 /// The jump tables of one load. The kernel empties a table when nobody holds or pins it, so they are pinned as long as
 /// the programs are attached.
 pub(super) struct Jumps {
     tables: Vec<(Hook, Map)>,
+    /// Programs that this kernel refuses and the others do without.
+    left_out: Vec<DegradedView>,
     /// Distinguishes our pins from those of another load.
     instance: u32,
 }
@@ -23,15 +26,17 @@ impl Jumps {
     pub(super) const fn new(instance: u32) -> Self {
         Self {
             tables: Vec::new(),
+            left_out: Vec::new(),
             instance,
         }
     }
 
-    /// Loads the programs that those of a hook may jump to.
+    /// Loads the programs that those of a hook may jump to. One that the kernel refuses is left out, and named by
+    /// [`Self::left_out`]: what it would carry is dropped as `internal`.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses one.
+    /// When the kernel refuses one that no connection can do without.
     pub(super) fn ready(&mut self, ebpf: &mut Ebpf, hook: Hook) -> Result<()> {
         if self.tables.iter().any(|(known, _)| *known == hook) {
             return Ok(());
@@ -43,9 +48,26 @@ impl Jumps {
             if ebpf.program(&name).is_none() {
                 continue;
             }
-            let fd = match hook {
-                Hook::Tc => loader::classifier(ebpf, &name)?.fd()?.try_clone()?,
-                Hook::Xdp | Hook::XdpGeneric => loader::xdp(ebpf, &name)?.fd()?.try_clone()?,
+            let loaded = match hook {
+                Hook::Tc => {
+                    loader::classifier(ebpf, &name).and_then(|it| Ok(it.fd()?.try_clone()?))
+                }
+                Hook::Xdp | Hook::XdpGeneric => {
+                    loader::xdp(ebpf, &name).and_then(|it| Ok(it.fd()?.try_clone()?))
+                }
+            };
+            let fd = match loaded {
+                Ok(fd) => fd,
+                Err(error) if jump.is_optional() => {
+                    log::warn!("{error:#}");
+                    let first = error.to_string();
+                    self.left_out.push(DegradedView {
+                        lacks: format!("{}-{}", jump.word(), hook.suffix().replace('_', "-")),
+                        why: first.lines().next().unwrap_or_default().to_owned(),
+                    });
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             table
                 .set(jump as u32, &fd, 0)
@@ -53,6 +75,11 @@ impl Jumps {
         }
         self.tables.push((hook, map));
         Ok(())
+    }
+
+    /// Programs that this kernel has refused, and what it said.
+    pub(super) fn left_out(&self) -> &[DegradedView] {
+        &self.left_out
     }
 
     /// Keeps the tables beyond the life of this process.

@@ -10,6 +10,7 @@ mod links;
 mod loader;
 mod probe;
 mod reset;
+mod support;
 mod sys;
 mod tables;
 
@@ -47,7 +48,7 @@ pub use self::{
 };
 use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
-    admin::view::AttachmentView,
+    admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
 };
 
@@ -70,6 +71,7 @@ pub struct KernelPlane {
     attachments: Vec<AttachmentView>,
     /// Pins of the links that the generation in use needs.
     links: Vec<String>,
+    degraded: Vec<DegradedView>,
     adopted: bool,
     /// Tells this daemon from every other.
     instance: u32,
@@ -82,6 +84,7 @@ impl KernelPlane {
     ///
     /// When the pins cannot be kept, or the kernel refuses something.
     pub fn load(bpffs: &Path, flows: u32, kernel_log: bool) -> Result<Self> {
+        support::check()?;
         let pins = Arc::new(PinDirectory::open(bpffs)?);
         let fresh = pins.names().is_empty();
         let loaded = Self::load_pinned(pins.clone(), flows, kernel_log);
@@ -112,6 +115,7 @@ impl KernelPlane {
             resets: None,
             attachments: Vec::new(),
             links: Vec::new(),
+            degraded: support::degraded(),
             adopted,
             instance,
         })
@@ -343,6 +347,21 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// A loaded packet program, for a program that calls it.
+    ///
+    /// # Errors
+    ///
+    /// When the program is unknown, or the kernel refuses it.
+    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
+        let hook = Hook::of(name);
+        self.jumps.ready(&mut self.ebpf, hook)?;
+        let program = match hook {
+            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
+            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
+        };
+        Ok(program.try_clone()?)
+    }
+
     /// Names of the programs for the hook of one.
     pub fn programs(&self, program: &str) -> Vec<String> {
         let names = self.ebpf.programs().map(|(name, _)| name);
@@ -477,19 +496,14 @@ impl KernelPlane {
     }
 
     /// What this kernel or our privileges do not allow, and what follows from it.
-    pub fn degraded(&self) -> Vec<String> {
-        let mut degraded = Vec::new();
+    pub fn degraded(&self) -> Vec<DegradedView> {
+        let mut degraded = [&self.degraded, self.jumps.left_out()].concat();
         if !reset::may_send() {
-            degraded.push(
-                "CAP_NET_RAW is missing: connections of a member that is ended are reset when their peers speak next"
+            degraded.push(DegradedView {
+                lacks: "cap-net-raw".to_owned(),
+                why: "connections of a member that is ended are reset when their peers speak next"
                     .to_owned(),
-            );
-        }
-        if !links::has_tcx() {
-            degraded.push(
-                "no tcx (Linux 6.6): TC filters sit in the clsact qdisc, whoever flushes it removes them"
-                    .to_owned(),
-            );
+            });
         }
         degraded
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::util::KernelVersion;
 use lb_userspace::admin::view::{FlowView, MemberView, Stats, Status};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
@@ -404,6 +405,15 @@ fn add_paths(command: &mut Command, lab: &Lab) {
 
 fn config_path(lab: &Lab) -> PathBuf {
     lab.folder().join("smtplb.toml")
+}
+
+/// What `status` has to call the TC hook on this kernel.
+pub fn tc_hook() -> &'static str {
+    let version = KernelVersion::current();
+    match version.is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
+        true => "tcx",
+        false => "clsact",
+    }
 }
 
 /// The admin socket of a lab's daemon.

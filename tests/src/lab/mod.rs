@@ -109,6 +109,19 @@ impl Family {
     }
 }
 
+/// A machine without wires, for what needs a namespace and no site.
+///
+/// # Errors
+/// When this is not root.
+pub fn lone_machine(name: &str) -> Result<Namespace> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "namespaces are made as root"
+    );
+    prefix::remove_leftovers(false);
+    Namespace::create(&format!("{}-{name}", prefix::new()))
+}
+
 /// The site. Everything that it is made of goes when it is dropped.
 #[derive(Debug)]
 pub struct Lab {
@@ -169,6 +182,12 @@ impl Lab {
     /// The box's interfaces: towards clients, towards members.
     pub fn interfaces(&self) -> (&'static str, &'static str) {
         wiring::interfaces(self.plan.topology)
+    }
+
+    /// The clients' switch; its port towards the box is called `box`.
+    pub fn client_switch(&self) -> Option<&Namespace> {
+        let name = format!("{}-sw-c", self.prefix);
+        self.switches.iter().find(|switch| switch.name() == name)
     }
 
     /// Leaves everything up when the value goes.

@@ -317,6 +317,10 @@ fn load_ruleset(text: &str) -> Result<()> {
         ("nf_conntrack_checksum", "0"),
         ("nf_conntrack_tcp_be_liberal", "1"),
         ("nf_conntrack_tcp_loose", "0"),
+        // smtplb lets a port rest for a minute; in a long run it would come again before conntrack forgets it.
+        ("nf_conntrack_tcp_timeout_time_wait", "5"),
+        ("nf_conntrack_tcp_timeout_close", "5"),
+        ("nf_conntrack_tcp_timeout_last_ack", "5"),
     ] {
         std::fs::write(format!("/proc/sys/net/netfilter/{setting}"), value)
             .with_context(|| format!("cannot set {setting}"))?;

@@ -19,6 +19,17 @@ pub(crate) struct Args {
     /// Only what building needs, not the programs that demo and test run
     #[arg(long)]
     build_only: bool,
+    /// What a verb needs that few ask for
+    more: Option<More>,
+}
+
+/// What is not installed with the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum More {
+    /// `cargo xtask test kernels`
+    Kernels,
+    /// `cargo xtask bench link`
+    Bench,
 }
 
 /// Who asks, and so what has to be there.
@@ -30,6 +41,10 @@ pub(crate) enum Need {
     Lint,
     /// Building, and the mail servers and clients of the lab.
     Lab,
+    /// The lab, and what boots other kernels.
+    Kernels,
+    /// The lab, and what smtplb is measured beside.
+    Bench,
 }
 
 /// What the other verbs take from setup.
@@ -58,10 +73,11 @@ impl Tools {
 /// # Errors
 /// When something is missing and cannot be installed; the message says what to do by hand.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let need = if args.build_only {
-        Need::Build
-    } else {
-        Need::Lab
+    let need = match args.more {
+        _ if args.build_only => Need::Build,
+        None => Need::Lab,
+        Some(More::Kernels) => Need::Kernels,
+        Some(More::Bench) => Need::Bench,
     };
     let tools = ensure(need)?;
     if !args.build_only {
@@ -79,9 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn ensure(need: Need) -> Result<Tools> {
-    if need == Need::Lab {
-        packages::ensure()?;
-    }
+    packages::ensure(need)?;
     let toolchain = Toolchain::detect()?;
     if !toolchain.has_rust_src() {
         component(

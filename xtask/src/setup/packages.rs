@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use super::Need;
 use crate::command::{self, say};
 
 /// A program or a file, and the Debian package that brings it.
@@ -24,6 +25,18 @@ const WANTED: &[(&str, &str)] = &[
     ("postfix", "postfix"),
 ];
 
+/// What boots other kernels, and unpacks them.
+const FOR_KERNELS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
+];
+
+/// What smtplb is measured beside.
+const FOR_BENCH: &[(&str, &str)] = &[("haproxy", "haproxy")];
+
 /// swaks speaks TLS and IPv6 through these; it does not depend on them.
 const PERL_MODULES: &[(&str, &str)] = &[
     ("Net/SSLeay.pm", "libnet-ssleay-perl"),
@@ -34,8 +47,8 @@ const PERL_MODULES: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// When something is missing and this process may not install it.
-pub(super) fn ensure() -> Result<()> {
-    let missing = missing();
+pub(super) fn ensure(need: Need) -> Result<()> {
+    let missing = missing(need);
     if missing.is_empty() {
         return Ok(());
     }
@@ -50,12 +63,9 @@ pub(super) fn ensure() -> Result<()> {
             "the lab needs the programs of these Debian packages: {list}\nInstall them with your package manager, then try again"
         );
     }
-    say(
-        "setup",
-        format!("installing {list}: the lab's mail servers, clients and network tools"),
-    );
+    say("setup", format!("installing {list}: what the tests run"));
     install(&missing)?;
-    let missing = self::missing();
+    let missing = self::missing(need);
     if !missing.is_empty() {
         bail!(
             "still missing after the installation: {}",
@@ -65,9 +75,17 @@ pub(super) fn ensure() -> Result<()> {
     Ok(())
 }
 
-fn missing() -> Vec<&'static str> {
-    let programs = WANTED
+fn missing(need: Need) -> Vec<&'static str> {
+    let wanted: &[&[(&str, &str)]] = match need {
+        Need::Build | Need::Lint => return Vec::new(),
+        Need::Lab => &[WANTED],
+        Need::Kernels => &[WANTED, FOR_KERNELS],
+        Need::Bench => &[WANTED, FOR_BENCH],
+    };
+    let programs = wanted
         .iter()
+        .copied()
+        .flatten()
         .filter(|(program, _)| command::find(program).is_none())
         .map(|(_, package)| *package);
     let absent = absent_perl_modules();

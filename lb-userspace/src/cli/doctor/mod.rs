@@ -125,7 +125,13 @@ fn daemon(paths: &Paths) -> Finding {
         Ok(status) => Finding::new(
             "daemon",
             Level::Warning,
-            status.kernel.degraded.join("; "),
+            status
+                .kernel
+                .degraded
+                .iter()
+                .map(|loss| format!("no {loss}"))
+                .collect::<Vec<_>>()
+                .join("; "),
             "Use a newer kernel, or the service as it is installed.",
         ),
         Err(error) => {

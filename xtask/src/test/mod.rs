@@ -1,15 +1,17 @@
 //! `cargo xtask test`: every layer of tests, and one total at the end.
 
+mod kernels;
+mod total;
+
 use std::{
-    fmt,
     io::{BufRead as _, BufReader, Write as _},
-    ops::AddAssign,
     path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
+use self::total::Total;
 use crate::{
     build,
     command::{self, say},
@@ -21,8 +23,14 @@ use crate::{
 pub(crate) struct Args {
     /// One layer; without it every layer
     layer: Option<Layer>,
-    /// Only tests whose name contains this
-    filter: Option<String>,
+    /// Only tests whose name contains one of these; for `kernels`, versions such as 6.1
+    filter: Vec<String>,
+    /// `e2e`: every combination of offloads, not only the telling ones
+    #[arg(long)]
+    full: bool,
+    /// `soak`: for how long
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    minutes: u64,
     /// Test the unoptimised daemon: quicker to build, slower to run
     #[arg(long)]
     dev: bool,
@@ -39,9 +47,14 @@ enum Layer {
     E2e,
     /// Hostile bytes for every parser; short here, endless under its own tools
     Fuzz,
+    /// Older and newer kernels in emulated machines; root, minutes, only when asked for
+    Kernels,
+    /// Kill, upgrade, reload and attach anew under load, and a flood; root, minutes, only when asked for
+    Soak,
 }
 
 impl Layer {
+    /// What a run without a layer means.
     const ALL: [Self; 4] = [Self::Unit, Self::Fuzz, Self::Prog, Self::E2e];
 
     const fn name(self) -> &'static str {
@@ -50,17 +63,19 @@ impl Layer {
             Self::Prog => "prog",
             Self::E2e => "e2e",
             Self::Fuzz => "fuzz",
+            Self::Kernels => "kernels",
+            Self::Soak => "soak",
         }
     }
 
     /// Layers that load programs into the kernel.
     const fn needs_root(self) -> bool {
-        matches!(self, Self::Prog | Self::E2e)
+        matches!(self, Self::Prog | Self::E2e | Self::Soak)
     }
 
     /// Layers that start the daemon.
     const fn needs_daemon(self) -> bool {
-        matches!(self, Self::E2e)
+        matches!(self, Self::E2e | Self::Soak)
     }
 
     /// Whether there is anything to run: unit tests are everywhere, the others in a folder of `tests/`.
@@ -85,6 +100,9 @@ impl Layer {
 /// # Errors
 /// When a test fails, a build fails, or a layer cannot run here.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.layer == Some(Layer::Kernels) {
+        return kernels::run(&args.filter, !args.dev);
+    }
     let layers: Vec<Layer> = args
         .layer
         .map_or_else(|| Layer::ALL.to_vec(), |layer| vec![layer]);
@@ -97,7 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .into_iter()
         .partition(|layer| root || !layer.needs_root());
 
-    let outcome = run_layers(&run, args.filter.as_deref(), !args.dev);
+    let outcome = run_layers(&run, args);
     let mut total = outcome.total;
     let mut failures = outcome.failures;
     for layer in refused {
@@ -119,7 +137,7 @@ struct Outcome {
 }
 
 /// Goes on after a failure, so that one run shows all of them.
-fn run_layers(layers: &[Layer], filter: Option<&str>, release: bool) -> Outcome {
+fn run_layers(layers: &[Layer], args: &Args) -> Outcome {
     let mut outcome = Outcome::default();
     if layers.is_empty() {
         return outcome;
@@ -136,7 +154,7 @@ fn run_layers(layers: &[Layer], filter: Option<&str>, release: bool) -> Outcome 
     let mut daemon = None;
     for &layer in layers {
         if layer.needs_daemon() && daemon.is_none() {
-            match build::daemon(&tools, release) {
+            match build::daemon(&tools, !args.dev) {
                 Ok(path) => daemon = Some(path),
                 Err(error) => {
                     outcome.failures.push(format!("{error:#}"));
@@ -145,7 +163,7 @@ fn run_layers(layers: &[Layer], filter: Option<&str>, release: bool) -> Outcome 
             }
         }
         say("test", layer.name());
-        match run_layer(&tools, layer, filter, daemon.as_deref()) {
+        match run_layer(&tools, layer, args, daemon.as_deref()) {
             Ok((total, true)) => outcome.total += total,
             Ok((total, false)) => {
                 outcome.total += total;
@@ -167,7 +185,7 @@ fn run_layers(layers: &[Layer], filter: Option<&str>, release: bool) -> Outcome 
 fn run_layer(
     tools: &Tools,
     layer: Layer,
-    filter: Option<&str>,
+    args: &Args,
     daemon: Option<&Path>,
 ) -> Result<(Total, bool)> {
     let mut cargo = tools.cargo();
@@ -177,12 +195,22 @@ fn run_layer(
     if let Some(daemon) = daemon {
         cargo.env("SMTPLB_BIN", daemon);
     }
+    if args.full {
+        cargo.env("SMTPLB_FULL", "1");
+    }
+    if layer == Layer::Soak {
+        cargo.env("SMTPLB_SOAK_MINUTES", args.minutes.to_string());
+    }
     cargo.arg("--");
     if layer.needs_root() {
         // Each lab is a machine of its own, but they share the processors: side by side, deadlines would lie.
         cargo.arg("--test-threads=1");
     }
-    cargo.args(filter);
+    if layer == Layer::Soak {
+        // Minutes without a word would look like a hang.
+        cargo.arg("--nocapture");
+    }
+    cargo.args(&args.filter);
     watch(&mut cargo)
 }
 
@@ -205,67 +233,4 @@ fn watch(cargo: &mut Command) -> Result<(Total, bool)> {
         out.flush()?;
     }
     Ok((total, child.wait()?.success()))
-}
-
-/// What the runner counted.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Total {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
-
-impl Total {
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`; any other line is none.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let count = |word: &str| {
-            counts
-                .split("; ")
-                .find_map(|part| part.strip_suffix(word)?.trim_end().parse().ok())
-        };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-            skipped: count("ignored")?,
-        })
-    }
-}
-
-impl AddAssign for Total {
-    fn add_assign(&mut self, more: Self) {
-        self.passed += more.passed;
-        self.failed += more.failed;
-        self.skipped += more.skipped;
-    }
-}
-
-impl fmt::Display for Total {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn adds_up_the_closing_lines() {
-        let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.01s";
-        let mut total = Total::parse(line).unwrap();
-        total +=
-            Total::parse("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured").unwrap();
-        assert_eq!(total.to_string(), "7 passed, 2 failed, 1 skipped");
-    }
-
-    #[test]
-    fn other_lines_count_nothing() {
-        assert_eq!(Total::parse("test result::parses ... ok"), None);
-        assert_eq!(Total::parse("running 3 tests"), None);
-    }
 }

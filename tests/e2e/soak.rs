@@ -1,0 +1,28 @@
+//! The short variants of `cargo xtask test soak`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{
+    flood::{self, Flooding},
+    soak::{self, Soak},
+};
+
+#[test]
+fn no_disturbance_harms_a_connection() -> Result<()> {
+    soak::disturb(Soak {
+        time: Duration::from_secs(15),
+        rate: 300,
+        held: 50,
+    })
+}
+
+#[test]
+fn a_flood_harms_no_flow_by_tc() -> Result<()> {
+    flood::endure(Flooding::SHORT, "tc")
+}
+
+#[test]
+fn a_flood_harms_no_flow_by_xdp() -> Result<()> {
+    flood::endure(Flooding::SHORT, "xdp")
+}

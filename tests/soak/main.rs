@@ -1,0 +1,34 @@
+//! Minutes of what must harm nobody: `cargo xtask test soak`. The normal suite has a short variant of each.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{
+    flood::{self, Flooding},
+    soak::{self, Soak},
+};
+
+/// `SMTPLB_SOAK_MINUTES`, 10 without it.
+fn minutes() -> u64 {
+    let said = std::env::var("SMTPLB_SOAK_MINUTES").ok();
+    said.and_then(|said| said.parse().ok()).unwrap_or(10)
+}
+
+#[test]
+fn no_disturbance_harms_a_connection() -> Result<()> {
+    soak::disturb(Soak {
+        time: Duration::from_mins(minutes()),
+        rate: 1_000,
+        held: 200,
+    })
+}
+
+#[test]
+fn a_flood_for_a_minute_harms_no_flow_by_tc() -> Result<()> {
+    flood::endure(Flooding::MINUTE, "tc")
+}
+
+#[test]
+fn a_flood_for_a_minute_harms_no_flow_by_xdp() -> Result<()> {
+    flood::endure(Flooding::MINUTE, "xdp")
+}
