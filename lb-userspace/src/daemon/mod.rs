@@ -371,10 +371,13 @@ impl Daemon {
     /// What every second needs; `thorough`: what every tenth one does.
     fn tend(&self, thorough: bool) {
         let running = self.shared.running();
+        let mut plane = self.shared.plane();
+        if thorough {
+            plane.tend_others();
+        }
         if !has_passthrough(&running.generation) && self.lingering.is_empty() {
             return;
         }
-        let mut plane = self.shared.plane();
         if let Err(error) = plane.sweep() {
             log::error!("{error:#}");
         }

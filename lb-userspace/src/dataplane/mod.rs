@@ -1,6 +1,7 @@
 //! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
 
 mod addresses;
+mod beside;
 mod bpffs;
 mod clsact;
 mod ends;
@@ -46,7 +47,7 @@ pub use self::{
     probe::{Feature, features},
     tables::Numbers,
 };
-use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
+use self::{beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
 use crate::{
     admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
@@ -66,6 +67,8 @@ pub struct KernelPlane {
     jumps: Jumps,
     listeners: SockMap<MapData>,
     lost: PerCpuArray<MapData, u64>,
+    /// What other layouts still carry.
+    beside: Beside,
     /// Opened when a flow has to be ended.
     resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
@@ -112,6 +115,7 @@ impl KernelPlane {
             jumps: Jumps::new(instance),
             listeners,
             lost,
+            beside: Beside::new(),
             resets: None,
             attachments: Vec::new(),
             links: Vec::new(),
@@ -311,6 +315,11 @@ impl KernelPlane {
         up: bool,
     ) -> Result<()> {
         self.tables.write_member(number, pool, address, up)
+    }
+
+    /// Lets go of what an older smtplb has left in another layout, once it carries nothing.
+    pub fn tend_others(&mut self) {
+        self.beside.tend(&self.pins);
     }
 
     /// Releases expired flows in the next eighth of the table. Packets wait for nothing meanwhile.
