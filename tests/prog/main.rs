@@ -5,6 +5,8 @@ mod clsact;
 mod flows;
 mod packet;
 mod pins;
+mod policies;
+mod prefixes;
 mod rewrites;
 mod rig;
 mod stack;

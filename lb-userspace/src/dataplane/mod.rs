@@ -5,18 +5,22 @@ mod beside;
 mod bpffs;
 mod clsact;
 mod ends;
+mod explain;
 mod flows;
 mod jumps;
 mod links;
 mod loader;
+mod policies;
 mod probe;
 mod reset;
+mod routes;
 mod support;
 mod sys;
 mod tables;
+mod trial;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
@@ -28,10 +32,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, SockMap},
+    maps::{MapData, PerCpuArray, RingBuf, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
+use jiff::Timestamp;
 use lb_common::{
+    access::Spending,
     event::Cause,
     layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
@@ -41,13 +47,19 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     ends::FlowEnds,
+    explain::{Found, Question},
     flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
+    policies::RuleCount,
     probe::{Feature, features},
+    sys::event,
     tables::Numbers,
 };
-use self::{beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
+use self::{
+    beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
+    tables::Tables,
+};
 use crate::{
     admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
@@ -64,6 +76,7 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    policies: PolicyTables,
     jumps: Jumps,
     listeners: SockMap<MapData>,
     lost: PerCpuArray<MapData, u64>,
@@ -105,6 +118,7 @@ impl KernelPlane {
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
+        let policies = PolicyTables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
         let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
@@ -112,6 +126,7 @@ impl KernelPlane {
             ebpf,
             pins,
             tables,
+            policies,
             jumps: Jumps::new(instance),
             listeners,
             lost,
@@ -194,7 +209,11 @@ impl KernelPlane {
             workers,
             owner: std::process::id(),
             instance: self.instance,
+            prefixes: 0,
         };
+        self.policies
+            .fill(generation, numbers, self.tables.next_epoch())
+            .context("cannot fill the policies of the kernel plane")?;
         self.tables
             .apply(generation, numbers, up, config)
             .context("cannot fill the tables of the kernel plane")
@@ -212,7 +231,11 @@ impl KernelPlane {
             &mut self.jumps,
             &generation.network,
         )?;
-        Ok(())
+        let judged = self
+            .attachments
+            .iter()
+            .map(|place| place.interface.as_str());
+        self.policies.set_judged(judged)
     }
 
     /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
@@ -240,6 +263,7 @@ impl KernelPlane {
         next.instance = self.instance;
         next.jumps = Jumps::new(self.instance);
         next.adopted = self.adopted;
+        next.policies.take_over(&mut self.policies);
         *self = next;
         Ok(())
     }
@@ -276,6 +300,7 @@ impl KernelPlane {
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
         links::detach_filters(&generation.network, None);
         self.attachments.clear();
+        self.policies.set_judged(std::iter::empty())?;
         self.links.clear();
         links::detach_others(&self.pins, &self.links)?;
         Jumps::new(self.instance).unpin_others(&self.pins)
@@ -300,6 +325,44 @@ impl KernelPlane {
             }
         }
         links::attach_steering(&mut self.ebpf, &self.pins)
+    }
+
+    /// Every rule of every policy, with its counters.
+    pub fn rule_counts(&self) -> Vec<RuleCount> {
+        self.policies.counts()
+    }
+
+    /// Names of policy and rule by the number that an event carries.
+    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
+        self.policies.names()
+    }
+
+    /// How often the programs had used up what they may spend.
+    pub fn refused(&self, what: Spending) -> u64 {
+        self.policies.refused(what)
+    }
+
+    /// Tells the programs which rules have their time now.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
+        self.policies.tell_time(now)
+    }
+
+    /// Looks up the interfaces that rules name.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn refresh_places(&mut self) -> Result<()> {
+        self.policies.refresh_places()
+    }
+
+    /// The events of the firewall log, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.policies.take_events()
     }
 
     /// Tells the programs what a monitor found.
@@ -340,98 +403,6 @@ impl KernelPlane {
             .test_run(options)
             .context("cannot run the sweep program")?;
         Ok(())
-    }
-
-    /// Attaches a program that passes everything, in the driver, until this process ends: a veth delivers redirected
-    /// frames only when its peer has an XDP program.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn pass_natively(&mut self, interfaces: &[&str]) -> Result<()> {
-        let program = loader::xdp(&mut self.ebpf, "pass")?;
-        for interface in interfaces {
-            program.attach(interface, aya::programs::XdpMode::Driver)?;
-        }
-        Ok(())
-    }
-
-    /// A loaded packet program, for a program that calls it.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses it.
-    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
-        let hook = Hook::of(name);
-        self.jumps.ready(&mut self.ebpf, hook)?;
-        let program = match hook {
-            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
-        };
-        Ok(program.try_clone()?)
-    }
-
-    /// Names of the programs for the hook of one.
-    pub fn programs(&self, program: &str) -> Vec<String> {
-        let names = self.ebpf.programs().map(|(name, _)| name);
-        names
-            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
-            .filter(|name| name.ends_with(Hook::of(program).suffix()))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// How many instructions the verifier walked for a program (Linux 5.16).
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the program or does not tell.
-    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match Hook::of(program) {
-            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
-        };
-        info.verified_instruction_count()
-            .context("the kernel does not tell")
-    }
-
-    /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses to run it.
-    pub fn run_packet(
-        &mut self,
-        program: &str,
-        packet: &[u8],
-        ingress: u32,
-    ) -> Result<(u32, Vec<u8>)> {
-        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
-        let mut out = vec![0; packet.len() + 256];
-        let mut options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ..TestRunOptions::new()
-        };
-        let mut context;
-        let result = if Hook::of(program) != Hook::Tc {
-            // struct xdp_md: data_end is the length, then the interface.
-            context = vec![0; 24];
-            context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
-            context[12..16].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::xdp(&mut self.ebpf, program)?.test_run(options)
-        } else {
-            // struct __sk_buff: ingress_ifindex, ifindex.
-            context = vec![0; 192];
-            context[36..40].copy_from_slice(&ingress.to_ne_bytes());
-            context[40..44].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::classifier(&mut self.ebpf, program)?.test_run(options)
-        }
-        .with_context(|| format!("cannot run a packet through {program}"))?;
-        out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
     }
 
     /// Where the packet programs are attached, and why there.
