@@ -1,6 +1,7 @@
 //! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
 
 mod addresses;
+mod beside;
 mod bpffs;
 mod clsact;
 mod ends;
@@ -13,10 +14,10 @@ mod policies;
 mod probe;
 mod reset;
 mod routes;
-mod run;
 mod support;
 mod sys;
 mod tables;
+mod trial;
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +55,8 @@ pub use self::{
     tables::Numbers,
 };
 use self::{
-    bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables, tables::Tables,
+    beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
+    tables::Tables,
 };
 use crate::{
     admin::view::{AttachmentView, DegradedView},
@@ -76,6 +78,8 @@ pub struct KernelPlane {
     jumps: Jumps,
     listeners: SockMap<MapData>,
     lost: PerCpuArray<MapData, u64>,
+    /// What other layouts still carry.
+    beside: Beside,
     /// Opened when a flow has to be ended.
     resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
@@ -124,6 +128,7 @@ impl KernelPlane {
             jumps: Jumps::new(instance),
             listeners,
             lost,
+            beside: Beside::new(),
             resets: None,
             attachments: Vec::new(),
             links: Vec::new(),
@@ -335,6 +340,11 @@ impl KernelPlane {
         self.tables.write_member(number, pool, address, up)
     }
 
+    /// Lets go of what an older smtplb has left in another layout, once it carries nothing.
+    pub fn tend_others(&mut self) {
+        self.beside.tend(&self.pins);
+    }
+
     /// Releases expired flows in the next eighth of the table. Packets wait for nothing meanwhile.
     ///
     /// # Errors
@@ -353,59 +363,6 @@ impl KernelPlane {
             .test_run(options)
             .context("cannot run the sweep program")?;
         Ok(())
-    }
-
-    /// Attaches a program that passes everything, in the driver, until this process ends: a veth delivers redirected
-    /// frames only when its peer has an XDP program.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn pass_natively(&mut self, interfaces: &[&str]) -> Result<()> {
-        let program = loader::xdp(&mut self.ebpf, "pass")?;
-        for interface in interfaces {
-            program.attach(interface, aya::programs::XdpMode::Driver)?;
-        }
-        Ok(())
-    }
-
-    /// A loaded packet program, for a program that calls it.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses it.
-    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
-        let hook = Hook::of(name);
-        self.jumps.ready(&mut self.ebpf, hook)?;
-        let program = match hook {
-            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
-        };
-        Ok(program.try_clone()?)
-    }
-
-    /// Names of the programs for the hook of one.
-    pub fn programs(&self, program: &str) -> Vec<String> {
-        let names = self.ebpf.programs().map(|(name, _)| name);
-        names
-            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
-            .filter(|name| name.ends_with(Hook::of(program).suffix()))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// How many instructions the verifier walked for a program (Linux 5.16).
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the program or does not tell.
-    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match Hook::of(program) {
-            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
-        };
-        info.verified_instruction_count()
-            .context("the kernel does not tell")
     }
 
     /// Where the packet programs are attached, and why there.
