@@ -2,6 +2,7 @@
 
 mod budget;
 mod clsact;
+mod exhaustion;
 mod flows;
 mod packet;
 mod pins;
