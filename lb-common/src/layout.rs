@@ -11,6 +11,8 @@ pub const MAX_POOLS: u32 = 256;
 pub const POOL_MEMBERS: usize = 64;
 /// Virtual servers. Number 0 means "none".
 pub const MAX_VIRTUAL_SERVERS: u32 = 1024;
+/// Addresses, or prefixes, with a port that virtual servers take.
+pub const MAX_PLACES: u32 = 4096;
 /// Proxy workers, one per core.
 pub const MAX_WORKERS: u32 = 64;
 /// Two generations side by side: the one in use and the one being built.

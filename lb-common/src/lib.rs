@@ -3,6 +3,7 @@
 //! No I/O and no allocation, so that it builds for the BPF target and for the host alike.
 #![cfg_attr(not(test), no_std)]
 
+pub mod access;
 pub mod addr;
 pub mod atomic;
 pub mod checksum;

@@ -14,10 +14,13 @@ macro_rules! reasons {
                 matches!(self, Self::Truncated | Self::NoMember | Self::NoFlow)
             }
 
-            /// Does its sender get an ICMP error that says so?
+            /// Does its sender get an answer that says so, ICMP or RST?
             #[inline(always)]
             pub const fn answered(self) -> bool {
-                matches!(self, Self::TtlExceeded | Self::TooBig)
+                matches!(
+                    self,
+                    Self::TtlExceeded | Self::TooBig | Self::PolicyReject | Self::PolicyReset
+                )
             }
 
             /// Every reason, by number.
@@ -64,6 +67,14 @@ reasons! {
     NoAnswer = 14 "no-answer",
     /// A fragment of a flow's packet that came before the first; the stack got it, the sender repeats the segment.
     EarlyFragment = 15 "early-fragment",
+    /// A policy drops the connection, and the client is told nothing.
+    PolicyDrop = 16 "policy-drop",
+    /// A policy rejects the connection; the client is told by ICMP.
+    PolicyReject = 17 "policy-reject",
+    /// A policy rejects the connection; the client is told by RST.
+    PolicyReset = 18 "policy-reset",
+    /// The client's network connects too often; the new connection is dropped and may be retried.
+    RateLimited = 19 "rate-limited",
 }
 
 /// Capacity of the counter array; room for reasons to come.

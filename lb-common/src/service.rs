@@ -15,6 +15,19 @@ map_record!(
 );
 
 map_record!(
+    /// What is looked up when no virtual server has the very address: the longest prefix of these bits wins. The first
+    /// 32 always count.
+    PrefixKey {
+        /// Which of the generations side by side: 0 or 1.
+        epoch: u16,
+        /// Port, network order.
+        port: u16,
+        /// The virtual address.
+        address: Addr,
+    } size 20 align 4
+);
+
+map_record!(
     /// A virtual server.
     Service {
         /// Index of its pool in the pool table, epoch included.
@@ -79,5 +92,7 @@ map_record!(
         owner: u32,
         /// A random number of that daemon: process ids repeat, in containers above all.
         instance: u32,
-    } size 28 align 4
+        /// Do virtual servers on prefixes exist? 0 or 1.
+        prefixes: u32,
+    } size 32 align 4
 );

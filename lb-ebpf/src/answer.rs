@@ -1,4 +1,5 @@
-//! ICMP errors of our own: a packet that cannot go on because its time is over, or because the next link is too small.
+//! Answers of our own: ICMP errors about a packet that cannot go on because its time is over, because the next link is too
+//! small, or because a policy rejects it; and RST, where the policy says so.
 //!
 //! The error goes back the way the packet came, and says it is from where the packet was sent to: the client talks to
 //! the virtual address and to nobody else, and so does the member to the SNAT address. nftables NAT does the same.
@@ -15,6 +16,7 @@ use crate::{
     Egress, Frame, Tables, Verdict,
     frame::{Partial, addresses, halves},
     parse::{self, Link},
+    reset::reset,
 };
 
 /// What the first program found.
@@ -79,19 +81,31 @@ pub fn answer<F: Frame, T: Tables>(
     for (to, pair) in egress.macs.iter_mut().zip([[d, e], [f, a], [b, c]]) {
         *to = crate::frame::word(pair);
     }
-    let expired = notice.reason == DropReason::TtlExceeded as u32;
-    if link.kind == EtherType::Ipv4 as u16 {
-        let kind = if expired { [11, 0] } else { [3, 4] };
-        v4(frame, &link, kind, notice.mtu, tables.now())?;
+    let [kind4, kind6] = kinds(notice.reason);
+    if notice.reason == DropReason::PolicyReset as u32 {
+        reset(frame)?;
+    } else if link.kind == EtherType::Ipv4 as u16 {
+        v4(frame, &link, kind4, notice.mtu, tables.now())?;
     } else {
-        let kind = if expired { [3, 0] } else { [2, 0] };
-        v6(frame, &link, kind, notice.mtu)?;
+        v6(frame, &link, kind6, notice.mtu)?;
     }
     frame.address(egress)?;
     if notice.vlan != 0 {
         frame.retag(&link, notice.vlan)?;
     }
     Ok(Verdict::Send)
+}
+
+/// Type and code for IPv4 and IPv6 (RFC 792, RFC 1812 §5.2.7.1, RFC 4443 §3).
+#[inline(always)]
+const fn kinds(reason: u32) -> [[u8; 2]; 2] {
+    const EXPIRED: u32 = DropReason::TtlExceeded as u32;
+    const PROHIBITED: u32 = DropReason::PolicyReject as u32;
+    match reason {
+        EXPIRED => [[11, 0], [3, 0]],
+        PROHIBITED => [[3, 13], [1, 1]],
+        _ => [[3, 4], [2, 0]],
+    }
 }
 
 #[inline(always)]

@@ -53,6 +53,14 @@ mod imp {
             intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(cell.as_ptr(), old, new).1
         }
     }
+
+    #[inline(always)]
+    pub(crate) fn swap_wide(cell: &AtomicU64, old: u64, new: u64) -> bool {
+        // SAFETY: the pointer comes from a live atomic cell.
+        unsafe {
+            intrinsics::atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(cell.as_ptr(), old, new).1
+        }
+    }
 }
 
 /// Adds to a counter that several CPUs count in; `u64::MAX` takes one off.
@@ -71,4 +79,11 @@ pub(crate) fn draw(cell: &AtomicU32) -> u32 {
 #[inline(always)]
 pub(crate) fn swap_if(cell: &AtomicU32, old: u32, new: u32) -> bool {
     imp::swap_if(cell, old, new)
+}
+
+/// The same of a wide cell.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn swap_wide(cell: &AtomicU64, old: u64, new: u64) -> bool {
+    imp::swap_wide(cell, old, new)
 }

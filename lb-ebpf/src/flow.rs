@@ -10,7 +10,7 @@ use lb_common::{
     event::Cause,
     flow::{Flow, Hit, owners, split_owners},
     reason::DropReason,
-    service::{Config, Service, ServiceKey},
+    service::Service,
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
@@ -35,22 +35,6 @@ pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
         }
         _ => Some(hit),
     }
-}
-
-/// The passthrough virtual server that a packet is for.
-#[inline(always)]
-pub(crate) fn service<'a, T: Tables>(
-    tables: &'a T,
-    config: &Config,
-    packet: &Packet,
-) -> Option<&'a Service> {
-    let key = ServiceKey {
-        address: packet.key.dst,
-        port: packet.key.dport,
-        epoch: config.epoch as u16,
-    };
-    let service = tables.service(&key)?;
-    (service.forward == Service::PASSTHROUGH).then_some(service)
 }
 
 /// Opens a flow for the first packet of a connection: its slot.

@@ -16,9 +16,11 @@
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;
 
+mod access;
 pub mod answer;
 mod atomic;
 mod expire;
+pub mod explain;
 mod flow;
 pub mod forward;
 pub mod frame;
@@ -29,8 +31,10 @@ mod odd;
 mod opaque;
 mod parse;
 mod report;
+mod reset;
 mod rewrite;
 mod select;
+mod service;
 mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
@@ -40,10 +44,16 @@ mod tests;
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use lb_common::{flow::Hit, layout::Jump, reason::DropReason, tcp::Direction};
+use lb_common::{
+    flow::Hit,
+    layout::Jump,
+    reason::DropReason,
+    service::{Config, Service},
+    tcp::Direction,
+};
 
 pub use crate::{
-    expire::sweep, flow::end, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
     tables::Tables,
 };
 use crate::{flow::Note, parse::Deep};
@@ -79,16 +89,35 @@ pub fn balance<F: Frame, T: Tables>(
     if let Some(hit) = flow::find(tables, &packet) {
         return carry(frame, tables, &packet, hit, egress);
     }
-    if flow::service(tables, config, &packet).is_none() {
+    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
         return Ok(Verdict::Pass);
-    }
-    if !packet.flags.opens() {
-        return Err(DropReason::NoFlow);
-    }
-    Ok(Verdict::Jump(Jump::Open))
+    };
+    first::<F, T>(tables, config, service, &packet)
 }
 
-/// Opens a flow for the first packet of a connection; [`odd`] carries it, whatever it looks like.
+/// Says who goes on with a packet for a virtual server that belongs to no flow.
+#[inline(always)]
+fn first<F: Frame, T: Tables>(
+    tables: &T,
+    config: &Config,
+    service: &Service,
+    packet: &Packet,
+) -> Result<Verdict, DropReason> {
+    if service.forward == Service::PASSTHROUGH {
+        return match packet.flags.opens() {
+            true => Ok(Verdict::Jump(Jump::Open)),
+            false => Err(DropReason::NoFlow),
+        };
+    }
+    // What XDP passes is met again by the TC program behind it, and shall be judged once.
+    let guarded = || access::guard(tables, config, service.virtual_server).is_some();
+    if F::ASKS && packet.flags.opens() && guarded() {
+        return Ok(Verdict::Jump(Jump::Open));
+    }
+    Ok(Verdict::Pass)
+}
+
+/// Opens a flow for the first packet of a connection that may be made; [`odd`] carries it, whatever it looks like.
 ///
 /// # Errors
 ///
@@ -102,9 +131,14 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let Some(service) = flow::service(tables, config, &deep.packet) else {
+    let key = &deep.packet.key;
+    let Some(service) = service::find(tables, config, &key.dst, key.dport) else {
         return Ok(Verdict::Pass);
     };
+    access::admit(frame, tables, config, deep, service.virtual_server)?;
+    if service.forward != Service::PASSTHROUGH {
+        return Ok(Verdict::Pass);
+    }
     flow::open(tables, service, &deep.packet, tables.now())?;
     Ok(Verdict::Jump(Jump::Odd))
 }

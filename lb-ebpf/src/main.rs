@@ -24,7 +24,7 @@ use lb_common::{
 use lb_ebpf::{
     Egress, Verdict,
     answer::answer,
-    balance,
+    balance, explain,
     frame::{TcFrame, XdpFrame, tc, xdp},
     icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
@@ -185,6 +185,13 @@ fn answer_xdp_generic(context: XdpContext) -> u32 {
 #[sk_lookup]
 fn steer_sessions(context: SkLookupContext) -> u32 {
     steer::steer(&context, &KernelTables)
+}
+
+/// Says what would become of a connection; the daemon runs it, no packet does.
+#[classifier]
+fn explain_tc(context: TcContext) -> i32 {
+    explain::explain(&mut TcFrame::new(&context), &KernelTables);
+    TC_ACT_OK
 }
 
 /// Releases expired flows; the daemon runs it, no packet does.

@@ -15,8 +15,12 @@
 //! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
+//! Those of policies, rates and events are in [`access`].
+//!
 //! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
+
+mod access;
 
 use aya_ebpf::{
     helpers,
@@ -28,8 +32,8 @@ use lb_common::{
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     layout::{
-        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS,
-        MAX_WORKERS, VLAN_WORDS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS,
+        MAX_VIRTUAL_SERVERS, MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
     reason::{DropReason, MAX_REASONS},
@@ -38,6 +42,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, tick},
 };
 
+pub use self::access::is_unjudged;
 use crate::{
     answer::{ANSWERS, Notice},
     expire,
@@ -56,8 +61,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
-static SERVICES: HashMap<ServiceKey, Service> =
-    HashMap::with_max_entries(EPOCHS * MAX_VIRTUAL_SERVERS, 0);
+static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(EPOCHS * MAX_PLACES, 0);
 #[map]
 static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
 #[map]
@@ -291,6 +295,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn peek(&self, pool: u32) -> u32 {
+        peek_member(pool)
+    }
+
+    #[inline(always)]
     fn report(&self, slot: u32, phase: Phase, cause: Cause) {
         if let Some(flow) = self.flow(slot) {
             report::write(flow, phase, cause, self.now());
@@ -330,6 +339,13 @@ impl Tables for KernelTables {
 #[inline(never)]
 pub extern "C" fn select_member(pool: u32) -> u32 {
     select::member(&KernelTables, pool)
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn peek_member(pool: u32) -> u32 {
+    select::peek(&KernelTables, pool)
 }
 
 /// A function of its own for the verifier (Linux 5.6).

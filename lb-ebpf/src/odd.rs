@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     flow::{Flow, Hit},
-    layout::Jump,
     reason::DropReason,
+    service::Service,
     tcp::{Direction, Flags, Phase, tick},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     flow::{self, Note},
     forward,
     parse::{self, Deep, Link, Part},
-    rewrite,
+    rewrite, service,
 };
 
 /// Carries such a packet when it belongs to a connection, and says who goes on with the first of one.
@@ -47,14 +47,14 @@ pub fn odd<F: Frame, T: Tables>(
             tables.note_early(&deep.fragment());
             return Ok(Verdict::Pass);
         }
-        if flow::service(tables, config, &deep.packet).is_none() {
+        let key = &deep.packet.key;
+        let Some(service) = service::find(tables, config, &key.dst, key.dport) else {
             return Ok(Verdict::Pass);
+        };
+        if service.forward == Service::PASSTHROUGH {
+            check_vlan(tables, deep.link.vlan)?;
         }
-        check_vlan(tables, deep.link.vlan)?;
-        if !deep.packet.flags.opens() {
-            return Err(DropReason::NoFlow);
-        }
-        return Ok(Verdict::Jump(Jump::Open));
+        return crate::first::<F, T>(tables, config, service, &deep.packet);
     };
     if hit.direction() == Direction::Forward {
         check_vlan(tables, deep.link.vlan)?;

@@ -22,12 +22,21 @@ const BUSIEST: u64 = (1 << 30) - 1;
 pub(crate) fn member<T: Tables>(tables: &T, pool: u32) -> u32 {
     tables
         .pool(pool)
-        .and_then(|pool| best(tables, pool))
+        .and_then(|pool| best(tables, pool, true))
+        .unwrap_or(0)
+}
+
+/// The member that would be chosen now.
+#[inline(always)]
+pub(crate) fn peek<T: Tables>(tables: &T, pool: u32) -> u32 {
+    tables
+        .pool(pool)
+        .and_then(|pool| best(tables, pool, false))
         .unwrap_or(0)
 }
 
 #[inline(always)]
-fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
+fn best<T: Tables>(tables: &T, pool: &Pool, takes: bool) -> Option<u32> {
     let turn = tables.turn(pool.turn)?;
     let start = turn.load(Relaxed).checked_rem(pool.count)?;
     let counts = match pool.method {
@@ -53,6 +62,9 @@ fn best<T: Tables>(tables: &T, pool: &Pool) -> Option<u32> {
     }
     if best >= UNAVAILABLE {
         return None;
+    }
+    if !takes {
+        return Some(best as u32 & 0xffff);
     }
     // The next turn begins behind the chosen one, so that a dead member's turns go to all the others.
     let place = (start + (best >> 16) as u32) & (POOL_MEMBERS as u32 - 1);

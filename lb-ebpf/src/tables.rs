@@ -1,16 +1,18 @@
 //! What the pipeline reads and writes, without saying where it lies.
 
 use lb_common::{
+    access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending, matching},
     atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     member::Member,
-    service::{Config, Pool, Service, ServiceKey},
+    reason::DropReason,
+    service::{Config, Pool, PrefixKey, Service, ServiceKey},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
 
-use crate::flow::Note;
+use crate::{access::Knock, flow::Note};
 
 /// Where new flow records come from. One record, shared by all CPUs.
 #[repr(C)]
@@ -26,8 +28,53 @@ pub struct Allocation {
     pub port: AtomicU32,
 }
 
+/// What is asked before a connection is opened.
+pub trait Access: Policies {
+    /// Monotonic time of an event, nanoseconds.
+    fn clock(&self) -> u64;
+    /// What guards a virtual server, epoch included.
+    fn guard(&self, index: u32) -> Option<&Guard>;
+    /// A rule by index, epoch included.
+    fn rule(&self, index: u32) -> Option<&Rule>;
+    /// The virtual server with the longest prefix of an address.
+    fn prefix(&self, key: &PrefixKey) -> Option<&Service>;
+    /// Counts a match of a rule, in force or staged.
+    fn count_rule(&self, number: u32, staged: bool);
+    /// Counts what was not carried, where the caller does not.
+    fn count_drop(&self, reason: DropReason);
+    /// May a source connect once more? With `counts` it has, else it is only asked. Interval and lead in nanoseconds.
+    fn within_rate(&self, key: &SourceKey, interval: u64, ahead: u64, counts: bool) -> bool;
+    /// Takes a piece of this CPU's budget; false when it is used up, which is counted.
+    fn spend(&self, what: Spending) -> bool;
+    /// Hands an event to userspace.
+    fn announce(&self, event: &Event);
+    /// Answers `smtplb explain`.
+    fn explain(&self, explanation: &Explanation);
+
+    /// Lays down who knocks, for [`Self::ask`] behind a call.
+    fn hold(&self, _: &Knock) {}
+
+    /// [`crate::access::ask`], behind a call that the verifier checks once. There the one who was laid down is asked about.
+    #[inline(always)]
+    fn ask(&self, policy: u32, kind: u8, knock: &Knock) -> u32
+    where
+        Self: Sized,
+    {
+        crate::access::ask(self, policy, kind, knock)
+    }
+
+    /// [`lb_common::access::matching`] for who was laid down, in the same way; 0 without a policy.
+    #[inline(always)]
+    fn match_rule(&self, policy: u32, knock: &Knock) -> u32
+    where
+        Self: Sized,
+    {
+        matching(self, policy, &knock.arrival).unwrap_or(0)
+    }
+}
+
 /// The tables of the kernel plane: maps in the kernel, plain memory in tests.
-pub trait Tables {
+pub trait Tables: Access {
     /// Monotonic time, nanoseconds; coarse is good enough.
     fn now(&self) -> u64;
     /// What holds for every packet; `None` before the first generation.
@@ -81,6 +128,14 @@ pub trait Tables {
         Self: Sized,
     {
         crate::select::member(self, pool)
+    }
+
+    /// [`crate::select::peek`], behind such a call.
+    fn peek(&self, pool: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::select::peek(self, pool)
     }
 
     /// [`crate::snat::port`], behind such a call.

@@ -9,6 +9,10 @@ use std::{
 };
 
 use lb_common::{
+    access::{
+        Bound, Event, Explanation, Guard, PlaceKey, Policies, Policy, Rule, SourceKey, Spending,
+        admit,
+    },
     addr::Addr,
     atomic::AtomicU32,
     event::Cause,
@@ -16,7 +20,7 @@ use lb_common::{
     layout::Jump,
     member::Member,
     reason::DropReason,
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service, ServiceKey},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
@@ -25,7 +29,7 @@ use crate::{
     Egress, Verdict, balance,
     frame::MemoryFrame,
     sweep,
-    tables::{Allocation, Tables},
+    tables::{Access, Allocation, Tables},
 };
 
 const FLOWS: usize = 16;
@@ -56,6 +60,13 @@ struct MemoryTables {
     fragments: RefCell<HashMap<(Addr, Addr, u32), Hit>>,
     tags: Cell<u32>,
     early: Cell<Option<(Addr, Addr, u32)>>,
+    guard: Guard,
+    policies: Vec<Policy>,
+    bounds: Vec<Bound>,
+    rules: Vec<Rule>,
+    hits: RefCell<Vec<(u32, bool)>>,
+    sources: RefCell<HashMap<([u32; 2], u16), u64>>,
+    events: RefCell<Vec<Event>>,
 }
 
 impl MemoryTables {
@@ -91,6 +102,7 @@ impl MemoryTables {
                 workers: 1,
                 owner: 1,
                 instance: 1,
+                prefixes: 0,
             },
             services: HashMap::from([((address(100), 465u16.to_be()), service)]),
             pool,
@@ -110,6 +122,13 @@ impl MemoryTables {
             fragments: RefCell::default(),
             tags: Cell::new(0),
             early: Cell::new(None),
+            guard: Guard::OPEN,
+            policies: Vec::new(),
+            bounds: Vec::new(),
+            rules: Vec::new(),
+            hits: RefCell::default(),
+            sources: RefCell::default(),
+            events: RefCell::default(),
         }
     }
 
@@ -174,6 +193,54 @@ fn unset() -> Route {
 
 fn flat(key: &FlowKey) -> (Addr, Addr, u16, u16) {
     (key.src, key.dst, key.sport, key.dport)
+}
+
+impl Policies for MemoryTables {
+    fn policy(&self, index: u32) -> Option<&Policy> {
+        self.policies.get(index as usize)
+    }
+    fn bound(&self, index: u32) -> Option<&Bound> {
+        self.bounds.get(index as usize)
+    }
+    fn scheduled(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+    fn place(&self, _: &PlaceKey) -> Option<u64> {
+        None
+    }
+}
+
+impl Access for MemoryTables {
+    fn clock(&self) -> u64 {
+        self.now.get()
+    }
+    fn guard(&self, _: u32) -> Option<&Guard> {
+        Some(&self.guard)
+    }
+    fn rule(&self, index: u32) -> Option<&Rule> {
+        self.rules.get(index as usize)
+    }
+    fn prefix(&self, key: &PrefixKey) -> Option<&Service> {
+        self.services.get(&(Addr::UNSET, key.port))
+    }
+    fn count_rule(&self, number: u32, staged: bool) {
+        self.hits.borrow_mut().push((number, staged));
+    }
+    fn count_drop(&self, _: DropReason) {}
+    fn within_rate(&self, key: &SourceKey, interval: u64, ahead: u64, counts: bool) -> bool {
+        let mut sources = self.sources.borrow_mut();
+        let due = sources.entry((key.network, key.family)).or_default();
+        let next = admit(*due, self.now.get(), interval, ahead);
+        *due = next.filter(|_| counts).unwrap_or(*due);
+        next.is_some()
+    }
+    fn spend(&self, _: Spending) -> bool {
+        true
+    }
+    fn announce(&self, event: &Event) {
+        self.events.borrow_mut().push(*event);
+    }
+    fn explain(&self, _: &Explanation) {}
 }
 
 impl Tables for MemoryTables {

@@ -11,6 +11,8 @@ mod members;
 mod mtu;
 mod offload;
 mod passthrough;
+mod policies;
+mod prefixes;
 mod proxy;
 mod refusal;
 mod reload;

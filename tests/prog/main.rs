@@ -6,6 +6,8 @@ mod exhaustion;
 mod flows;
 mod packet;
 mod pins;
+mod policies;
+mod prefixes;
 mod rewrites;
 mod rig;
 mod stack;

@@ -144,6 +144,15 @@ impl Rig {
         (outcome, out)
     }
 
+    /// Goes on with another generation.
+    pub fn apply(&mut self, generation: Generation) {
+        self.numbers = self.plane.number(&generation).expect("numbers");
+        self.plane
+            .apply(&generation, &self.numbers, |_| true, 1)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.generation = generation;
+    }
+
     /// Where the maps are pinned.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
@@ -183,7 +192,7 @@ pub fn mac(interface: &str) -> [u8; 6] {
     mac
 }
 
-fn index(interface: &str) -> u32 {
+pub fn index(interface: &str) -> u32 {
     use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
     name_to_index(socket, interface).expect("an interface index")
@@ -212,6 +221,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             attach: Attach::Auto,
             max_flows: 1024,
             vlans: Default::default(),
+            guard: Default::default(),
         },
         log: Log {
             flows: true,
@@ -221,6 +231,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
         pools: Default::default(),
         monitors: Default::default(),
         certificates: Default::default(),
+        policies: Default::default(),
     };
     for (name, address, snat, members) in servers {
         let address: SocketAddr = address.parse().expect("an address");
@@ -234,10 +245,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             .collect();
         generation.virtual_servers.push(Arc::new(VirtualServer {
             name: name.clone(),
-            address: address.ip(),
-            port: address.port(),
+            at: address.into(),
             forward: Forward::Passthrough { snat: *snat },
             pool: name.clone(),
+            guard: Default::default(),
         }));
         let pool = Pool {
             name: name.clone(),

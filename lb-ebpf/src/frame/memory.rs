@@ -68,6 +68,11 @@ impl Frame for MemoryFrame<'_> {
         Partial::Never
     }
 
+    /// What was cut off stays in the buffer.
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        self.reach(length)
+    }
+
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
         let at = at as usize;
         let bytes = self.bytes.get(at..at + length as usize);

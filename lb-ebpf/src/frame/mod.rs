@@ -98,6 +98,13 @@ pub trait Frame {
     /// [`DropReason::Internal`] when the kernel has no room.
     fn quote(&mut self, link: &Link, length: u32, keep: u32, room: u32) -> Result<(), DropReason>;
 
+    /// Takes bytes off the end, so that this many are left. A packet that is shorter stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet cannot be changed.
+    fn cut(&mut self, length: usize) -> Result<(), DropReason>;
+
     /// The one's complement sum of some bytes, unfolded; at most 1536.
     ///
     /// # Errors

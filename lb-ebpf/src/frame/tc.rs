@@ -127,6 +127,17 @@ impl Frame for TcFrame<'_> {
     }
 
     #[inline(always)]
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        // SAFETY: the program's own packet.
+        match unsafe {
+            helpers::generated::bpf_skb_change_tail(self.context.skb.skb, length as u32, 0)
+        } {
+            0 => self.reach(length),
+            _ => Err(DropReason::Truncated),
+        }
+    }
+
+    #[inline(always)]
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
         match sum_skb(self.context.skb.skb, at, length) {
             UNREADABLE.. => Err(DropReason::Truncated),

@@ -188,6 +188,20 @@ impl<const GENERIC: bool> Frame for XdpFrame<'_, GENERIC> {
     }
 
     #[inline(always)]
+    fn cut(&mut self, length: usize) -> Result<(), DropReason> {
+        let have = self.context.data_end() - self.context.data();
+        let less = length as i64 - have as i64;
+        if less >= 0 {
+            return self.reach(length);
+        }
+        // SAFETY: the program's own packet.
+        match unsafe { helpers::generated::bpf_xdp_adjust_tail(self.context.ctx, less as i32) } {
+            0 => self.reach(length),
+            _ => Err(DropReason::Truncated),
+        }
+    }
+
+    #[inline(always)]
     fn sum(&self, at: u32, length: u32) -> Result<u64, DropReason> {
         match sum_packet(self.context.ctx, at, length) {
             UNREADABLE.. => Err(DropReason::Truncated),

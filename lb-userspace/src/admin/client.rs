@@ -16,7 +16,10 @@ use super::{
     FlowPage, Refusal, RefusalKind,
     query::{self, FlowQuery},
     route::{Action, NEXT, Route},
-    view::{CountView, MemberView, ReloadView, SessionView, Stats, Status},
+    view::{
+        CountView, ExplanationView, MemberView, PolicyView, Question, ReloadView, SessionView,
+        Stats, Status,
+    },
 };
 use crate::pool::Admin;
 
@@ -179,6 +182,22 @@ impl Client {
     /// As [`Self::status`].
     pub fn sessions(&self) -> Result<Vec<SessionView>, ClientError> {
         self.get(Route::Sessions)
+    }
+
+    /// `GET /v1/policies`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn policies(&self) -> Result<Vec<PolicyView>, ClientError> {
+        self.get(Route::Policies)
+    }
+
+    /// `GET /v1/explain`
+    ///
+    /// # Errors
+    /// As [`Self::status`], and when it names what is not there.
+    pub fn explain(&self, question: &Question) -> Result<ExplanationView, ClientError> {
+        self.read(&Method::GET, Route::Explain.path(), &question.query())
     }
 
     /// `GET /v1/stats`

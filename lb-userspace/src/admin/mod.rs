@@ -36,6 +36,14 @@ pub trait Source: Send + Sync + 'static {
     fn stats(&self) -> view::Stats;
     /// `GET /v1/config`
     fn config(&self) -> view::ConfigView;
+    /// `GET /v1/policies`
+    fn policies(&self) -> Vec<view::PolicyView>;
+    /// `GET /v1/explain`
+    ///
+    /// # Errors
+    ///
+    /// When it names what is not there.
+    fn explain(&self, question: &view::Question) -> Result<view::ExplanationView, Refusal>;
     /// `POST /v1/reload`
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What can be asked of the admin API, and where; server and client share it.
 
+use super::view::Question;
+
 /// A resource of the admin API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -21,6 +23,10 @@ pub enum Route {
     Config,
     /// [`super::view::CountView`]
     FlowCount,
+    /// A list of [`super::view::PolicyView`]
+    Policies,
+    /// [`super::view::ExplanationView`]. Query: [`Question::query`].
+    Explain,
 }
 
 /// What the admin API can be told to do, by POST.
@@ -54,7 +60,7 @@ pub const NEXT: &str = "smtplb-next";
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -64,6 +70,8 @@ impl Route {
         Self::Stats,
         Self::Config,
         Self::FlowCount,
+        Self::Policies,
+        Self::Explain,
     ];
 
     /// Its path. The version moves when a field changes its meaning or goes away, not when one is added.
@@ -78,11 +86,53 @@ impl Route {
             Self::Stats => "/v1/stats",
             Self::Config => "/v1/config",
             Self::FlowCount => "/v1/flows/count",
+            Self::Policies => "/v1/policies",
+            Self::Explain => "/v1/explain",
         }
     }
 
     /// The resource at `path`, if there is one.
     pub fn at(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.path() == path)
+    }
+}
+
+impl Question {
+    /// The question as a query.
+    pub fn query(&self) -> String {
+        let Self { from, to, .. } = self;
+        let mut query = format!("from={from}&to={to}");
+        if let Some(interface) = &self.interface {
+            query.push_str(&format!("&interface={interface}"));
+        }
+        if let Some(vlan) = self.vlan {
+            query.push_str(&format!("&vlan={vlan}"));
+        }
+        query
+    }
+
+    /// The question in a query.
+    ///
+    /// # Errors
+    ///
+    /// In words for whoever asked.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let (mut from, mut to, mut interface, mut vlan) = (None, None, None, None);
+        for part in query.split('&') {
+            let wrong = || format!("{part:?} is not understood");
+            match part.split_once('=').ok_or_else(wrong)? {
+                ("from", value) => from = Some(value.parse().map_err(|_| wrong())?),
+                ("to", value) => to = Some(value.parse().map_err(|_| wrong())?),
+                ("interface", value) => interface = Some(value.to_owned()),
+                ("vlan", value) => vlan = Some(value.parse().map_err(|_| wrong())?),
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(Self {
+            from: from.ok_or("`from=ADDRESS:PORT` is missing")?,
+            to: to.ok_or("`to=ADDRESS:PORT` is missing")?,
+            interface,
+            vlan,
+        })
     }
 }

@@ -10,13 +10,14 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, ChangeView, ConfigView, DegradedView, FlowView, KernelView, MemberView,
-        PoolView, ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
+        AttachmentView, ChangeView, ConfigView, DegradedView, ExplanationView, FlowView,
+        KernelView, MemberView, PolicyView, PoolView, Question, ReloadView, RuleView, SessionView,
+        Stats, Status, Traffic, VirtualServerView,
     },
 };
 
 /// The JSON of every resource, as a person reads it with `--json`.
-pub(crate) const GOLDEN: [(Route, &str); 9] = [
+pub(crate) const GOLDEN: [(Route, &str); 10] = [
     (Route::Status, include_str!("golden/status.json")),
     (
         Route::VirtualServers,
@@ -27,6 +28,7 @@ pub(crate) const GOLDEN: [(Route, &str); 9] = [
     (Route::Flows, include_str!("golden/flows.json")),
     (Route::Sessions, include_str!("golden/sessions.json")),
     (Route::Stats, include_str!("golden/stats.json")),
+    (Route::Policies, include_str!("golden/policies.json")),
     (Route::Config, include_str!("golden/config.json")),
     (Route::FlowCount, include_str!("golden/flow-count.json")),
 ];
@@ -184,6 +186,48 @@ impl Source for FakeSource {
 
     fn count_flows(&self, _: &FlowQuery) -> Result<u64, Refusal> {
         Ok(1)
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        let rule = |name: &str, action: &str, hits| RuleView {
+            name: name.into(),
+            enabled: true,
+            action: action.into(),
+            ranges: 2,
+            vlans: vec![10],
+            interfaces: vec!["eth0".into()],
+            in_time: true,
+            log: action == "drop",
+            hits,
+            staged_hits: 0,
+        };
+        vec![PolicyView {
+            name: "edge".into(),
+            enforced_by: vec!["smtps".into()],
+            staged_by: vec![],
+            rules: vec![rule("bad-net", "drop", 17), rule("default", "accept", 4321)],
+        }]
+    }
+
+    fn explain(&self, question: &Question) -> Result<ExplanationView, Refusal> {
+        if question.interface.as_deref() != Some("eth0") {
+            return Err(Refusal::unknown("there is no such interface"));
+        }
+        Ok(ExplanationView {
+            from: question.from,
+            to: question.to,
+            interface: "eth0".into(),
+            vlan: question.vlan,
+            verdict: "refused".into(),
+            reason: Some("policy-drop".into()),
+            virtual_server: Some("smtps".into()),
+            forward: Some("passthrough".into()),
+            rules: Vec::new(),
+            pool: Some("mx-tls".into()),
+            member: None,
+            member_address: None,
+            snat: None,
+        })
     }
 
     fn config(&self) -> ConfigView {

@@ -22,7 +22,7 @@ use super::{
     MemberOrder, Refusal, RefusalKind, Source,
     query::{self, FlowQuery},
     route::{Action, NEXT, Route},
-    view::CountView,
+    view::{CountView, Question},
 };
 use crate::pool::Admin;
 
@@ -182,6 +182,11 @@ fn body(asked: Asked, query: &str, source: &dyn Source) -> Result<Body, Refusal>
         Route::Sessions => whole(&source.sessions()),
         Route::Stats => whole(&source.stats()),
         Route::Config => whole(&source.config()),
+        Route::Policies => whole(&source.policies()),
+        Route::Explain => {
+            let question = Question::parse(query).map_err(bad_request)?;
+            whole(&source.explain(&question)?)
+        }
     }
 }
 

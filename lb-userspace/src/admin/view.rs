@@ -1,6 +1,10 @@
 //! What the admin API says: the stable JSON contract of every read verb.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,8 +86,8 @@ pub struct DegradedView {
 pub struct VirtualServerView {
     /// Its name.
     pub name: String,
-    /// Address and port.
-    pub address: SocketAddr,
+    /// Address and port; a prefix and lists of ports as `203.0.113.0/24:25,587,1000-1010`.
+    pub address: String,
     /// `passthrough` or `proxy`.
     pub forward: String,
     /// `none`, `implicit`, `starttls-require`, `starttls-allow`; absent on passthrough.
@@ -259,4 +263,107 @@ pub struct Stats {
     pub virtual_servers: BTreeMap<String, Traffic>,
     /// By `pool/member`.
     pub members: BTreeMap<String, Traffic>,
+}
+
+/// `smtplb show policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Its name.
+    pub name: String,
+    /// Virtual servers that it guards, or `network`.
+    pub enforced_by: Vec<String>,
+    /// Virtual servers where it is only counted, or `network`.
+    pub staged_by: Vec<String>,
+    /// In order; the last is `default`.
+    pub rules: Vec<RuleView>,
+}
+
+/// A rule of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// Its name, `default` for connections without one.
+    pub name: String,
+    /// One that is not never matches.
+    pub enabled: bool,
+    /// `accept`, `drop` or `reject`.
+    pub action: String,
+    /// Ranges of sources, overlapping ones put together.
+    pub ranges: u64,
+    /// On these only; empty for any.
+    pub vlans: Vec<u16>,
+    /// On these only; empty for any.
+    pub interfaces: Vec<String>,
+    /// Has its schedule its time now? True without one.
+    pub in_time: bool,
+    /// Are matches logged?
+    pub log: bool,
+    /// Connections it decided.
+    pub hits: u64,
+    /// Connections it would have decided, where its policy is staged.
+    pub staged_hits: u64,
+}
+
+/// What `smtplb explain` asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The client.
+    pub from: SocketAddr,
+    /// Where it connects to.
+    pub to: SocketAddr,
+    /// Where it comes in; the first client interface unless named.
+    pub interface: Option<String>,
+    /// With this VLAN tag.
+    pub vlan: Option<u16>,
+}
+
+/// `smtplb explain`: what would become of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplanationView {
+    /// The client.
+    pub from: SocketAddr,
+    /// Where it connects to.
+    pub to: SocketAddr,
+    /// Where it comes in.
+    pub interface: String,
+    /// With this VLAN tag.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vlan: Option<u16>,
+    /// `carried`, `refused` or `no-virtual-server`.
+    pub verdict: String,
+    /// The drop reason, when it is refused.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// The virtual server.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub virtual_server: Option<String>,
+    /// `passthrough` or `proxy`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub forward: Option<String>,
+    /// Rules that match, in the order they are asked.
+    pub rules: Vec<VerdictView>,
+    /// The pool.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pool: Option<String>,
+    /// The member that would be chosen now, as `POOL/MEMBER`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub member: Option<String>,
+    /// Its address.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub member_address: Option<SocketAddr>,
+    /// The source address that the member would see; absent where that is decided later, or is the client's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub snat: Option<IpAddr>,
+}
+
+/// What a policy says of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictView {
+    /// The policy.
+    pub policy: String,
+    /// The rule that matches, `default` when none does.
+    pub rule: String,
+    /// `accept`, `drop` or `reject`.
+    pub action: String,
+    /// Only counted?
+    pub staged: bool,
 }

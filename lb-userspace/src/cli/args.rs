@@ -1,6 +1,10 @@
 //! What can be typed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -90,7 +94,7 @@ pub(super) enum Verb {
     /// The daemon at a glance: planes, virtual servers, pools and members
     #[command(after_help = "Examples:\n  smtplb status\n  smtplb status --json | jq .uptime_s")]
     Status(Format),
-    /// List virtual servers, pools, members, flows or sessions
+    /// List virtual servers, pools, members, flows, sessions or policies
     #[command(after_help = "Examples:\n  \
         smtplb show members\n  \
         smtplb show members mx-tls              those of a pool\n  \
@@ -154,6 +158,29 @@ pub(super) enum Verb {
     #[command(after_help = "Examples:\n  smtplb doctor\n  smtplb doctor --json\n\n\
         Exit codes: 0 nothing is wrong, 1 something is, 77 a privilege to look is missing, 78 the configuration has faults.")]
     Doctor(Format),
+    /// Say what would become of a connection: rule, virtual server, member
+    ///
+    /// Runs the first packet of such a connection through the loaded programs without sending it. Nothing is
+    /// counted, logged or changed.
+    #[command(after_help = "Examples:\n  \
+        smtplb explain --from 198.51.100.7 --to 203.0.113.10:25\n  \
+        smtplb explain --from [2001:db8::7]:40000 --to [2001:db8::25]:465 --interface eth0 --vlan 10 --json")]
+    Explain {
+        /// The client; without a port any.
+        #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = client_address)]
+        from: SocketAddr,
+        /// The virtual address and port.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        to: SocketAddr,
+        /// Where it comes in; by default the first client interface.
+        #[arg(long, value_name = "INTERFACE")]
+        interface: Option<String>,
+        /// With this VLAN tag.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4094))]
+        vlan: Option<u16>,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Counters: what was refused and why, what happened, what was carried
     ///
     /// Text leaves out counters that are 0; --json has them all. Counters outlive the daemon.
@@ -288,6 +315,18 @@ fn deadline(text: &str) -> Result<Duration, String> {
 /// As the admin API takes it.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// The port of a client that was not told: an ephemeral one.
+const ANY_PORT: u16 = 49_152;
+
+fn client_address(text: &str) -> Result<SocketAddr, String> {
+    let address = text
+        .parse::<IpAddr>()
+        .map(|address| SocketAddr::new(address, ANY_PORT));
+    address
+        .or_else(|_| text.parse())
+        .map_err(|_| "neither an address nor address:port (IPv6 in brackets)".to_owned())
+}
+
 /// For people, or for programs.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Format {
@@ -309,6 +348,8 @@ pub(super) enum Kind {
     Flows,
     /// Connections of the proxy plane.
     Sessions,
+    /// Policies: their rules, and how often each has matched.
+    Policy,
 }
 
 const EXAMPLES: &str = "\

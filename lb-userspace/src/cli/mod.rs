@@ -7,6 +7,7 @@ mod doctor;
 mod flows;
 mod health;
 mod manual;
+mod policy;
 mod read;
 mod table;
 mod text;
@@ -25,7 +26,7 @@ use args::{Cli, ConfigVerb, Kind, MemberArgs, Paths, Verb};
 use clap::{CommandFactory, Parser};
 
 use crate::{
-    admin::client::Client,
+    admin::{client::Client, view::Question},
     daemon::RunOptions,
     failure::{Exit, Failure, OrExit},
     pool::Admin,
@@ -144,6 +145,21 @@ fn execute(cli: Cli, run: Run, long: &mut dyn Write) -> Result<Ended, Failure> {
             change::member(&client, Admin::Ready, &member)?
         }
         Verb::Doctor(format) => return doctor::doctor(&cli.paths, format),
+        Verb::Explain {
+            from,
+            to,
+            interface,
+            vlan,
+            format,
+        } => {
+            let question = Question {
+                from,
+                to,
+                interface,
+                vlan,
+            };
+            read::explain(&client, &question, format)?
+        }
         Verb::Stats(format) => read::stats(&client, format)?,
         Verb::Health(format) => {
             let health = health::ask(&client);

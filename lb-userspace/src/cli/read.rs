@@ -11,7 +11,7 @@ use crate::{
     admin::{
         RefusalKind,
         client::{Client, ClientError},
-        view::Status,
+        view::{Question, Status},
     },
     failure::{Exit, Failure, OrExit},
 };
@@ -42,6 +42,15 @@ pub(super) fn status(client: &Client, format: Format) -> Result<String, Failure>
 /// `stats`.
 pub(super) fn stats(client: &Client, format: Format) -> Result<String, Failure> {
     render(format, &client.stats()?, text::stats)
+}
+
+/// `explain`.
+pub(super) fn explain(
+    client: &Client,
+    question: &Question,
+    format: Format,
+) -> Result<String, Failure> {
+    render(format, &client.explain(question)?, text::explanation)
 }
 
 /// `show KIND [NAME]`.
@@ -90,6 +99,15 @@ pub(super) fn show(
         }
         // Listed portion by portion: see `flows`.
         Kind::Flows => Ok(String::new()),
+        Kind::Policy => {
+            let mut policies = client.policies()?;
+            if let Some(name) = name {
+                let known = policies.iter().map(|policy| policy.name.clone()).collect();
+                policies.retain(|policy| policy.name == name);
+                found(&policies, "policy", name, known)?;
+            }
+            render(format, &policies, |policies| text::policies(policies))
+        }
         Kind::Sessions => {
             let mut sessions = client.sessions()?;
             if let Some(name) = name {

@@ -42,7 +42,7 @@ fn clap_finds_no_contradiction() {
 
 #[test]
 fn json_is_the_pinned_contract() {
-    let verbs: [&[&str]; 7] = [
+    let verbs: [&[&str]; 8] = [
         &["status"],
         &["show", "virtual-servers"],
         &["show", "pools"],
@@ -50,6 +50,7 @@ fn json_is_the_pinned_contract() {
         &["show", "flows"],
         &["show", "sessions"],
         &["stats"],
+        &["show", "policy"],
     ];
     with_server(|socket| {
         for ((route, golden), words) in GOLDEN.into_iter().zip(verbs) {
@@ -258,6 +259,39 @@ fn completions_and_manual_pages_name_every_verb() {
         );
         assert!(page.out.contains("\\-\\-admin"), "{}", page.out);
     }
+}
+
+#[test]
+fn a_connection_is_explained() {
+    with_server(|socket| {
+        let question = [
+            "explain",
+            "--from",
+            "2001:db8::7",
+            "--to",
+            "[2001:db8::10]:25",
+            "--vlan",
+            "10",
+        ];
+        let ended = ask(socket, &[&question[..], &["--interface", "eth0"]].concat());
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        assert!(
+            ended.out.starts_with(
+                "[2001:db8::7]:49152 -> [2001:db8::10]:25 by eth0, vlan 10: refused, policy-drop\n"
+            ),
+            "{}",
+            ended.out
+        );
+        let ended = ask(socket, &question);
+        assert_eq!(
+            (ended.code, ended.err.as_str()),
+            (1, "smtplb: there is no such interface\n")
+        );
+    });
+    assert_eq!(
+        smtplb(&["explain", "--from", "nobody", "--to", "192.0.2.1:25"]).code,
+        2
+    );
 }
 
 #[test]

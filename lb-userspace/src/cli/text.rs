@@ -10,7 +10,8 @@ use super::{
     units,
 };
 use crate::admin::view::{
-    FlowView, MemberView, PoolView, SessionView, Stats, Status, Traffic, VirtualServerView,
+    ExplanationView, FlowView, MemberView, PolicyView, PoolView, SessionView, Stats, Status,
+    Traffic, VirtualServerView,
 };
 
 const INDENT: &str = "  ";
@@ -68,6 +69,14 @@ pub(super) fn pools(pools: &[PoolView]) -> String {
         .map(pool_section)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+pub(super) fn policies(policies: &[PolicyView]) -> String {
+    super::policy::policies(policies)
+}
+
+pub(super) fn explanation(view: &ExplanationView) -> String {
+    super::policy::explanation(view)
 }
 
 pub(super) fn members(members: &[MemberView]) -> String {
@@ -192,7 +201,7 @@ fn server_table(servers: &[VirtualServerView], indent: &str) -> String {
     for server in servers {
         table.row([
             server.name.clone(),
-            server.address.to_string(),
+            server.address.clone(),
             server.state.clone(),
             server.forward.clone(),
             server.client_tls.clone().unwrap_or_else(|| "-".to_owned()),

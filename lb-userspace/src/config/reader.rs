@@ -219,6 +219,47 @@ impl<'d, 'i> Section<'d, 'i> {
         }
     }
 
+    /// True or false.
+    pub(super) fn switch(&mut self, key: &'static str, faults: &mut Faults) -> Field<bool> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        match value.get_ref() {
+            DeValue::Boolean(on) => Field::Is(At {
+                value: *on,
+                at: value.span().start,
+            }),
+            _ => self.mistyped(
+                key,
+                value,
+                "true or false",
+                &format!("{key} = true"),
+                faults,
+            ),
+        }
+    }
+
+    /// A table of its own: `key = { ... }`.
+    pub(super) fn table(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        faults: &mut Faults,
+    ) -> Field<Section<'d, 'i>> {
+        let Some(value) = self.value(key) else {
+            return Field::Absent;
+        };
+        let DeValue::Table(entries) = value.get_ref() else {
+            return self.mistyped(key, value, "a table", example, faults);
+        };
+        let at = value.span().start;
+        let object = format!("{key} of {}", self.object);
+        Field::Is(At {
+            value: Section::new(object, at, entries),
+            at,
+        })
+    }
+
     /// A duration with a unit.
     pub(super) fn duration(
         &mut self,
@@ -392,7 +433,9 @@ impl<'d, 'i> Section<'d, 'i> {
 
     /// The value of a key, of whatever type.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'i>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.entries.get(key)
     }
 

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{stats::TrafficCell, tcp};
+use lb_common::{access::Spending, stats::TrafficCell, tcp};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use super::{
     ending::seconds_until,
+    firewall,
     orders::Order,
     roster,
     running::{Running, Shared, lock},
@@ -22,8 +23,8 @@ use crate::{
         FlowPage, MemberOrder, Refusal, RefusalKind, Source,
         query::{FlowQuery, PAGE},
         view::{
-            ConfigView, FlowView, KernelView, MemberView, PoolView, ReloadView, SessionView, Stats,
-            Status, Traffic, VirtualServerView,
+            ConfigView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
+            Question, ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
         },
     },
     dataplane::{FlowSnapshot, FlowTable, KernelPlane},
@@ -100,7 +101,7 @@ impl Shared {
                 .any(|member| member.takes_new());
             VirtualServerView {
                 name: server.name.to_string(),
-                address: server.socket_addr(),
+                address: server.at.to_string(),
                 forward: forward_word(&server.forward).to_owned(),
                 client_tls: tls_word(&server.forward).map(str::to_owned),
                 pool: server.pool.to_string(),
@@ -267,14 +268,24 @@ impl Source for Shared {
                 .into_iter()
                 .map(|view| (format!("{}/{}", view.pool, view.name), view.traffic))
         });
+        let proxy = lock(&self.proxy);
+        let mut events = proxy.as_ref().map_or_else(BTreeMap::new, Proxy::events);
+        let suppressed = plane.refused(Spending::Events);
+        events.insert("firewall-events-suppressed".to_owned(), suppressed);
         Stats {
             drops: plane.drops(),
-            events: lock(&self.proxy)
-                .as_ref()
-                .map_or_else(BTreeMap::new, Proxy::events),
+            events,
             virtual_servers: virtual_servers.collect(),
             members: members.collect(),
         }
+    }
+
+    fn policies(&self) -> Vec<PolicyView> {
+        firewall::policies(&self.running().generation, &self.plane())
+    }
+
+    fn explain(&self, question: &Question) -> Result<ExplanationView, Refusal> {
+        firewall::explain(self, question)
     }
 }
 
@@ -448,7 +459,7 @@ fn now_tick() -> u32 {
     tcp::tick(now.as_nanos() as u64)
 }
 
-fn forward_word(forward: &Forward) -> &'static str {
+pub(super) fn forward_word(forward: &Forward) -> &'static str {
     match forward {
         Forward::Passthrough { .. } => "passthrough",
         Forward::Proxy { .. } => "proxy",

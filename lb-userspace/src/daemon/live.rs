@@ -185,14 +185,14 @@ pub(super) fn services(
         let service = match before {
             Some(before)
                 if before.name == server.name
-                    && before.address == server.socket_addr()
+                    && before.at == server.at
                     && Arc::ptr_eq(&before.pool, &pool) =>
             {
                 before
             }
             before => Arc::new(Service {
                 name: server.name.clone(),
-                address: server.socket_addr(),
+                at: server.at.clone(),
                 client_tls: match before {
                     Some(before) => before.client_tls.clone(),
                     None => security(server, client_tls, certificates)?,

@@ -5,6 +5,7 @@
 
 mod answers;
 mod ending;
+mod firewall;
 mod flow_log;
 mod live;
 mod orders;
@@ -39,7 +40,7 @@ use crate::{
     admin, config,
     dataplane::{Addresses, FEW_FLOWS, KernelPlane, Remover, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
-    model::{Forward, Generation},
+    model::{Forward, Generation, Guard},
     monitor::Watches,
     proxy::{self, Proxy, WorkerListeners},
     telemetry::session::StdoutLog,
@@ -135,6 +136,10 @@ async fn serve(
         }
     };
     drop(turn);
+    let events = shared.plane().take_events();
+    if let Some(events) = events {
+        tokio::spawn(firewall::log_events(shared.clone(), events));
+    }
     tokio::spawn(admin::server::serve(listener, shared.clone()));
     say_ready(&shared);
     let flow_log = FlowLog::new(&options.state);
@@ -230,7 +235,7 @@ async fn first_probes(shared: &Shared, numbers: &[u16]) {
 /// Swaps the packet programs in place, or attaches them; without a generation they pass everything.
 fn attach(shared: &Shared, generation: &Generation) -> Result<(), Failure> {
     let mut plane = shared.plane();
-    match has_passthrough(generation) {
+    match needs_packets(generation) {
         true => {
             plane.attach(generation)?;
             plane.detach_others(generation, generation)?;
@@ -305,8 +310,11 @@ fn say_ready(shared: &Shared) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// The box's own address towards a member may have changed with its routes.
+/// The box's own address towards a member may have changed with its routes, and the interfaces that rules name.
 fn refresh(shared: &Shared, running: &Running, plane: &mut KernelPlane) {
+    if let Err(error) = plane.refresh_places() {
+        log::error!("{error:#}");
+    }
     for (pool, member) in running.members() {
         shared.write_member(plane, pool, member);
     }
@@ -371,10 +379,13 @@ impl Daemon {
     /// What every second needs; `thorough`: what every tenth one does.
     fn tend(&self, thorough: bool) {
         let running = self.shared.running();
+        let mut plane = self.shared.plane();
+        if let Err(error) = plane.tell_time(jiff::Timestamp::now()) {
+            log::error!("{error:#}");
+        }
         if !has_passthrough(&running.generation) && self.lingering.is_empty() {
             return;
         }
-        let mut plane = self.shared.plane();
         if let Err(error) = plane.sweep() {
             log::error!("{error:#}");
         }
@@ -458,6 +469,20 @@ fn has_passthrough(generation: &Generation) -> bool {
         .virtual_servers
         .iter()
         .any(|server| matches!(server.forward, Forward::Passthrough { .. }))
+}
+
+/// Do packet programs have something to do: carry flows, or judge connections to the proxy plane before they cost a
+/// socket? On loopback the steering program judges.
+fn needs_packets(generation: &Generation) -> bool {
+    let network = &generation.network;
+    let guarded = |guard: &Guard| *guard != Guard::default();
+    has_passthrough(generation)
+        || (network.client_interfaces.iter().any(|name| name != "lo")
+            && (guarded(&network.guard)
+                || generation
+                    .virtual_servers
+                    .iter()
+                    .any(|server| guarded(&server.guard))))
 }
 
 /// The cores this process may run on.

@@ -8,7 +8,9 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use anyhow::Context as _;
 use lb_common::stats::TrafficCell;
 
-use super::{Daemon, cpus, first_probes, has_passthrough, live, refresh, running::Running};
+use super::{
+    Daemon, cpus, first_probes, has_passthrough, live, needs_packets, refresh, running::Running,
+};
 use crate::{
     admin::{
         Refusal,
@@ -138,7 +140,7 @@ impl Daemon {
     async fn switch(&mut self, old: &Running, next: &Arc<Running>) -> Result<(), Failure> {
         self.addresses.add_all(&next.generation).await?;
         self.addresses.enable_forwarding(&next.generation)?;
-        if has_passthrough(&next.generation) {
+        if needs_packets(&next.generation) {
             self.shared.plane().attach(&next.generation)?;
         }
         // Who is accepted just before the flip still finds the old one, and just after it the new one.
@@ -172,7 +174,7 @@ impl Daemon {
         let lingering = self.lingering_addresses();
         let pruned = self.addresses.prune(&old.generation, &lingering).await;
         let mut plane = self.shared.plane();
-        let attached = match has_passthrough(&old.generation) {
+        let attached = match needs_packets(&old.generation) {
             true => plane.attach(&old.generation),
             false => Ok(()),
         };
@@ -199,7 +201,7 @@ impl Daemon {
                     &*server.name,
                     cell.active()
                 );
-                self.lingering.push((server.address, cell));
+                self.lingering.push((server.at.address, cell));
             }
         }
         drop(plane);
@@ -222,7 +224,7 @@ impl Daemon {
         }
         let mut plane = self.shared.plane();
         for former in self.former.drain(..) {
-            let detached = match has_passthrough(&running.generation) {
+            let detached = match needs_packets(&running.generation) {
                 true => plane.detach_others(&former.generation, &running.generation),
                 false => plane.detach_packets(&former.generation),
             };

@@ -13,7 +13,7 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
-use super::links::LOOPBACK;
+use super::{links::LOOPBACK, routes};
 use crate::model::{Forward, Generation};
 
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
@@ -54,7 +54,8 @@ impl Addresses {
         })
     }
 
-    /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface.
+    /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface,
+    /// and every prefix local by a route.
     /// Others of ours stay until [`Self::prune`].
     ///
     /// # Errors
@@ -63,6 +64,9 @@ impl Addresses {
     pub async fn add_all(&mut self, generation: &Generation) -> Result<()> {
         let (wanted, index) = self.wanted(generation).await?;
         let present = self.list().await?;
+        let own = present.iter().filter(|message| !is_ours(message));
+        let own: Vec<_> = own.filter_map(address_of).collect();
+        routes::add_all(&self.handle, generation, &own, self.index(LOOPBACK).await?).await?;
         for address in &wanted {
             let local = present.iter().any(|message| {
                 address_of(message) == Some(*address)
@@ -84,6 +88,7 @@ impl Addresses {
     /// When the kernel refuses.
     pub async fn prune(&mut self, generation: &Generation, lingering: &[IpAddr]) -> Result<()> {
         let (wanted, index) = self.wanted(generation).await?;
+        routes::prune(&self.handle, generation, lingering).await?;
         for message in self.list().await? {
             let Some(address) = address_of(&message).filter(|_| is_ours(&message)) else {
                 continue;
@@ -102,7 +107,8 @@ impl Addresses {
         let mut wanted: Vec<IpAddr> = generation
             .virtual_servers
             .iter()
-            .map(|server| server.address)
+            .filter(|server| !server.at.is_prefix())
+            .map(|server| server.at.address)
             .filter(|address| !address.is_loopback())
             .collect();
         wanted.sort();
@@ -121,6 +127,7 @@ impl Addresses {
     ///
     /// When the kernel refuses.
     pub async fn remove(&mut self) -> Result<()> {
+        routes::remove(&self.handle).await?;
         for message in self.list().await? {
             if is_ours(&message) {
                 self.handle.address().del(message).execute().await?;
@@ -140,7 +147,7 @@ impl Addresses {
         let mut families: Vec<&str> = Vec::new();
         for server in &generation.virtual_servers {
             if matches!(server.forward, Forward::Passthrough { .. }) {
-                families.push(if server.address.is_ipv4() {
+                families.push(if server.at.address.is_ipv4() {
                     "ipv4"
                 } else {
                     "ipv6"

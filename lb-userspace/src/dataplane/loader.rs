@@ -5,6 +5,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapInfo},
     programs::{ProgramError, SchedClassifier, SkLookup, Xdp},
+    util::KernelVersion,
 };
 
 use super::{FEW_FLOWS, bpffs::PinDirectory};
@@ -32,6 +33,18 @@ pub(super) const PINNED: &[&str] = &[
     "SCRATCH",
     "FRAGMENTS",
     "VLANS",
+    "PREFIXES",
+    "GUARDS",
+    "POLICIES",
+    "RULES",
+    "BOUNDS",
+    "SCHEDULED",
+    "CONDITIONS",
+    "JUDGED",
+    "RULE_CELLS",
+    "SOURCES",
+    "BUDGETS",
+    "EVENTS",
 ];
 
 /// The loaded object, and what was found when it was.
@@ -52,12 +65,16 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
     let adopted = names.iter().any(|name| name == "CONFIG");
     let paths: Vec<_> = PINNED.iter().map(|name| (*name, pins.pin(name))).collect();
     let log = u32::from(kernel_log);
+    let judges = u32::from(
+        KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0)),
+    );
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries("FLOWS", flows)
         .map_max_entries("FREE", flows)
         .map_max_entries("KEYS", flows.saturating_mul(2))
-        .override_global("KERNEL_LOG", &log, true);
+        .override_global("KERNEL_LOG", &log, true)
+        .override_global("STEER_JUDGES", &judges, true);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -4,18 +4,21 @@ mod addresses;
 mod bpffs;
 mod clsact;
 mod ends;
+mod explain;
 mod flows;
 mod jumps;
 mod links;
 mod loader;
+mod policies;
 mod probe;
 mod reset;
+mod routes;
 mod support;
 mod sys;
 mod tables;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
@@ -27,10 +30,12 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, SockMap},
+    maps::{MapData, PerCpuArray, RingBuf, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
+use jiff::Timestamp;
 use lb_common::{
+    access::Spending,
     event::Cause,
     layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
@@ -40,13 +45,18 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     ends::FlowEnds,
+    explain::{Found, Question},
     flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
+    policies::RuleCount,
     probe::{Feature, features},
+    sys::event,
     tables::Numbers,
 };
-use self::{bpffs::PinDirectory, jumps::Jumps, links::Hook, tables::Tables};
+use self::{
+    bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables, tables::Tables,
+};
 use crate::{
     admin::view::{AttachmentView, DegradedView},
     model::{Generation, Name},
@@ -63,6 +73,7 @@ pub struct KernelPlane {
     ebpf: Ebpf,
     pins: Arc<PinDirectory>,
     tables: Tables,
+    policies: PolicyTables,
     jumps: Jumps,
     listeners: SockMap<MapData>,
     lost: PerCpuArray<MapData, u64>,
@@ -102,6 +113,7 @@ impl KernelPlane {
         let loader::Loaded { mut ebpf, adopted } = loader::load(&pins, flows, kernel_log)?;
         loader::sk_lookup(&mut ebpf, "steer_sessions")?;
         let tables = Tables::open(&mut ebpf)?;
+        let policies = PolicyTables::open(&mut ebpf)?;
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
         let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
@@ -109,6 +121,7 @@ impl KernelPlane {
             ebpf,
             pins,
             tables,
+            policies,
             jumps: Jumps::new(instance),
             listeners,
             lost,
@@ -190,7 +203,11 @@ impl KernelPlane {
             workers,
             owner: std::process::id(),
             instance: self.instance,
+            prefixes: 0,
         };
+        self.policies
+            .fill(generation, numbers, self.tables.next_epoch())
+            .context("cannot fill the policies of the kernel plane")?;
         self.tables
             .apply(generation, numbers, up, config)
             .context("cannot fill the tables of the kernel plane")
@@ -208,7 +225,11 @@ impl KernelPlane {
             &mut self.jumps,
             &generation.network,
         )?;
-        Ok(())
+        let judged = self
+            .attachments
+            .iter()
+            .map(|place| place.interface.as_str());
+        self.policies.set_judged(judged)
     }
 
     /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
@@ -236,6 +257,7 @@ impl KernelPlane {
         next.instance = self.instance;
         next.jumps = Jumps::new(self.instance);
         next.adopted = self.adopted;
+        next.policies.take_over(&mut self.policies);
         *self = next;
         Ok(())
     }
@@ -272,6 +294,7 @@ impl KernelPlane {
     pub fn detach_packets(&mut self, generation: &Generation) -> Result<()> {
         links::detach_filters(&generation.network, None);
         self.attachments.clear();
+        self.policies.set_judged(std::iter::empty())?;
         self.links.clear();
         links::detach_others(&self.pins, &self.links)?;
         Jumps::new(self.instance).unpin_others(&self.pins)
@@ -296,6 +319,44 @@ impl KernelPlane {
             }
         }
         links::attach_steering(&mut self.ebpf, &self.pins)
+    }
+
+    /// Every rule of every policy, with its counters.
+    pub fn rule_counts(&self) -> Vec<RuleCount> {
+        self.policies.counts()
+    }
+
+    /// Names of policy and rule by the number that an event carries.
+    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
+        self.policies.names()
+    }
+
+    /// How often the programs had used up what they may spend.
+    pub fn refused(&self, what: Spending) -> u64 {
+        self.policies.refused(what)
+    }
+
+    /// Tells the programs which rules have their time now.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
+        self.policies.tell_time(now)
+    }
+
+    /// Looks up the interfaces that rules name.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn refresh_places(&mut self) -> Result<()> {
+        self.policies.refresh_places()
+    }
+
+    /// The events of the firewall log, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.policies.take_events()
     }
 
     /// Tells the programs what a monitor found.
@@ -397,11 +458,27 @@ impl KernelPlane {
         packet: &[u8],
         ingress: u32,
     ) -> Result<(u32, Vec<u8>)> {
+        self.run_packets(program, packet, ingress, 1)
+    }
+
+    /// Runs the same packet over and over; what a program has changed in it stays changed.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::run_packet`].
+    pub fn run_packets(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        ingress: u32,
+        repeat: u32,
+    ) -> Result<(u32, Vec<u8>)> {
         self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            repeat,
             ..TestRunOptions::new()
         };
         let mut context;

@@ -12,10 +12,11 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use lb_common::{
+    access::{Budget, Event, Explanation, Guard, PlaceKey, Policy, Rule, RuleCell},
     event::FlowEnd,
     flow::{Flow, FlowKey, Route},
     member::Member,
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service, ServiceKey},
     stats::TrafficCell,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -31,7 +32,22 @@ macro_rules! records {
         unsafe impl aya::Pod for Record<$t> {}
     )* };
 }
-records!(Config, FlowKey, Member, Pool, Service, ServiceKey);
+records!(
+    Config,
+    FlowKey,
+    Member,
+    Pool,
+    PrefixKey,
+    Service,
+    ServiceKey,
+    Policy,
+    Rule,
+    Guard,
+    RuleCell,
+    Budget,
+    PlaceKey,
+    Explanation
+);
 
 /// Where new flow records come from; the programs' view is in `lb-ebpf`.
 #[repr(C)]
@@ -55,6 +71,29 @@ unsafe impl Shared for TrafficCell {}
 unsafe impl Shared for Flow {}
 // SAFETY: an atomic, and words nobody reads.
 unsafe impl Shared for Allocation {}
+
+// SAFETY: atomics.
+unsafe impl Shared for BoundCell {}
+
+/// A [`lb_common::access::Bound`] as words that may be written while the kernel reads others.
+#[repr(transparent)]
+#[derive(Debug)]
+pub(super) struct BoundCell(pub [lb_common::atomic::AtomicU64; 4]);
+
+/// Two words side by side, as they lie in memory.
+pub(super) fn two_words(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The event in an entry of the ring; `None` when the entry is none of ours.
+pub fn event(bytes: &[u8]) -> Option<Event> {
+    if bytes.len() < size_of::<Event>() {
+        return None;
+    }
+    // SAFETY: long enough, and declared with `map_record!`: any bytes are a value.
+    Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
+}
 
 /// Maps an array of the kernel into memory, for the life of the process: a handful of arrays, each mapped once.
 ///

@@ -1,7 +1,7 @@
 //! A generation in the kernel's tables: built aside, then flipped; numbers of members and virtual servers are kept.
 
 use std::{
-    collections::{BTreeSet, HashMap as Index},
+    collections::{BTreeSet, HashMap as Index, HashSet},
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::atomic::Ordering::Relaxed,
 };
@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{
+        Array, HashMap, Map, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use lb_common::{
     addr::Addr,
@@ -17,7 +20,7 @@ use lb_common::{
     layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
     member::Member,
     reason::DropReason,
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service, ServiceKey},
     stats::TrafficCell,
 };
 
@@ -26,12 +29,13 @@ use super::{
     loader,
     sys::{self, Allocation, Record},
 };
-use crate::model::{Forward, Generation, Method, Name, Snat};
+use crate::model::{Forward, Generation, Method, Name, Places, Snat};
 
 /// The tables, open.
 pub(super) struct Tables {
     config: Array<MapData, Record<Config>>,
     services: HashMap<MapData, Record<ServiceKey>, Record<Service>>,
+    prefixes: LpmTrie<MapData, Record<PrefixKey>, Record<Service>>,
     pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
     vlans: Array<MapData, u64>,
@@ -66,6 +70,7 @@ impl Tables {
         Ok(Self {
             config: loader::map(ebpf, "CONFIG")?.try_into()?,
             services: loader::map(ebpf, "SERVICES")?.try_into()?,
+            prefixes: loader::map(ebpf, "PREFIXES")?.try_into()?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
             members: loader::map(ebpf, "MEMBERS")?.try_into()?,
             vlans: loader::map(ebpf, "VLANS")?.try_into()?,
@@ -105,13 +110,7 @@ impl Tables {
                 );
             }
         }
-        let mut known_services = Index::new();
-        for (key, service) in self.services.iter().flatten() {
-            let (key, service) = (key.0, service.0);
-            if key.epoch == epoch {
-                known_services.insert(key.address.to_socket_addr(key.port), service.virtual_server);
-            }
-        }
+        let known_services = self.known_services(epoch);
         // What the generation in use names keeps its number until the next but one.
         let in_use = self.members_in_use(u32::from(epoch));
         let mut taken_members: Vec<u16> = in_use;
@@ -138,13 +137,19 @@ impl Tables {
             reset(&self.member_cells[usize::from(number)]);
             numbers.members.insert(key, number);
         }
-        let mut taken: Vec<u16> = known_services.values().copied().collect();
+        let taken: Vec<u16> = known_services.values().copied().collect();
+        // A virtual server that was split keeps its number once.
+        let mut given = HashSet::new();
         let mut fresh = Vec::new();
         for server in &generation.virtual_servers {
-            match known_services.get(&server.socket_addr()) {
+            let mut ports = server.at.each_port();
+            let known = ports.find_map(|port| {
+                let number = known_services.get(&(server.at.address, server.at.length, port))?;
+                given.insert(*number).then_some(*number)
+            });
+            match known {
                 Some(number) => {
-                    taken.push(*number);
-                    numbers.virtual_servers.insert(server.name.clone(), *number);
+                    numbers.virtual_servers.insert(server.name.clone(), number);
                 }
                 None => fresh.push(server.name.clone()),
             }
@@ -176,6 +181,11 @@ impl Tables {
         (record.port != 0).then_some(record.available != 0)
     }
 
+    /// The epoch that the next generation is built in.
+    pub(super) fn next_epoch(&self) -> u32 {
+        self.config().map_or(0, |config| config.epoch ^ 1)
+    }
+
     /// Builds a generation aside and flips to it.
     ///
     /// # Errors
@@ -188,19 +198,11 @@ impl Tables {
         up: impl Fn(u16) -> bool,
         mut config: Config,
     ) -> Result<()> {
-        let epoch = self.config().map_or(0, |config| config.epoch ^ 1);
+        let epoch = self.next_epoch();
         if generation.pools.len() as u32 >= MAX_POOLS {
             bail!("more than {} pools", MAX_POOLS - 1);
         }
-        let stale: Vec<_> = self
-            .services
-            .keys()
-            .flatten()
-            .filter(|key| u32::from(key.0.epoch) == epoch)
-            .collect();
-        for key in stale {
-            self.services.remove(&key)?;
-        }
+        self.clear_services(epoch)?;
         let mut pool_index = Index::new();
         for (turn, pool) in (1u32..).zip(generation.pools.values()) {
             let mut record = Pool {
@@ -222,11 +224,6 @@ impl Tables {
             pool_index.insert(pool.name.clone(), index);
         }
         for server in &generation.virtual_servers {
-            let key = ServiceKey {
-                address: server.address.into(),
-                port: server.port.to_be(),
-                epoch: epoch as u16,
-            };
             let (forward, snat) = match &server.forward {
                 Forward::Passthrough { snat: Snat::None } => {
                     (Service::PASSTHROUGH, Service::SNAT_NONE)
@@ -242,13 +239,33 @@ impl Tables {
                 forward,
                 snat,
             };
-            self.services.insert(Record(key), Record(service), 0)?;
+            for port in server.at.each_port() {
+                self.add_service(&server.at, port, epoch as u16, service)?;
+            }
+            config.prefixes |= u32::from(server.at.is_prefix());
         }
         self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         config.generation = self.config().map_or(1, |old| old.generation + 1);
         config.flows = self.flows.len() as u32;
         self.config.set(0, Record(config), 0)?;
+        Ok(())
+    }
+
+    /// Makes an address or prefix with a port lead to a virtual server.
+    fn add_service(&mut self, at: &Places, port: u16, epoch: u16, service: Service) -> Result<()> {
+        let (address, port) = (Addr::from(at.address), port.to_be());
+        if at.is_prefix() {
+            let key = prefix_key(epoch, port, address, at.length);
+            self.prefixes.insert(&key, Record(service), 0)?;
+        } else {
+            let key = ServiceKey {
+                address,
+                port,
+                epoch,
+            };
+            self.services.insert(Record(key), Record(service), 0)?;
+        }
         Ok(())
     }
 
@@ -268,6 +285,55 @@ impl Tables {
             self.vlans.set(VLAN_WORDS, 1, 0)?;
         }
         Ok(())
+    }
+
+    /// Forgets the virtual servers of an epoch.
+    fn clear_services(&mut self, epoch: u32) -> Result<()> {
+        let stale: Vec<_> = self
+            .services
+            .keys()
+            .flatten()
+            .filter(|key| u32::from(key.0.epoch) == epoch)
+            .collect();
+        for key in stale {
+            self.services.remove(&key)?;
+        }
+        let stale: Vec<_> = self
+            .prefixes
+            .keys()
+            .flatten()
+            .filter(|key| u32::from(key.data().0.epoch) == epoch)
+            .collect();
+        for key in stale {
+            self.prefixes.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// The number of each virtual server in use, by its addresses, prefix lengths and ports.
+    fn known_services(&self, epoch: u16) -> Index<(IpAddr, u8, u16), u16> {
+        let mut known = Index::new();
+        for (key, service) in self.services.iter().flatten() {
+            let (key, service) = (key.0, service.0);
+            if key.epoch == epoch {
+                let address = key.address.to_ip();
+                let length = if address.is_ipv4() { 32 } else { 128 };
+                known.insert(
+                    (address, length, u16::from_be(key.port)),
+                    service.virtual_server,
+                );
+            }
+        }
+        for (key, service) in self.prefixes.iter().flatten() {
+            let (bits, key) = (key.prefix_len() - EXACT_BITS, key.data().0);
+            if key.epoch == epoch {
+                let address = key.address.to_ip();
+                let length = if address.is_ipv4() { bits - 96 } else { bits };
+                let place = (address, length as u8, u16::from_be(key.port));
+                known.insert(place, service.0.virtual_server);
+            }
+        }
+        known
     }
 
     /// Writes what a monitor found, and the box's own address on the way to the member.
@@ -318,7 +384,7 @@ impl Tables {
     }
 }
 
-fn mapped<T: sys::Shared>(
+pub(super) fn mapped<T: sys::Shared>(
     ebpf: &mut Ebpf,
     name: &str,
     keep: &mut Vec<MapData>,
@@ -329,6 +395,19 @@ fn mapped<T: sys::Shared>(
     let array = sys::map_array(&data).with_context(|| format!("cannot map {name} into memory"))?;
     keep.push(data);
     Ok(array)
+}
+
+/// Bits of a [`PrefixKey`] that always count: epoch and port.
+const EXACT_BITS: u32 = 32;
+
+fn prefix_key(epoch: u16, port: u16, address: Addr, length: u8) -> Key<Record<PrefixKey>> {
+    let mapped = if address.is_v4() { 96 } else { 0 };
+    let key = PrefixKey {
+        epoch,
+        port,
+        address,
+    };
+    Key::new(EXACT_BITS + mapped + u32::from(length), Record(key))
 }
 
 /// Nobody counts there now.

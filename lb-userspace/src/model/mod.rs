@@ -2,16 +2,22 @@
 //!
 //! Built by `config/`; nothing in here can contradict itself, and nothing in here does I/O.
 
+pub mod compile;
 pub mod diff;
+pub mod policy;
 pub mod show;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
+
+use self::policy::Range;
+pub use self::policy::{Guard, Policy, Rule};
 
 /// The name of a configured object, unique within its kind.
 pub type Name = Arc<str>;
@@ -31,6 +37,8 @@ pub struct Generation {
     pub pools: BTreeMap<Name, Arc<Pool>>,
     /// Every monitor, used or not.
     pub monitors: BTreeMap<Name, Arc<Monitor>>,
+    /// Every policy, used or not.
+    pub policies: BTreeMap<Name, Arc<Policy>>,
     /// Where certificates and keys lie; the files are read by `tls/`.
     pub certificates: BTreeMap<Name, Arc<Certificate>>,
 }
@@ -57,6 +65,8 @@ pub struct Network {
     pub max_flows: u32,
     /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
     pub vlans: BTreeSet<u16>,
+    /// What guards every virtual server before its own policy; has no connection rate.
+    pub guard: Guard,
 }
 
 /// `[log]`.
@@ -86,20 +96,88 @@ pub enum Attach {
 pub struct VirtualServer {
     /// The table's name.
     pub name: Name,
-    /// The virtual address.
-    pub address: IpAddr,
-    /// TCP port, host order, never 0.
-    pub port: u16,
+    /// Where clients connect to.
+    pub at: Places,
     /// Which plane carries it, and how.
     pub forward: Forward,
     /// The pool that serves it.
     pub pool: Name,
+    /// Who may connect, beside the policies of the network.
+    pub guard: Guard,
 }
 
 impl VirtualServer {
-    /// Address and port together.
+    /// Its first address and port together: no other virtual server has them, unless one has a longer prefix.
     pub fn socket_addr(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
+        self.at.first()
+    }
+}
+
+/// Addresses and ports of a virtual server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The virtual address, or the first of the prefix.
+    pub address: IpAddr,
+    /// Bits of the address that count: 32 or 128, less for a prefix.
+    pub length: u8,
+    /// TCP ports from the first to the last, host order; never empty, never 0, sorted and disjoint.
+    pub ports: Vec<(u16, u16)>,
+}
+
+impl Places {
+    /// The first address and port together.
+    pub fn first(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.ports.first().map_or(0, |range| range.0))
+    }
+
+    /// More than one address?
+    pub fn is_prefix(&self) -> bool {
+        self.length < if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Does it serve this address and port?
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        let mut ports = self.ports.iter();
+        self.holds(address.ip()) && ports.any(|(from, to)| (from..=to).contains(&&address.port()))
+    }
+
+    /// Is this address one of them?
+    pub fn holds(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4()
+            && Range::prefix(address, self.length) == Range::prefix(self.address, self.length)
+    }
+
+    /// Every port.
+    pub fn each_port(&self) -> impl Iterator<Item = u16> + '_ {
+        self.ports.iter().flat_map(|(from, to)| *from..=*to)
+    }
+}
+
+impl From<SocketAddr> for Places {
+    fn from(at: SocketAddr) -> Self {
+        Self {
+            address: at.ip(),
+            length: if at.is_ipv4() { 32 } else { 128 },
+            ports: vec![(at.port(), at.port())],
+        }
+    }
+}
+
+/// As people write it: `203.0.113.10:465`, `[2001:db8::/64]:25,587,1000-1010`.
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut address = self.address.to_string();
+        if self.is_prefix() {
+            address.push_str(&format!("/{}", self.length));
+        }
+        if self.address.is_ipv6() {
+            address = format!("[{address}]");
+        }
+        let ports = self.ports.iter().map(|(from, to)| match from == to {
+            true => from.to_string(),
+            false => format!("{from}-{to}"),
+        });
+        write!(f, "{address}:{}", ports.collect::<Vec<_>>().join(","))
     }
 }
 

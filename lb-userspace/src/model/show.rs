@@ -2,6 +2,8 @@
 //!
 //! Every key is written, defaults included, so that the text loads to the same generation whatever the defaults become.
 
+mod policy;
+
 use std::{fmt::Write as _, path::Path, time::Duration};
 
 use super::{
@@ -95,6 +97,9 @@ pub fn tables(generation: &Generation) -> Vec<Table> {
         pool(shared, &mut tables);
     }
     tables.extend(generation.monitors.values().map(|shared| monitor(shared)));
+    for shared in generation.policies.values() {
+        policy::policy(shared, &mut tables);
+    }
     tables
 }
 
@@ -124,6 +129,7 @@ fn network(generation: &Generation) -> Table {
             .keys
             .push(("vlans", format!("[{}]", vlans.join(", "))));
     }
+    policy::guard(&mut table, &network.guard);
     table
 }
 
@@ -136,8 +142,23 @@ fn log(generation: &Generation) -> Table {
 
 fn virtual_server(server: &VirtualServer) -> Table {
     let mut table = named("virtual server", "virtual_server", &server.name);
-    table.word("address", &server.address.to_string());
-    table.number("port", server.port);
+    let host = match server.at.is_prefix() {
+        true => format!("{}/{}", server.at.address, server.at.length),
+        false => server.at.address.to_string(),
+    };
+    table.word("address", &host);
+    match server.at.ports[..] {
+        [(from, to)] if from == to => table.number("port", from),
+        _ => {
+            let ports = server.at.ports.iter().map(|(from, to)| match from == to {
+                true => from.to_string(),
+                false => quoted(&format!("{from}-{to}")),
+            });
+            let ports: Vec<_> = ports.collect();
+            table.number("port", format!("[{}]", ports.join(", ")));
+        }
+    }
+    policy::guard(&mut table, &server.guard);
     match &server.forward {
         Forward::Passthrough { snat } => {
             table.word("forward", "passthrough");

@@ -35,7 +35,7 @@ pub use self::{
     worker::{DrainReport, Proxy},
 };
 use crate::{
-    model::{Name, StartTls},
+    model::{Name, Places, StartTls},
     pool::LivePool,
     smtp::session::ClientSecurity,
 };
@@ -45,8 +45,8 @@ use crate::{
 pub struct Service {
     /// Its name in the configuration.
     pub name: Name,
-    /// The virtual address and port.
-    pub address: SocketAddr,
+    /// Its addresses and ports.
+    pub at: Places,
     /// TLS towards its clients.
     pub client_tls: Security,
     /// Who serves it.
@@ -73,7 +73,14 @@ pub enum Security {
 
 /// The virtual servers that are served now, found by the address that a client connected to.
 #[derive(Debug, Default)]
-pub struct Services(RwLock<Arc<HashMap<SocketAddr, Arc<Service>>>>);
+pub struct Services(RwLock<Arc<Found>>);
+
+/// Single addresses apart, since there are most; prefixes with the longest first.
+#[derive(Debug, Default)]
+struct Found {
+    hosts: HashMap<SocketAddr, Arc<Service>>,
+    prefixes: Vec<Arc<Service>>,
+}
 
 impl Services {
     /// These virtual servers.
@@ -87,17 +94,33 @@ impl Services {
     ///
     /// Of two with the same address the last counts.
     pub fn replace(&self, services: impl IntoIterator<Item = Arc<Service>>) {
-        let by_address = services
-            .into_iter()
-            .map(|service| (canonical(service.address), service));
-        let by_address = Arc::new(by_address.collect());
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = by_address;
+        let mut found = Found::default();
+        for service in services {
+            if service.at.is_prefix() {
+                found.prefixes.push(service);
+                continue;
+            }
+            for port in service.at.each_port() {
+                let address = SocketAddr::new(service.at.address, port);
+                found.hosts.insert(canonical(address), service.clone());
+            }
+        }
+        found
+            .prefixes
+            .sort_by_key(|service| std::cmp::Reverse(service.at.length));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
     }
 
     /// The virtual server at a local address.
     pub fn find(&self, local: SocketAddr) -> Option<Arc<Service>> {
-        let services = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        services.get(&canonical(local)).cloned()
+        let found = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let local = canonical(local);
+        let mut prefixes = found.prefixes.iter();
+        found
+            .hosts
+            .get(&local)
+            .or_else(|| prefixes.find(|service| service.at.serves(local)))
+            .cloned()
     }
 }
 

@@ -1,4 +1,5 @@
 //! What the daemon says about what it did.
 
+pub mod firewall;
 pub mod flow;
 pub mod session;

@@ -163,6 +163,11 @@ impl Config {
         self
     }
 
+    /// Lines as they are, in the table that was begun last.
+    pub fn raw(&mut self, lines: &str) -> &mut Self {
+        self.line(format_args!("{lines}"))
+    }
+
     /// As the daemon reads it.
     pub fn text(&self) -> &str {
         &self.text

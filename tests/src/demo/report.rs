@@ -81,7 +81,7 @@ impl Report {
             for mode in [Mode::Implicit, Mode::Starttls, Mode::Plain] {
                 let sent: Vec<&Sent> = sent
                     .iter()
-                    .filter(|sent| sent.server == server.address && sent.mode == mode)
+                    .filter(|sent| sent.server.to_string() == server.address && sent.mode == mode)
                     .collect();
                 if !sent.is_empty() {
                     rows.push(Row::new(

@@ -215,7 +215,7 @@ impl Box {
         let mut families = BTreeSet::new();
         for server in &generation.virtual_servers {
             if matches!(server.forward, Forward::Passthrough { .. }) {
-                families.insert(match server.address {
+                families.insert(match server.at.address {
                     IpAddr::V4(_) => "ipv4",
                     IpAddr::V6(_) => "ipv6",
                 });

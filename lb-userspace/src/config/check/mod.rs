@@ -1,12 +1,13 @@
 //! Objects against each other: references, limits, contradictions. What passes becomes the model.
 
 mod network;
+mod policy;
 mod pool;
 mod virtual_server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -18,7 +19,7 @@ use super::{
     raw::{self, ProbeKind, Raw},
     reader::{At, Field},
 };
-use crate::model::{Certificate, Generation, Log, Mode, Monitor, Name, Probe};
+use crate::model::{Certificate, Generation, Log, Mode, Monitor, Name, Probe, policy::Range};
 
 /// `monitor.interval`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
@@ -34,8 +35,9 @@ struct Known<'r, 'd> {
     pools: BTreeMap<&'d str, &'r raw::Pool<'d>>,
     monitors: BTreeSet<&'d str>,
     certificates: BTreeSet<&'d str>,
-    /// The first virtual server on each address and port.
-    addresses: BTreeMap<SocketAddr, &'r raw::VirtualServer<'d>>,
+    policies: Vec<&'d str>,
+    /// The first virtual server on each address, prefix length and port.
+    addresses: BTreeMap<(IpAddr, u8, u16), &'r raw::VirtualServer<'d>>,
     /// The first virtual server that names each pool.
     served: BTreeMap<&'d str, &'r raw::VirtualServer<'d>>,
 }
@@ -48,7 +50,7 @@ pub(super) fn generation(
 ) -> Option<Generation> {
     let known = Known::new(&raw);
     let mode = raw.mode.clone().or(Mode::Mixed);
-    let network = network::network(&raw, faults);
+    let network = network::network(&raw, &known, faults);
     let log = log(&raw.log);
     let virtual_servers = all(raw
         .virtual_servers
@@ -62,6 +64,7 @@ pub(super) fn generation(
         let monitor = monitor(raw, faults)?;
         Some((monitor.name.clone(), Arc::new(monitor)))
     }));
+    let policies = policy::policies(&raw, directory, faults);
     let certificates = all(raw.certificates.iter().map(|raw| {
         let certificate = certificate(raw, directory)?;
         Some((certificate.name.clone(), Arc::new(certificate)))
@@ -76,6 +79,7 @@ pub(super) fn generation(
         virtual_servers: virtual_servers?,
         pools: pools?.into_iter().collect(),
         monitors: monitors?.into_iter().collect(),
+        policies: policies?,
         certificates: certificates?.into_iter().collect(),
     })
 }
@@ -98,21 +102,36 @@ impl<'r, 'd> Known<'r, 'd> {
                 .iter()
                 .map(|certificate| certificate.name.value)
                 .collect(),
+            policies: raw
+                .policies
+                .iter()
+                .map(|policy| policy.name.value)
+                .collect(),
             addresses: BTreeMap::new(),
             served: BTreeMap::new(),
         };
         for server in &raw.virtual_servers {
-            if let (Some(address), Some(port)) = (server.address.get(), server.port.get()) {
-                known
-                    .addresses
-                    .entry(SocketAddr::new(*address, *port))
-                    .or_insert(server);
+            for place in server.places() {
+                known.addresses.entry(place).or_insert(server);
             }
             if let Some(pool) = server.pool.get() {
                 known.served.entry(pool).or_insert(server);
             }
         }
         known
+    }
+
+    /// The virtual server that takes connections to an address.
+    fn server_at(&self, address: SocketAddr) -> Option<&'r raw::VirtualServer<'d>> {
+        let host = if address.is_ipv4() { 32 } else { 128 };
+        (0..=host).rev().find_map(|length| {
+            let network = Range::prefix(address.ip(), length).first;
+            let words = [96, 64, 32, 0].map(|shift| ((network >> shift) as u32).to_be());
+            let network = lb_common::addr::Addr(words).to_ip();
+            self.addresses
+                .get(&(network, length, address.port()))
+                .copied()
+        })
     }
 }
 
@@ -183,6 +202,7 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
             );
         }
     }
+    advise_policies(raw, faults);
     let monitors: BTreeSet<_> = raw
         .pools
         .iter()
@@ -208,6 +228,21 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
                 "virtual server",
                 faults,
             );
+        }
+    }
+}
+
+/// Warns of policies that guard nothing.
+fn advise_policies(raw: &Raw<'_>, faults: &mut Faults) {
+    let servers = raw.virtual_servers.iter().map(|server| &server.guard);
+    let used: BTreeSet<_> = servers
+        .chain([&raw.network.guard])
+        .flat_map(|guard| [guard.policy.get(), guard.staged.get()])
+        .flatten()
+        .collect();
+    for policy in &raw.policies {
+        if !used.contains(&policy.name.value) {
+            unused(&policy.name, &policy.object, "virtual server", faults);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_common::layout::DEFAULT_FLOWS;
 
+use super::{Known, policy};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
@@ -16,14 +17,28 @@ use crate::{
 /// Longest name of an interface, bytes: `IFNAMSIZ` of the kernel less its closing zero.
 const LONGEST_NAME: usize = 15;
 
-pub(super) fn network(raw: &Raw<'_>, faults: &mut Faults) -> Option<Network> {
+pub(super) fn network(
+    raw: &Raw<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<Network> {
     let network = &raw.network;
     let passthrough = raw
         .virtual_servers
         .iter()
         .find(|server| server.forward.get() == Some(&Plane::Passthrough));
-    let client_interfaces = interfaces(&network.client_interfaces, "client_interfaces", faults);
-    let server_interfaces = interfaces(&network.server_interfaces, "server_interfaces", faults);
+    let client_interfaces = interfaces(
+        &network.client_interfaces,
+        "client_interfaces",
+        "network",
+        faults,
+    );
+    let server_interfaces = interfaces(
+        &network.server_interfaces,
+        "server_interfaces",
+        "network",
+        faults,
+    );
     if let (Some(server), true) = (
         raw.virtual_servers.first(),
         none(&network.client_interfaces),
@@ -48,7 +63,9 @@ pub(super) fn network(raw: &Raw<'_>, faults: &mut Faults) -> Option<Network> {
             "Add for example `server_interfaces = [\"eth1\"]` to [network]; it may repeat a client interface.",
         );
     }
+    let guard = policy::guard(&network.guard, &known.policies, "network", faults);
     Some(Network {
+        guard: guard?,
         client_interfaces: client_interfaces?,
         server_interfaces: server_interfaces?,
         attach: network.attach.clone().or(Attach::Auto)?,
@@ -106,7 +123,12 @@ fn place(list: &Field<Vec<At<&str>>>, table: Option<usize>, user: usize) -> usiz
     }
 }
 
-fn interfaces(list: &Field<Vec<At<&str>>>, key: &str, faults: &mut Faults) -> Option<Vec<String>> {
+pub(super) fn interfaces(
+    list: &Field<Vec<At<&str>>>,
+    key: &str,
+    object: &str,
+    faults: &mut Faults,
+) -> Option<Vec<String>> {
     let names = match list {
         Field::Absent => return Some(Vec::new()),
         Field::Wrong => return None,
@@ -118,7 +140,7 @@ fn interfaces(list: &Field<Vec<At<&str>>>, key: &str, faults: &mut Faults) -> Op
         if !valid(name.value) {
             faults.error(
                 name.at,
-                "network",
+                object,
                 format!(
                     "has {} in {key}, which is no interface name",
                     quoted(name.value)
@@ -129,9 +151,9 @@ fn interfaces(list: &Field<Vec<At<&str>>>, key: &str, faults: &mut Faults) -> Op
         } else if !seen.insert(name.value) {
             faults.error(
                 name.at,
-                "network",
+                object,
                 format!("has {} twice in {key}", quoted(name.value)),
-                "An interface carries the packet program once.",
+                "Once is enough.",
                 "Remove one of them.",
             );
         } else {

@@ -152,7 +152,7 @@ fn unique_address<'r, 'd>(
         return None;
     };
     let address = SocketAddr::new(ip.value, *port);
-    if let Some(server) = known.addresses.get(&address) {
+    if let Some(server) = known.server_at(address) {
         faults.error(
             ip.at,
             &member.object,

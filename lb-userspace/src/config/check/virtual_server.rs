@@ -1,17 +1,20 @@
 //! `[virtual_server.NAME]`.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
-use lb_common::layout::MAX_VIRTUAL_SERVERS;
+use lb_common::layout::{MAX_PLACES, MAX_VIRTUAL_SERVERS};
 
-use super::{Known, all, reference};
+use super::{Known, all, policy, reference};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
         raw::{self, Encryption, Plane, Raw},
         reader::{At, Field},
     },
-    model::{ClientTls, Forward, Mode, Name, Snat, StartTls, VirtualServer},
+    model::{ClientTls, Forward, Mode, Name, Places, Snat, StartTls, VirtualServer},
 };
 
 /// Number 0 of the table of the kernel plane means "none".
@@ -20,12 +23,20 @@ const MOST: usize = MAX_VIRTUAL_SERVERS as usize - 1;
 impl raw::VirtualServer<'_> {
     /// For consequences: with address and port where they are readable.
     pub(super) fn described(&self) -> String {
-        match (self.address.get(), self.port.get()) {
-            (Some(address), Some(port)) => {
-                format!("{} ({})", self.object, SocketAddr::new(*address, *port))
+        match self.places().next() {
+            Some((address, _, port)) => {
+                format!("{} ({})", self.object, SocketAddr::new(address, port))
             }
-            _ => self.object.clone(),
+            None => self.object.clone(),
         }
+    }
+
+    /// Address, prefix length and port of each place it takes, where they are readable.
+    pub(super) fn places(&self) -> impl Iterator<Item = (IpAddr, u8, u16)> {
+        let ports = self.ports.get().map_or(&[][..], Vec::as_slice);
+        let ports = ports.iter().flat_map(|(from, to)| *from..=*to);
+        let address = self.address.get().copied();
+        ports.filter_map(move |port| address.map(|(address, length)| (address, length, port)))
     }
 }
 
@@ -70,12 +81,18 @@ pub(super) fn virtual_server(
         }
         Field::Absent | Field::Wrong => None,
     };
+    let guard = policy::guard(&raw.guard, &known.policies, &raw.object, faults);
+    let (address, length) = *raw.address.get()?;
     Some(VirtualServer {
         name: raw.name.value.into(),
-        address: *raw.address.get()?,
-        port: *raw.port.get()?,
+        at: Places {
+            address,
+            length,
+            ports: raw.ports.get()?.clone(),
+        },
         forward: forward?,
         pool: pool?,
+        guard: guard?,
     })
 }
 
@@ -93,22 +110,40 @@ pub(super) fn limit(raw: &Raw<'_>, faults: &mut Faults) {
             "Run a second box for the rest.",
         );
     }
+    let mut places = 0;
+    for server in &raw.virtual_servers {
+        let before = places;
+        places += server.places().count();
+        if before < MAX_PLACES as usize && places >= MAX_PLACES as usize {
+            faults.error(
+                server.name.at,
+                &server.object,
+                format!("brings the file to {places} ports of virtual servers"),
+                format!("{} is the most, each port of each counted.", MAX_PLACES - 1),
+                "Name fewer ports, or run a second box for the rest.",
+            );
+        }
+    }
 }
 
 fn unique_address(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
-    let (Field::Is(ip), Some(port)) = (&raw.address, raw.port.get()) else {
+    let Field::Is(ip) = &raw.address else {
         return;
     };
-    let address = SocketAddr::new(ip.value, *port);
-    if let Some(first) = known
-        .addresses
-        .get(&address)
-        .filter(|first| first.name.at != raw.name.at)
-    {
+    let taken = raw.places().find_map(|place| {
+        let first = known.addresses.get(&place)?;
+        (first.name.at != raw.name.at).then_some((place, first))
+    });
+    if let Some(((address, length, port), first)) = taken {
+        let host = length == if address.is_ipv4() { 32 } else { 128 };
+        let place = match host {
+            true => SocketAddr::new(address, port).to_string(),
+            false => format!("{address}/{length} port {port}"),
+        };
         faults.error(
             ip.at,
             &raw.object,
-            format!("has the address and port {address} of {}", first.object),
+            format!("has the address and port {place} of {}", first.object),
             "Only one of them could take the connections.",
             "Change the address or the port of one of them.",
         );
@@ -117,7 +152,7 @@ fn unique_address(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &
 
 /// The kernel plane rewrites addresses within their family.
 fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
-    let (Some(address), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
+    let (Some((address, _)), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
         return;
     };
     let members = known

@@ -1,34 +1,88 @@
-//! Addresses: one host each, of a kind that TCP connects to.
+//! Addresses: of a kind that TCP connects to, one host each; those of virtual servers may be prefixes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::config::{
-    diagnostic::{Faults, quoted},
-    phrase::not_yet,
-    reader::At,
+use crate::{
+    config::{
+        diagnostic::{Faults, quoted},
+        reader::At,
+    },
+    model::policy::Range,
 };
 
-/// The address of a virtual server.
+/// The address of a virtual server, or a prefix: the first address, and how many of its bits count.
 pub(super) fn of_virtual_server(
     text: &At<&str>,
     object: &str,
     faults: &mut Faults,
-) -> Option<IpAddr> {
+) -> Option<(IpAddr, u8)> {
     if let Some((host, length)) = text.value.split_once('/')
-        && host.parse::<IpAddr>().is_ok()
-        && length.parse::<u8>().is_ok()
+        && let Ok(address) = host.parse::<IpAddr>()
     {
-        let instead = "Write a virtual server for each address; they may share the pool.";
-        not_yet(
+        return prefix(text, address, length, object, faults);
+    }
+    let address = host(text, object, "203.0.113.10", faults)?;
+    Some((address, full(address)))
+}
+
+/// Bits of an address.
+fn full(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn prefix(
+    text: &At<&str>,
+    address: IpAddr,
+    length: &str,
+    object: &str,
+    faults: &mut Faults,
+) -> Option<(IpAddr, u8)> {
+    let shortest = if address.is_ipv4() { 8 } else { 32 };
+    let bounds = shortest..=full(address);
+    let Some(length) = length.parse().ok().filter(|length| bounds.contains(length)) else {
+        faults.error(
             text.at,
             object,
-            &format!("the prefix {}", quoted(text.value)),
-            instead,
-            faults,
+            format!(
+                "has address = {}, whose prefix length is out of range",
+                quoted(text.value)
+            ),
+            format!("It goes from {} to {}.", bounds.start(), bounds.end()),
+            "Write for example `address = \"203.0.113.0/24\"`.",
+        );
+        return None;
+    };
+    let range = Range::prefix(address, length);
+    let [first, last] = [range.first, range.last].map(|number| {
+        let words = [96, 64, 32, 0].map(|shift| ((number >> shift) as u32).to_be());
+        lb_common::addr::Addr(words).to_ip()
+    });
+    if address != first {
+        faults.error(
+            text.at,
+            object,
+            format!(
+                "has address = {}, which does not begin its prefix",
+                quoted(text.value)
+            ),
+            "It could mean the one address as well as all of them.",
+            format!("Write `address = \"{first}/{length}\"`, or the address alone."),
         );
         return None;
     }
-    host(text, object, "203.0.113.10", faults)
+    let whole = format!("{first}/{length}");
+    let fault = unusable(first).or_else(|| unusable(last));
+    let Some(kind) = fault else {
+        return Some((first, length));
+    };
+    faults.error(
+        text.at,
+        object,
+        format!("has address = {}, which holds {kind}", quoted(&whole)),
+        "TCP cannot reach one host by it.",
+        "Write the prefix of addresses that clients connect to.",
+    );
+    None
 }
 
 /// The address of a member.

@@ -1,12 +1,16 @@
 //! The file in the user's words: each object by itself, its values typed, its unknown keys noted.
 
 mod address;
+mod policy;
 mod pool;
+mod ports;
+pub(super) mod source;
 mod virtual_server;
 
 use std::time::Duration;
 
 use lb_common::layout::DEFAULT_FLOWS;
+pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 use toml::de::{DeTable, DeValue};
 pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
@@ -29,6 +33,7 @@ pub(super) struct Raw<'d> {
     pub(super) certificates: Vec<Certificate<'d>>,
     pub(super) pools: Vec<Pool<'d>>,
     pub(super) monitors: Vec<Monitor<'d>>,
+    pub(super) policies: Vec<Policy<'d>>,
 }
 
 /// `[network]`.
@@ -40,6 +45,7 @@ pub(super) struct Network<'d> {
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
     pub(super) vlans: Field<Vec<At<u32>>>,
+    pub(super) guard: Guard<'d>,
 }
 
 /// `[log]`.
@@ -109,20 +115,17 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .into_iter()
         .map(|(name, section)| monitor(name, section, faults))
         .collect();
-    for (key, kind, instead) in [
-        (
-            "snat",
-            "SNAT pool",
-            "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
-        ),
-        (
-            "policy",
-            "policy",
-            "Remove it, and filter with the packet filter of the system.",
-        ),
-    ] {
-        top.later_tables(key, kind, instead, faults);
-    }
+    let policies = top
+        .named("policy", "policy", faults)
+        .into_iter()
+        .map(|(name, section)| policy::read(name, section, faults))
+        .collect();
+    top.later_tables(
+        "snat",
+        "SNAT pool",
+        "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
+        faults,
+    );
     top.finish(faults);
     Raw {
         mode,
@@ -132,6 +135,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         certificates,
         pools,
         monitors,
+        policies,
     }
 }
 
@@ -202,6 +206,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             attach: Field::Absent,
             max_flows: Field::Absent,
             vlans: Field::Absent,
+            guard: Guard::none(),
         };
     };
     let network = Network {
@@ -235,6 +240,7 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
         ),
         // 0 and 4095 are no VLANs (IEEE 802.1Q-2022 §9.6).
         vlans: section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults),
+        guard: Guard::read(&mut section, faults),
     };
     section.finish(faults);
     network

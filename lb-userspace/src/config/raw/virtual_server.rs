@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use toml::de::DeValue;
-
-use super::{INCOMPLETE, address};
+use super::{INCOMPLETE, address, policy::Guard, ports, source};
 use crate::{
     config::{
         diagnostic::{Faults, did_you_mean, quoted},
@@ -18,8 +16,10 @@ use crate::{
 pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) name: At<&'d str>,
     pub(in crate::config) object: String,
-    pub(in crate::config) address: Field<IpAddr>,
-    pub(in crate::config) port: Field<u16>,
+    /// The first address, and how many of its bits count.
+    pub(in crate::config) address: Field<(IpAddr, u8)>,
+    /// From the first to the last; sorted and disjoint.
+    pub(in crate::config) ports: Field<Vec<(u16, u16)>>,
     pub(in crate::config) forward: Field<Plane>,
     pub(in crate::config) pool: Field<&'d str>,
     pub(in crate::config) snat: Field<Snat>,
@@ -28,6 +28,7 @@ pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
     /// Says `none` wherever it is readable.
     pub(in crate::config) server_tls: Field<()>,
+    pub(in crate::config) guard: Guard<'d>,
 }
 
 /// `forward`.
@@ -45,9 +46,6 @@ pub(in crate::config) enum Encryption {
     StartTls,
 }
 
-/// Ports by the names that mail knows (RFC 5321 §4.5.4.2, RFC 6409 §3.1, RFC 8314 §7.3).
-const SERVICES: [(&str, u16); 3] = [("smtp", 25), ("submission", 587), ("smtps", 465)];
-
 pub(super) fn read<'d>(
     name: At<&'d str>,
     mut section: Section<'d, '_>,
@@ -58,8 +56,8 @@ pub(super) fn read<'d>(
         .string("address", example, faults)
         .and_then(|text| address::of_virtual_server(&text, &section.object, faults));
     let address = section.required(address, "address", INCOMPLETE, example, faults);
-    let port = port(&mut section, faults);
-    let port = section.required(port, "port", INCOMPLETE, "port = \"submission\"", faults);
+    let ports = ports::read(&mut section, faults);
+    let ports = section.required(ports, "port", INCOMPLETE, "port = \"submission\"", faults);
     let forward = section.choice(
         "forward",
         &[("passthrough", Plane::Passthrough), ("proxy", Plane::Proxy)],
@@ -128,13 +126,15 @@ pub(super) fn read<'d>(
         "Remove it, and let clients connect directly.",
         faults,
     );
+    let mut guard = Guard::read(&mut section, faults);
+    guard.rate = source::rate(&mut section, faults);
     let object = section.object.clone();
     section.finish(faults);
     VirtualServer {
         name,
         object,
         address,
-        port,
+        ports,
         forward,
         pool,
         snat,
@@ -142,36 +142,7 @@ pub(super) fn read<'d>(
         starttls,
         certificates,
         server_tls,
-    }
-}
-
-fn port(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<u16> {
-    let (key, example) = ("port", "port = \"submission\"");
-    let Some(value) = section.value(key) else {
-        return Field::Absent;
-    };
-    let at = value.span().start;
-    match value.get_ref() {
-        DeValue::String(_) => section.string(key, example, faults).and_then(|given| {
-            if let Some((_, port)) = SERVICES.iter().find(|(name, _)| *name == given.value) {
-                return Some(*port);
-            }
-            let guess = did_you_mean(given.value, SERVICES.iter().map(|(name, _)| *name));
-            faults.error(
-                given.at,
-                &section.object,
-                format!("has an unknown port {}{guess}", quoted(given.value)),
-                "It would listen nowhere.",
-                "Write a number without quotes, or one of \"smtp\", \"submission\", \"smtps\".",
-            );
-            None
-        }),
-        DeValue::Array(_) => {
-            let instead = "Write a virtual server for each port; they may share the pool.";
-            not_yet(at, &section.object, "a list of ports", instead, faults);
-            Field::Wrong
-        }
-        _ => port_number(key, section, faults),
+        guard,
     }
 }
 

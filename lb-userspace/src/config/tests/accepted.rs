@@ -1,13 +1,14 @@
 //! Good files and what they mean.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
     config::DEFAULT_HELO,
     model::{
-        Attach, ClientTls, Forward, Generation, Member, Method, Mode, Monitor, Network, Probe,
-        Snat, StartTls, VirtualServer,
+        Attach, ClientTls, Forward, Generation, Guard, Member, Method, Mode, Monitor, Network,
+        Probe, Snat, StartTls, VirtualServer,
+        policy::{Action, Range},
     },
 };
 
@@ -31,6 +32,7 @@ fn every_key_reaches_the_model() {
             attach: Attach::Auto,
             max_flows: lb_common::layout::DEFAULT_FLOWS,
             vlans: BTreeSet::new(),
+            guard: Guard::default(),
         }
     );
     let [smtps, submission] = &generation.virtual_servers[..] else {
@@ -40,20 +42,19 @@ fn every_key_reaches_the_model() {
         **smtps,
         VirtualServer {
             name: "smtps".into(),
-            address: "203.0.113.10".parse().unwrap(),
-            port: 465,
+            at: "203.0.113.10:465".parse::<SocketAddr>().unwrap().into(),
             forward: Forward::Passthrough {
                 snat: Snat::Automap
             },
             pool: "mx-tls".into(),
+            guard: Guard::default(),
         }
     );
     assert_eq!(
         **submission,
         VirtualServer {
             name: "submission".into(),
-            address: "203.0.113.10".parse().unwrap(),
-            port: 587,
+            at: "203.0.113.10:587".parse::<SocketAddr>().unwrap().into(),
             forward: Forward::Proxy {
                 client_tls: ClientTls::StartTls {
                     policy: StartTls::Require,
@@ -61,6 +62,7 @@ fn every_key_reaches_the_model() {
                 },
             },
             pool: "msa".into(),
+            guard: Guard::default(),
         }
     );
     let certificate = &generation.certificates["mail"];
@@ -204,7 +206,7 @@ fn ports_have_names() {
             1,
         );
         let file = file.replace("10.0.0.21", "2001:db8::21");
-        assert_eq!(accepted(&file).virtual_servers[0].port, port);
+        assert_eq!(accepted(&file).virtual_servers[0].at.ports, [(port, port)]);
     }
 }
 
@@ -268,5 +270,142 @@ smtplb.toml:54:7: warning: pool \"spare\" is not used by any virtual server
 smtplb.toml:1:1: warning: the file has no virtual server
   smtplb would run and carry nothing.
   Add a table `[virtual_server.NAME]`."
+    );
+}
+
+/// The base file with these lines in the virtual server `smtps` and at the end.
+fn with(server: &str, end: &str) -> String {
+    let from = "address = \"203.0.113.10\"\nport = 465\n";
+    format!("{}\n{end}\n", BASE.replacen(from, server, 1))
+}
+
+#[test]
+fn prefixes_and_port_lists_reach_the_model() {
+    let at = |lines: &str| accepted(&with(lines, "")).virtual_servers[0].at.to_string();
+    assert_eq!(
+        at("address = \"203.0.113.0/24\"\nport = 465\n"),
+        "203.0.113.0/24:465"
+    );
+    assert_eq!(
+        at("address = \"203.0.113.10\"\nport = [\"smtps\", 25, \"1000-1010\"]\n"),
+        "203.0.113.10:25,465,1000-1010"
+    );
+    assert_eq!(
+        at("address = \"203.0.113.10\"\nport = \"1000-1255\"\n"),
+        "203.0.113.10:1000-1255"
+    );
+    // The longer prefix wins, so both may be there.
+    assert_eq!(
+        at("address = \"203.0.113.0/28\"\nport = [465, 587]\n"),
+        "203.0.113.0/28:465,587"
+    );
+}
+
+#[test]
+fn every_key_of_a_policy_reaches_the_model() {
+    let policy = r#"
+[policy.edge]
+default = "deny"
+log = true
+[[policy.edge.rule]]
+name = "office"
+source = ["192.0.2.0/25", "192.0.2.128/25 2001:db8::1-2001:db8::9"]
+vlans = [10]
+interfaces = ["eth0"]
+action = "accept"
+schedule = { days = ["mon-fri"], times = ["08:00-12:00", "13:00-18:00"], timezone = "Europe/Berlin" }
+[[policy.edge.rule]]
+name = "bad"
+enabled = false
+source = "198.51.100.7"
+action = "reject"
+reject_with = "rst"
+log = true
+[[policy.edge.rule]]
+name = "polite"
+action = "reject"
+"#;
+    let server = "address = \"203.0.113.10\"\nport = 465\npolicy = \"edge\"\nstaged_policy = \"edge\"\nconnection_rate = { per_source = \"50/s\", burst = 100 }\n";
+    let generation =
+        accepted(&with(server, policy).replace("[network]\n", "[network]\npolicy = \"edge\"\n"));
+    assert_eq!(generation.network.guard.policy.as_deref(), Some("edge"));
+    let guard = &generation.virtual_servers[0].guard;
+    assert_eq!(
+        (guard.policy.as_deref(), guard.staged.as_deref()),
+        (Some("edge"), Some("edge"))
+    );
+    assert_eq!(
+        guard.rate.map(|rate| (rate.interval, rate.burst)),
+        Some((20_000_000, 100))
+    );
+    let policy = &generation.policies["edge"];
+    assert_eq!((policy.default, policy.log), (Action::Drop, true));
+    let [office, bad, polite] = &policy.rules[..] else {
+        panic!("three rules")
+    };
+    assert_eq!(office.source.len(), 2, "two halves make one");
+    assert_eq!(
+        (&office.vlans[..], &office.interfaces[..]),
+        (&[10][..], &["eth0".to_owned()][..])
+    );
+    let schedule = office.schedule.as_ref().unwrap();
+    assert_eq!(
+        (schedule.days, &schedule.times[..]),
+        (0b001_1111, &[(480, 720), (780, 1080)][..])
+    );
+    assert_eq!(
+        (bad.enabled, bad.action, bad.log),
+        (false, Action::RejectRst, true)
+    );
+    assert_eq!(
+        (polite.action, &*polite.source),
+        (Action::RejectIcmp, &[Range::ALL][..])
+    );
+}
+
+#[test]
+fn a_hundred_thousand_sources_come_from_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut feed = "# feed of bad networks\n\n".to_owned();
+    for place in 0..100_000u32 {
+        let [a, b, c, d] = (0x0a00_0000 + place * 512).to_be_bytes();
+        feed.push_str(&format!("{a}.{b}.{c}.{d}/24 # {place}\n"));
+    }
+    std::fs::write(directory.path().join("bad.txt"), feed).unwrap();
+    let policy = "[policy.edge]\ndefault = \"accept\"\n[[policy.edge.rule]]\nname = \"bad\"\nsource_file = \"bad.txt\"\naction = \"drop\"\n";
+    let server = "address = \"203.0.113.10\"\nport = 465\npolicy = \"edge\"\n";
+    let path = directory.path().join("smtplb.toml");
+    let (generation, warnings) = parse(path.to_str().unwrap(), &with(server, policy)).unwrap();
+    assert!(warnings.is_empty(), "{}", text(&warnings));
+    assert_eq!(generation.policies["edge"].rules[0].source.len(), 100_000);
+    std::fs::write(directory.path().join("bad.txt"), "10.0.0.1\n10.0.0.300\n").unwrap();
+    let faults = parse(path.to_str().unwrap(), &with(server, policy)).unwrap_err();
+    assert!(
+        text(&faults).contains("bad.txt:2: \"10.0.0.300\", which is no address"),
+        "{}",
+        text(&faults)
+    );
+}
+
+#[test]
+fn a_shadowed_rule_is_a_warning_at_its_place() {
+    let policy = "[policy.edge]\ndefault = \"accept\"\n[[policy.edge.rule]]\nname = \"all\"\naction = \"drop\"\n[[policy.edge.rule]]\nname = \"friends\"\nsource = \"192.0.2.1\"\naction = \"accept\"\n";
+    let server = "address = \"203.0.113.10\"\nport = 465\npolicy = \"edge\"\n";
+    let file = with(server, policy);
+    let (_, warnings) = parse("smtplb.toml", &file).unwrap();
+    let line = 1 + file
+        .lines()
+        .position(|line| line.contains("\"friends\""))
+        .unwrap();
+    let told = text(&warnings);
+    assert!(
+        told.starts_with(&format!("smtplb.toml:{}:", line - 1)),
+        "{line}: {told}"
+    );
+    assert!(
+        told.contains(
+            "rule \"friends\" of policy \"edge\" can never match\n  Rule \"all\" before it"
+        ),
+        "{told}"
     );
 }

@@ -124,7 +124,7 @@ fn judge(file: &str) {
         Ok((generation, warnings)) => {
             for server in &generation.virtual_servers {
                 assert!(
-                    generation.pools.contains_key(&server.pool) && server.port != 0,
+                    generation.pools.contains_key(&server.pool) && server.at.first().port() != 0,
                     "{file}"
                 );
             }

@@ -92,9 +92,9 @@ impl Lab {
         let address = listeners[0].v4.local_addr().unwrap();
         let v6 = listeners[0].v6.as_ref().map(|v6| v6.local_addr().unwrap());
         let cell = cell();
-        let service = |address| Service {
+        let service = |address: SocketAddr| Service {
             name: "mx".into(),
-            address,
+            at: address.into(),
             client_tls: client_tls.clone(),
             pool: pool.clone(),
             cell,

@@ -1,0 +1,94 @@
+//! A connection that nobody makes, through the programs that would meet it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::{access::Explanation, addr::Addr, reason::DropReason};
+
+use super::{KernelPlane, policies::interface_index};
+use crate::model::{Name, policy::Action};
+
+/// Who asks to be let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The client.
+    pub from: SocketAddr,
+    /// Where it connects to.
+    pub to: SocketAddr,
+    /// The interface it comes in by.
+    pub interface: String,
+    /// With this VLAN tag.
+    pub vlan: Option<u16>,
+}
+
+/// What would become of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Number of the virtual server; 0 for none.
+    pub virtual_server: u16,
+    /// Policy, rule and what it does, of the policies in force and of the staged ones.
+    pub rules: [Option<(Name, Name, Action)>; 4],
+    /// Why it would be refused.
+    pub refused: Option<DropReason>,
+    /// Number of the member; 0 for none.
+    pub member: u16,
+    /// The source that the member would see, where it is another.
+    pub snat: Option<Addr>,
+}
+
+impl KernelPlane {
+    /// Asks the programs what would become of a connection.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such interface, or the kernel refuses to run the program.
+    pub fn explain(&mut self, question: &Question) -> Result<Found> {
+        let Some(ingress) = interface_index(&question.interface) else {
+            bail!("there is no interface {}", question.interface);
+        };
+        let packet = syn(question).context("the two addresses are of different families")?;
+        self.run_packet("explain_tc", &packet, ingress)?;
+        let found = self.policies.explanation()?;
+        let refused = match found.outcome {
+            Explanation::REFUSED => DropReason::ALL
+                .iter()
+                .copied()
+                .find(|reason| *reason as u32 == found.reason),
+            _ => None,
+        };
+        Ok(Found {
+            virtual_server: found.virtual_server as u16,
+            rules: found.rules.map(|rule| self.policies.rule_at(rule)),
+            refused,
+            member: found.member as u16,
+            snat: (found.snat != Addr::UNSET).then_some(found.snat),
+        })
+    }
+}
+
+/// The first packet of the connection. Its checksums are zero; nobody looks at them here.
+fn syn(question: &Question) -> Option<Vec<u8>> {
+    let mut packet = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    if let Some(vlan) = question.vlan {
+        packet.extend([0x81, 0]);
+        packet.extend(vlan.to_be_bytes());
+    }
+    match (question.from, question.to) {
+        (SocketAddr::V4(from), SocketAddr::V4(to)) => {
+            packet.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            packet.extend(from.ip().octets());
+            packet.extend(to.ip().octets());
+        }
+        (SocketAddr::V6(from), SocketAddr::V6(to)) => {
+            packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+            packet.extend(from.ip().octets());
+            packet.extend(to.ip().octets());
+        }
+        _ => return None,
+    }
+    packet.extend(question.from.port().to_be_bytes());
+    packet.extend(question.to.port().to_be_bytes());
+    packet.extend([0; 8]);
+    packet.extend([5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    Some(packet)
+}

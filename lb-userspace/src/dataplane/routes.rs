@@ -1,0 +1,151 @@
+//! Prefixes of virtual servers, made local by a route: every address of one is the box's own, without being listed.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::{Context, Result, bail};
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use crate::model::Generation;
+
+/// Marks our routes, as our addresses are marked.
+const OURS: RouteProtocol = RouteProtocol::Other(b'm');
+/// The kernel's table of its own addresses (linux/rtnetlink.h).
+const LOCAL: u32 = 255;
+
+/// A prefix: its first address and its length.
+type Prefix = (IpAddr, u8);
+
+/// Makes the prefixes of a generation local. `own` are the addresses that the box has by itself, `lo` the index of
+/// loopback.
+///
+/// # Errors
+///
+/// When a prefix holds an address of the box, which would cut it off from its neighbours, or the kernel refuses.
+pub(super) async fn add_all(
+    handle: &Handle,
+    generation: &Generation,
+    own: &[IpAddr],
+    lo: u32,
+) -> Result<()> {
+    for server in &generation.virtual_servers {
+        let held = own
+            .iter()
+            .find(|address| server.at.is_prefix() && server.at.holds(**address));
+        if let Some(address) = held {
+            bail!(
+                "virtual server {:?} takes {}, which holds the box's own address {address}\n  \
+                 The box could no longer reach its neighbours there. Use a prefix that is routed to the box.",
+                server.name,
+                server.at
+            );
+        }
+    }
+    let present = list(handle).await?;
+    for (address, length) in wanted(generation) {
+        let known = present
+            .iter()
+            .any(|route| prefix(route) == Some((address, length)));
+        if !known {
+            let route = message(address, length, lo);
+            let added = handle.route().add(route).execute().await;
+            added.with_context(|| format!("cannot make {address}/{length} local"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes prefixes of ours that a generation does not have, save those that `lingering` connections use.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) async fn prune(
+    handle: &Handle,
+    generation: &Generation,
+    lingering: &[IpAddr],
+) -> Result<()> {
+    let wanted = wanted(generation);
+    for route in list(handle).await? {
+        let stays = prefix(&route)
+            .is_some_and(|prefix| wanted.contains(&prefix) || lingering.contains(&prefix.0));
+        if !stays {
+            handle.route().del(route).execute().await?;
+        }
+    }
+    Ok(())
+}
+
+fn wanted(generation: &Generation) -> BTreeSet<Prefix> {
+    let servers = generation.virtual_servers.iter();
+    let prefixes = servers.filter(|server| server.at.is_prefix());
+    prefixes
+        .map(|server| (server.at.address, server.at.length))
+        .collect()
+}
+
+/// Removes every route of ours.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) async fn remove(handle: &Handle) -> Result<()> {
+    for route in list(handle).await? {
+        handle.route().del(route).execute().await?;
+    }
+    Ok(())
+}
+
+/// Our routes of both families.
+async fn list(handle: &Handle) -> Result<Vec<RouteMessage>> {
+    let mut ours = Vec::new();
+    for any in [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ] {
+        let all: Vec<RouteMessage> = handle.route().get(any).execute().try_collect().await?;
+        ours.extend(
+            all.into_iter()
+                .filter(|route| route.header.protocol == OURS),
+        );
+    }
+    Ok(ours)
+}
+
+fn message(address: IpAddr, length: u8, lo: u32) -> RouteMessage {
+    match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, length)
+            .output_interface(lo)
+            .table_id(LOCAL)
+            .protocol(OURS)
+            .scope(RouteScope::Host)
+            .kind(RouteType::Local)
+            .build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(address, length)
+            .output_interface(lo)
+            .table_id(LOCAL)
+            .protocol(OURS)
+            .kind(RouteType::Local)
+            .build(),
+    }
+}
+
+fn prefix(route: &RouteMessage) -> Option<Prefix> {
+    let address = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        });
+    Some((address?, route.header.destination_prefix_length))
+}
