@@ -13,5 +13,6 @@ pub mod layout;
 pub mod member;
 pub mod reason;
 pub mod service;
+pub mod shift;
 pub mod stats;
 pub mod tcp;

@@ -38,7 +38,9 @@ map_record!(
         forward: u8,
         /// [`Service::SNAT_NONE`] or [`Service::SNAT_AUTOMAP`].
         snat: u8,
-    } size 8 align 4
+        /// [`Service::PROXY_HEADER`], or nothing.
+        flags: u32,
+    } size 12 align 4
 );
 
 impl Service {
@@ -50,6 +52,8 @@ impl Service {
     pub const SNAT_NONE: u8 = 0;
     /// The member sees the box's own address.
     pub const SNAT_AUTOMAP: u8 = 1;
+    /// A PROXY protocol header tells the member who the client is.
+    pub const PROXY_HEADER: u32 = 1;
 }
 
 map_record!(

@@ -14,7 +14,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, report, snat};
+use crate::{Packet, Tables, atomic, report, shift, snat};
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
@@ -97,6 +97,7 @@ fn fill<T: Tables>(
         flow.ways[direction].resolved.store(0, Relaxed);
         flow.shift[direction].store(0, Relaxed);
     }
+    shift::prepare(flow, service, packet);
     flow.next[0].store(packet.next(), Relaxed);
     flow.vlan.store(0, Relaxed);
     if let Some(cell) = tables.member_cell(number) {

@@ -35,6 +35,7 @@ mod reset;
 mod rewrite;
 mod select;
 mod service;
+mod shift;
 mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
@@ -53,7 +54,14 @@ use lb_common::{
 };
 
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    expire::sweep,
+    flow::end,
+    forward::Egress,
+    frame::Frame,
+    icmp::icmp,
+    odd::odd,
+    parse::Packet,
+    shift::{Workspace, shift},
     tables::Tables,
 };
 use crate::{flow::Note, parse::Deep};
@@ -153,6 +161,9 @@ fn carry<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    if shift::concerns(flow) {
+        return Ok(Verdict::Jump(Jump::Shift));
+    }
     let (direction, now) = (hit.direction(), tables.now());
     if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
         return Ok(Verdict::Jump(Jump::Odd));

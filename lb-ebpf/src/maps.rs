@@ -12,7 +12,7 @@
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
-//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
+//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Those of policies, rates and events are in [`access`].
@@ -49,7 +49,9 @@ use crate::{
     flow::{self, Note},
     icmp::Quote,
     parse::Deep,
-    report, select, snat,
+    report, select,
+    shift::{self, Workspace},
+    snat,
     tables::{Allocation, Tables},
 };
 
@@ -116,6 +118,9 @@ pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
+/// Where programs build segments.
+#[map]
+static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 /// Counts a packet or connection that was not carried.
 #[inline(always)]
@@ -124,6 +129,14 @@ pub fn count_drop(reason: DropReason) {
         // SAFETY: the record is this CPU's own.
         unsafe { *count += 1 };
     }
+}
+
+/// This CPU's place to build segments in.
+#[inline(always)]
+pub fn workspace() -> Option<&'static mut Workspace> {
+    let pointer = WORKSPACE.get_ptr_mut(0)?;
+    // SAFETY: the record is this CPU's own, and a program asks once.
+    Some(unsafe { &mut *pointer })
 }
 
 /// Notes for the program that answers why a packet cannot go on; false when this CPU has answered enough for now.
@@ -401,4 +414,24 @@ pub extern "C" fn track_flow(slot: u32, way: u32, sequence: u32, next: u32, leng
     };
     flow::track(&KernelTables, slot, &note);
     0
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn edit_options(length: u32, what: u32, by: u32) -> u32 {
+    match workspace() {
+        Some(workspace) => shift::options::edit(workspace, length, what, by),
+        None => 0,
+    }
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn append_header(length: u32, slot: u32) -> u32 {
+    match (workspace(), KernelTables.flow(slot)) {
+        (Some(workspace), Some(flow)) => shift::segment::append_header(workspace, length, flow),
+        _ => length,
+    }
 }

@@ -83,6 +83,7 @@ impl MemoryTables {
             virtual_server: 1,
             forward: Service::PASSTHROUGH,
             snat,
+            flags: 0,
         };
         let mut pool = Pool {
             method: Pool::LEAST_CONNECTIONS,

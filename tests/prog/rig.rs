@@ -246,7 +246,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
         generation.virtual_servers.push(Arc::new(VirtualServer {
             name: name.clone(),
             at: address.into(),
-            forward: Forward::Passthrough { snat: *snat },
+            forward: Forward::Passthrough {
+                snat: *snat,
+                proxy_protocol: name.starts_with("told"),
+            },
             pool: name.clone(),
             guard: Default::default(),
         }));

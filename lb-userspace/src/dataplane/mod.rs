@@ -13,12 +13,13 @@ mod policies;
 mod probe;
 mod reset;
 mod routes;
+mod run;
 mod support;
 mod sys;
 mod tables;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
@@ -30,12 +31,10 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use jiff::Timestamp;
 use lb_common::{
-    access::Spending,
     event::Cause,
     layout::{ENDS, MAX_WORKERS, SWEEP},
     service::Config,
@@ -321,44 +320,6 @@ impl KernelPlane {
         links::attach_steering(&mut self.ebpf, &self.pins)
     }
 
-    /// Every rule of every policy, with its counters.
-    pub fn rule_counts(&self) -> Vec<RuleCount> {
-        self.policies.counts()
-    }
-
-    /// Names of policy and rule by the number that an event carries.
-    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
-        self.policies.names()
-    }
-
-    /// How often the programs had used up what they may spend.
-    pub fn refused(&self, what: Spending) -> u64 {
-        self.policies.refused(what)
-    }
-
-    /// Tells the programs which rules have their time now.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
-        self.policies.tell_time(now)
-    }
-
-    /// Looks up the interfaces that rules name.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub fn refresh_places(&mut self) -> Result<()> {
-        self.policies.refresh_places()
-    }
-
-    /// The events of the firewall log, once.
-    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.policies.take_events()
-    }
-
     /// Tells the programs what a monitor found.
     ///
     /// # Errors
@@ -445,61 +406,6 @@ impl KernelPlane {
         };
         info.verified_instruction_count()
             .context("the kernel does not tell")
-    }
-
-    /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses to run it.
-    pub fn run_packet(
-        &mut self,
-        program: &str,
-        packet: &[u8],
-        ingress: u32,
-    ) -> Result<(u32, Vec<u8>)> {
-        self.run_packets(program, packet, ingress, 1)
-    }
-
-    /// Runs the same packet over and over; what a program has changed in it stays changed.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Self::run_packet`].
-    pub fn run_packets(
-        &mut self,
-        program: &str,
-        packet: &[u8],
-        ingress: u32,
-        repeat: u32,
-    ) -> Result<(u32, Vec<u8>)> {
-        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
-        let mut out = vec![0; packet.len() + 256];
-        let mut options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let mut context;
-        let result = if Hook::of(program) != Hook::Tc {
-            // struct xdp_md: data_end is the length, then the interface.
-            context = vec![0; 24];
-            context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
-            context[12..16].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::xdp(&mut self.ebpf, program)?.test_run(options)
-        } else {
-            // struct __sk_buff: ingress_ifindex, ifindex.
-            context = vec![0; 192];
-            context[36..40].copy_from_slice(&ingress.to_ne_bytes());
-            context[40..44].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::classifier(&mut self.ebpf, program)?.test_run(options)
-        }
-        .with_context(|| format!("cannot run a packet through {program}"))?;
-        out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
     }
 
     /// Where the packet programs are attached, and why there.

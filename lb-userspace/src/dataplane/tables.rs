@@ -225,11 +225,12 @@ impl Tables {
         }
         for server in &generation.virtual_servers {
             let (forward, snat) = match &server.forward {
-                Forward::Passthrough { snat: Snat::None } => {
-                    (Service::PASSTHROUGH, Service::SNAT_NONE)
-                }
+                Forward::Passthrough {
+                    snat: Snat::None, ..
+                } => (Service::PASSTHROUGH, Service::SNAT_NONE),
                 Forward::Passthrough {
                     snat: Snat::Automap,
+                    ..
                 } => (Service::PASSTHROUGH, Service::SNAT_AUTOMAP),
                 Forward::Proxy { .. } => (Service::PROXY, Service::SNAT_NONE),
             };
@@ -238,6 +239,17 @@ impl Tables {
                 virtual_server: numbers.virtual_servers[&server.name],
                 forward,
                 snat,
+                flags: if matches!(
+                    server.forward,
+                    Forward::Passthrough {
+                        proxy_protocol: true,
+                        ..
+                    }
+                ) {
+                    Service::PROXY_HEADER
+                } else {
+                    0
+                },
             };
             for port in server.at.each_port() {
                 self.add_service(&server.at, port, epoch as u16, service)?;

@@ -160,7 +160,10 @@ fn virtual_server(server: &VirtualServer) -> Table {
     }
     policy::guard(&mut table, &server.guard);
     match &server.forward {
-        Forward::Passthrough { snat } => {
+        Forward::Passthrough {
+            snat,
+            proxy_protocol,
+        } => {
             table.word("forward", "passthrough");
             table.word(
                 "snat",
@@ -169,6 +172,9 @@ fn virtual_server(server: &VirtualServer) -> Table {
                     Snat::Automap => "automap",
                 },
             );
+            if *proxy_protocol {
+                table.word("proxy_protocol", "v2");
+            }
         }
         Forward::Proxy { client_tls } => {
             table.word("forward", "proxy");

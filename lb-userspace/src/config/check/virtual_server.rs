@@ -11,6 +11,7 @@ use super::{Known, all, policy, reference};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
+        phrase::not_yet,
         raw::{self, Encryption, Plane, Raw},
         reader::{At, Field},
     },
@@ -205,7 +206,11 @@ fn passthrough(raw: &raw::VirtualServer<'_>, faults: &mut Faults) -> Option<Forw
         );
     }
     let snat = raw.snat.clone().or(Snat::Automap)?;
-    clean.then_some(Forward::Passthrough { snat })
+    let proxy_protocol = raw.proxy_protocol.clone().or(false)?;
+    clean.then_some(Forward::Passthrough {
+        snat,
+        proxy_protocol,
+    })
 }
 
 fn proxy(
@@ -224,6 +229,15 @@ fn proxy(
             "has snat = \"none\" with forward = \"proxy\"",
             "The proxy plane connects to members from the box's own address.",
             "Remove it, or set forward = \"passthrough\".",
+        );
+    }
+    if let Field::Is(At { value: true, at }) = raw.proxy_protocol {
+        not_yet(
+            at,
+            &raw.object,
+            "proxy_protocol = \"v2\" with forward = \"proxy\"",
+            "Remove it, or set forward = \"passthrough\".",
+            faults,
         );
     }
     let tls = raw.client_tls.clone().or(Encryption::None);

@@ -1,0 +1,63 @@
+//! Programs run on packets that no wire has seen, by test-run.
+
+use anyhow::{Context as _, Result};
+use aya::programs::{TestRun as _, TestRunOptions};
+
+use super::{KernelPlane, links::Hook, loader};
+
+impl KernelPlane {
+    /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the program is unknown, or the kernel refuses to run it.
+    pub fn run_packet(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        ingress: u32,
+    ) -> Result<(u32, Vec<u8>)> {
+        self.run_packets(program, packet, ingress, 1)
+    }
+
+    /// Runs the same packet over and over; what a program has changed in it stays changed.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::run_packet`].
+    pub fn run_packets(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        ingress: u32,
+        repeat: u32,
+    ) -> Result<(u32, Vec<u8>)> {
+        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
+        let mut out = vec![0; packet.len() + 256];
+        let mut options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let mut context;
+        let result = if Hook::of(program) != Hook::Tc {
+            // struct xdp_md: data_end is the length, then the interface.
+            context = vec![0; 24];
+            context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+            context[12..16].copy_from_slice(&ingress.to_ne_bytes());
+            options.ctx_in = Some(&context);
+            loader::xdp(&mut self.ebpf, program)?.test_run(options)
+        } else {
+            // struct __sk_buff: ingress_ifindex, ifindex.
+            context = vec![0; 192];
+            context[36..40].copy_from_slice(&ingress.to_ne_bytes());
+            context[40..44].copy_from_slice(&ingress.to_ne_bytes());
+            options.ctx_in = Some(&context);
+            loader::classifier(&mut self.ebpf, program)?.test_run(options)
+        }
+        .with_context(|| format!("cannot run a packet through {program}"))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+}
