@@ -24,6 +24,13 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// From a sum as [`Self::sum32`] gives it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_sum(sum: u32) -> Self {
+        Self(sum as u64)
+    }
+
     /// Both changes.
     #[inline(always)]
     #[must_use]

@@ -157,7 +157,7 @@ pub struct Flow {
     pub vlan: AtomicU32,
     /// The client's first data byte (sequence number), where a header is inserted before it.
     pub first: AtomicU32,
-    /// When the inserted header was last sent, and whether the member has it.
+    /// When the inserted header was last sent, or one of the words of [`crate::shift`].
     pub header: AtomicU32,
     /// The ways out, by direction.
     pub ways: [Way; 2],

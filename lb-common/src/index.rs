@@ -78,10 +78,11 @@ impl Hash {
 /// Hashes what only the daemon puts into tables: it draws seeds until no bucket overflows.
 #[inline(always)]
 const fn mix(seed: u64, address: &Addr, more: u64) -> u64 {
-    let high = address.0[0] as u64 | (address.0[1] as u64) << 32;
-    let low = address.0[2] as u64 | (address.0[3] as u64) << 32;
+    // A product's high bits depend on all lower ones, never the other way round: what differs most lies low.
+    let high = address.0[1] as u64 | (address.0[0] as u64) << 32;
+    let low = address.0[3] as u64 | (address.0[2] as u64) << 32;
     let sum = (low ^ high.wrapping_mul(0xff51_afd7_ed55_8ccd)).wrapping_add(more);
-    sum.wrapping_mul(seed | 1)
+    (sum ^ sum >> 29).wrapping_mul(seed | 1)
 }
 
 /// The bucket of a virtual server.
@@ -130,8 +131,6 @@ map_record!(
         used: u16,
         /// What it is.
         service: Service,
-        /// Unused.
-        spare: u32,
     } size 32 align 4
 );
 

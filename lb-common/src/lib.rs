@@ -16,5 +16,6 @@ pub mod member;
 pub mod pair;
 pub mod reason;
 pub mod service;
+pub mod shift;
 pub mod stats;
 pub mod tcp;

@@ -32,7 +32,9 @@ map_record!(
         forward: u8,
         /// [`Service::SNAT_NONE`], [`Service::SNAT_AUTOMAP`] or [`Service::SNAT_POOL`].
         snat: u8,
-    } size 8 align 4
+        /// [`Service::PROXY_HEADER`], or nothing.
+        flags: u32,
+    } size 12 align 4
 );
 
 impl Service {
@@ -50,6 +52,8 @@ impl Service {
     pub const SNAT_AUTOMAP: u8 = 1;
     /// The member sees an address of a SNAT pool.
     pub const SNAT_POOL: u8 = 2;
+    /// A PROXY protocol header tells the member who the client is.
+    pub const PROXY_HEADER: u32 = 1;
 }
 
 map_record!(

@@ -16,14 +16,14 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service};
+use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service, shift};
 
 /// Where a packet belongs.
 #[derive(Clone, Copy)]
 pub(crate) struct Found<'a> {
     /// The flow; slot 0 for none.
     pub(crate) hit: Hit,
-    /// The virtual server that it is for, where it is for one of the kernel plane's.
+    /// The virtual server that it is for.
     pub(crate) service: Option<&'a Service>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn look_up<'a, T: Tables>(tables: &'a T, config: &Config, key: &FlowK
     let mut hit = Hit::NONE;
     if let Some(found) = service {
         if found.forward == Service::PROXY {
-            return Found { hit, service: None };
+            return Found { hit, service };
         }
         hit = Hit::new(
             index::find(tables, config, key, Direction::Forward),
@@ -100,6 +100,10 @@ pub(crate) fn open<T: Tables>(
     tables.write_leave(slot, Direction::Reverse, &packet.key);
     let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
     flow.next[0].store(packet.next(), Relaxed);
+    for direction in 0..2 {
+        flow.shift[direction].store(0, Relaxed);
+    }
+    shift::prepare(flow, service, packet);
     let owners = owners(number as u16, service.virtual_server);
     match tables.fill(got, owners, u32::from(service.snat)) {
         filled::DONE => Ok(slot),
@@ -146,7 +150,6 @@ pub(crate) fn fill<T: Tables>(tables: &T, got: u64, owners: u32, snat: u32) -> u
         flow.packets[direction].store(0, Relaxed);
         flow.bytes[direction].store(0, Relaxed);
         flow.ways[direction].resolved.store(0, Relaxed);
-        flow.shift[direction].store(0, Relaxed);
     }
     flow.vlan.store(0, Relaxed);
     let mut came_to = filled::DONE;
@@ -353,16 +356,18 @@ pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: C
 }
 
 /// Takes an ended flow apart whose client opens another from the same port: the connection is forgotten, but the port
-/// towards the member rests on.
+/// towards the member rests on. False when it has not ended.
 #[inline(always)]
-pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) {
+pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) -> bool {
     let Some(flow) = tables.flow(slot) else {
-        return;
+        return false;
     };
     let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    if phase.ended() && tables.release(slot, phase, Cause::Reused) {
+    let ended = phase.ended() && tables.release(slot, phase, Cause::Reused);
+    if ended {
         flow.phase.store(Phase::Free as u32, Relaxed);
     }
+    ended
 }
 
 /// The connection begins or ceases to count as active: adds 1, or the number that takes 1 off.

@@ -144,7 +144,8 @@ pub(crate) fn rival<T: Tables>(tables: &T, slot: u32, direction: Direction) -> b
             }
             let other = entry(bucket, twins) & 0x00ff_ffff;
             twins &= twins - 1;
-            if other != slot && tables.same(slot, other) {
+            // An ended one makes room: a client may use its port again.
+            if other != slot && tables.same(slot, other) && !tables.forget(other) {
                 return true;
             }
         }

@@ -38,6 +38,7 @@ mod reset;
 mod rewrite;
 mod select;
 mod service;
+mod shift;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 pub mod tables;
@@ -55,7 +56,14 @@ use lb_common::{
 };
 
 pub use crate::{
-    expire::sweep, forward::Egress, frame::Frame, icmp::icmp, odd::odd, parse::Packet,
+    expire::sweep,
+    flow::end,
+    forward::Egress,
+    frame::Frame,
+    icmp::icmp,
+    odd::odd,
+    parse::Packet,
+    shift::{Workspace, shift},
     tables::Tables,
 };
 use crate::{flow::Note, parse::Deep};
@@ -146,11 +154,6 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
     if service.forward != Service::PASSTHROUGH {
         return Ok(Verdict::Pass);
     }
-    // Who else sent it here has found an ended flow, or none.
-    let ended = index::find(tables, config, &deep.packet.key, Direction::Forward);
-    if ended != 0 {
-        tables.forget(ended);
-    }
     flow::open(tables, config, service, &deep.packet)?;
     Ok(Verdict::Jump(Jump::Odd))
 }
@@ -165,6 +168,9 @@ fn carry<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    if shift::concerns(flow) {
+        return Ok(Verdict::Jump(Jump::Shift));
+    }
     let (direction, now) = (hit.direction(), tables.now());
     if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
         return Ok(Verdict::Jump(Jump::Odd));

@@ -25,10 +25,10 @@ use lb_ebpf::{
     Egress, Verdict,
     answer::answer,
     balance, explain,
-    frame::{TcFrame, XdpFrame, tc, xdp},
+    frame::{Reshape, TcFrame, XdpFrame, tc, xdp},
     icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
-    odd, open, steer, sweep,
+    odd, open, shift, steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.
@@ -108,6 +108,39 @@ fn odd_xdp_generic(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::<true>::new(&context);
     let verdict = odd(&mut frame, &KernelTables, &mut egress);
     xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+}
+
+/// Goes on with a packet of a flow whose sequence numbers are shifted.
+#[classifier]
+fn shift_tc(context: TcContext) -> i32 {
+    let mut egress = Egress::default();
+    let mut frame = TcFrame::new(&context);
+    let verdict = shifted(&mut frame, &mut egress);
+    tc_verdict(&context, verdict, &egress)
+}
+
+/// Goes on with a packet of a flow whose sequence numbers are shifted.
+#[xdp(frags)]
+fn shift_xdp(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<false>::new(&context);
+    let verdict = shifted(&mut frame, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+}
+
+/// Goes on with a packet of a flow whose sequence numbers are shifted.
+#[xdp]
+fn shift_xdp_generic(context: XdpContext) -> u32 {
+    let mut egress = Egress::default();
+    let mut frame = XdpFrame::<true>::new(&context);
+    let verdict = shifted(&mut frame, &mut egress);
+    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+}
+
+#[inline(always)]
+fn shifted<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Result<Verdict, DropReason> {
+    let workspace = maps::workspace().ok_or(DropReason::Internal)?;
+    shift(frame, &KernelTables, workspace, egress)
 }
 
 /// Goes on with ICMP.

@@ -13,7 +13,7 @@
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
-//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE` | programs | one record per CPU |
+//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Those of policies, rates and events are in [`access`].
@@ -60,6 +60,7 @@ use crate::{
     index,
     parse::Deep,
     ports, report, select,
+    shift::{self, Workspace},
     tables::Tables,
 };
 
@@ -134,6 +135,9 @@ pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
+/// Where programs build segments.
+#[map]
+static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 /// Counts a packet or connection that was not carried.
 #[inline(always)]
@@ -142,6 +146,14 @@ pub fn count_drop(reason: DropReason) {
         // SAFETY: the record is this CPU's own.
         unsafe { *count += 1 };
     }
+}
+
+/// This CPU's place to build segments in.
+#[inline(always)]
+pub fn workspace() -> Option<&'static mut Workspace> {
+    let pointer = WORKSPACE.get_ptr_mut(0)?;
+    // SAFETY: the record is this CPU's own, and a program asks once.
+    Some(unsafe { &mut *pointer })
 }
 
 /// Notes for the program that answers why a packet cannot go on; false when this CPU has answered enough for now.
@@ -377,8 +389,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn forget(&self, slot: u32) {
-        forget_flow(slot);
+    fn forget(&self, slot: u32) -> bool {
+        forget_flow(slot) != 0
     }
 
     #[inline(always)]
@@ -510,10 +522,7 @@ functions! {
     };
     fill_flow(slot, port, owners, snat) -> u32 =
         flow::fill(&KernelTables, u64::from(slot) | u64::from(port) << 32, owners, snat);
-    forget_flow(slot) -> u32 = {
-        flow::forget(&KernelTables, slot);
-        0
-    };
+    forget_flow(slot) -> u32 = u32::from(flow::forget(&KernelTables, slot));
     put_port(slot, mark) -> u32 = {
         ports::put(&KernelTables, slot, kind(mark));
         0
@@ -557,4 +566,24 @@ functions! {
         flow::track(&KernelTables, slot, &note);
         0
     };
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn edit_options(length: u32, what: u32, by: u32) -> u32 {
+    match workspace() {
+        Some(workspace) => shift::options::edit(workspace, length, what, by),
+        None => 0,
+    }
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn append_header(length: u32, slot: u32) -> u32 {
+    match (workspace(), KernelTables.flow(slot)) {
+        (Some(workspace), Some(flow)) => shift::segment::append_header(workspace, length, flow),
+        _ => length,
+    }
 }

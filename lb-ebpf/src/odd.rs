@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     flow::{Flow, Hit},
+    layout::Jump,
     reason::DropReason,
     service::Service,
     tcp::{Direction, Flags, Phase, tick},
@@ -15,7 +16,7 @@ use crate::{
     flow::{self, Note},
     forward,
     parse::{self, Deep, Link, Part},
-    rewrite, service,
+    rewrite, service, shift,
 };
 
 /// Carries such a packet when it belongs to a connection, and says who goes on with the first of one.
@@ -72,6 +73,9 @@ pub(crate) fn carry<F: Frame, T: Tables>(
     egress: &mut Egress,
 ) -> Result<Verdict, DropReason> {
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
+    if shift::concerns(flow) && deep.part != Part::Later {
+        return Ok(Verdict::Jump(Jump::Shift));
+    }
     let (direction, now, packet) = (hit.direction(), tables.now(), &deep.packet);
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !egress.known && !F::ASKS {

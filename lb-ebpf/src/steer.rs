@@ -169,5 +169,5 @@ fn source(context: &SkLookupContext, v6: bool) -> Addr {
 #[expect(unsafe_code, reason = "context fields")]
 fn sport(context: &SkLookupContext) -> u16 {
     // SAFETY: a field of the running program's context.
-    unsafe { (&raw const (*context.lookup).remote_port).read_volatile() as u16 }
+    unsafe { (&raw const (*context.lookup).remote_port).read_volatile() }
 }

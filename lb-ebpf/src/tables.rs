@@ -242,11 +242,11 @@ pub trait Tables: Access {
     }
 
     /// [`crate::flow::forget`], behind such a call.
-    fn forget(&self, slot: u32)
+    fn forget(&self, slot: u32) -> bool
     where
         Self: Sized,
     {
-        crate::flow::forget(self, slot);
+        crate::flow::forget(self, slot)
     }
 
     /// [`crate::flow::fill`], behind such a call.

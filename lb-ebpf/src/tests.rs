@@ -128,8 +128,8 @@ impl MemoryTables {
                 virtual_server: 1,
                 forward: Service::PASSTHROUGH,
                 snat,
+                flags: 0,
             },
-            spare: 0,
         };
         let mut services = vec![
             ServiceBucket {
@@ -528,9 +528,16 @@ impl Tables for MemoryTables {
             sport,
             dport: member.port,
         };
-        let next = place.next[0].load(Relaxed);
+        let old = *place;
         *place = record(route, Phase::Claimed);
-        place.next[0].store(next, Relaxed);
+        for (to, from) in [
+            (&place.next[0], &old.next[0]),
+            (&place.first, &old.first),
+            (&place.header, &old.header),
+            (&place.shift[0], &old.shift[0]),
+        ] {
+            to.store(from.load(Relaxed), Relaxed);
+        }
     }
     fn allocation(&self) -> Option<&Allocation> {
         Some(&self.allocation)

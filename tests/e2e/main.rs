@@ -14,6 +14,7 @@ mod passthrough;
 mod policies;
 mod prefixes;
 mod proxy;
+mod proxy_protocol;
 mod refusal;
 mod reload;
 mod sandbox;

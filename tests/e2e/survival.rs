@@ -217,6 +217,48 @@ fn connections_that_end_without_a_daemon_are_forgotten_by_the_next() -> Result<(
 }
 
 #[test]
+fn flows_of_another_layout_go_on_beside() -> Result<()> {
+    play_site(|scene| {
+        let client = &scene.lab.clients[0].namespace;
+        // Two tables do not know each other's SNAT ports; members of two families share none.
+        let hold = |family: Family| {
+            let options = Options {
+                mode: Mode::Implicit,
+                ca: Some(scene.site.ca.clone()),
+                ..Options::to((family.virtual_address(), 465).into())
+            };
+            client.enter(|| Held::open(&options, 10))
+        };
+        let mut old = hold(Family::V4)?;
+        scene.daemon.stop_for_restart()?;
+        // As if the next version had another layout of its tables.
+        let bpffs = daemon::bpffs(scene.lab);
+        let own = format!("v{}", lb_common::layout::ABI_VERSION);
+        std::fs::rename(bpffs.join(&own), bpffs.join("v0"))?;
+        scene.daemon.start_again()?;
+        scene.daemon.wait_for_checked()?;
+        ensure!(bpffs.join(&own).exists() && bpffs.join("v0").exists());
+        let mut new = hold(Family::V6)?;
+        ensure!(
+            scene.daemon.open_flows()?.len() == 10,
+            "the new ones are not ours"
+        );
+        let text = Message::new("beside", 0, Sizes::Exactly(20_000), 1).text();
+        for held in [&mut old, &mut new] {
+            let broken = held.send_over_each(&text);
+            ensure!(broken.is_empty(), "{broken:?}");
+        }
+        old.close();
+        wait_until(Duration::from_secs(40), "the other layout to go", || {
+            !bpffs.join("v0").exists()
+        })?;
+        let broken = new.send_over_each(&text);
+        ensure!(broken.is_empty(), "{broken:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_stop_takes_everything_down() -> Result<()> {
     play_site(|scene| {
         scene.daemon.stop()?;

@@ -1,8 +1,11 @@
 //! The packet programs through BPF test-run: the same table for TC, XDP and generic XDP.
 
+mod answers;
 mod budget;
 mod clsact;
+mod exhaustion;
 mod flows;
+mod header;
 mod packet;
 mod pins;
 mod policies;

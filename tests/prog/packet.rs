@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
 /// A TCP packet as a test says it.
@@ -19,6 +20,10 @@ pub struct Packet {
     pub payload: Vec<u8>,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
+    pub seq: u32,
+    pub ack: u32,
+    /// TCP options, a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
 }
 
 impl Packet {
@@ -32,6 +37,9 @@ impl Packet {
             ttl: 64,
             payload: Vec::new(),
             options: Vec::new(),
+            seq: 0x0102_0304,
+            ack: 0x0506_0708,
+            tcp_options: Vec::new(),
         }
     }
 
@@ -49,9 +57,11 @@ impl Packet {
         let mut tcp = Vec::new();
         tcp.extend(self.src.port().to_be_bytes());
         tcp.extend(self.dst.port().to_be_bytes());
-        tcp.extend(0x0102_0304u32.to_be_bytes());
-        tcp.extend(0x0506_0708u32.to_be_bytes());
-        tcp.extend([0x50, self.flags, 0x20, 0x00, 0, 0, 0, 0]);
+        tcp.extend(self.seq.to_be_bytes());
+        tcp.extend(self.ack.to_be_bytes());
+        let header = (20 + self.tcp_options.len() as u8) << 2;
+        tcp.extend([header, self.flags, 0x20, 0x00, 0, 0, 0, 0]);
+        tcp.extend(&self.tcp_options);
         tcp.extend(&self.payload);
         let mut pseudo = octets(self.src.ip());
         pseudo.extend(octets(self.dst.ip()));

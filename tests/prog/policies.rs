@@ -11,7 +11,8 @@ use lb_userspace::{
 };
 
 use crate::{
-    packet::{ACK, Packet, SYN, octets, sum},
+    answers::{check_icmp, check_rst},
+    packet::{ACK, Packet, SYN},
     rig::{Outcome, Rig, generation},
 };
 
@@ -122,7 +123,7 @@ fn each_action_does_what_it_says() {
         Rig::each(
             "policy-action",
             || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-            64,
+            1024,
             |rig| {
                 for (client, service) in SERVICES {
                     let sent = syn(client, service);
@@ -151,76 +152,6 @@ fn each_action_does_what_it_says() {
     }
 }
 
-/// The whole SYN in an ICMP error from the virtual address, with right checksums.
-fn check_icmp(sent: &Packet, out: &[u8]) {
-    let v4 = sent.src.is_ipv4();
-    let (header, kind) = if v4 { (20, [3, 13]) } else { (40, [1, 1]) };
-    let (ip, icmp) = out[14..].split_at(header);
-    assert_eq!(out[..12], [sent.src_mac, sent.dst_mac].concat());
-    let ends = if v4 { &ip[12..] } else { &ip[8..] };
-    assert_eq!(
-        ends,
-        [octets(sent.dst.ip()), octets(sent.src.ip())].concat()
-    );
-    assert_eq!(icmp[..2], kind);
-    assert_eq!(icmp[4..8], [0; 4]);
-    assert_eq!(
-        icmp[8..][..header + 8],
-        sent.bytes()[14..][..header + 8],
-        "addresses, ports and sequence number"
-    );
-    if v4 {
-        assert_eq!(sum(ip), 0xffff, "header");
-    }
-    // Where a device still finishes the quoted checksum, that makes the sum right.
-    let mut finished = icmp.to_vec();
-    if let Some(quoted) = finished.get_mut(8 + header + 16..8 + header + 18) {
-        quoted.copy_from_slice(&sent.bytes()[14 + header + 16..][..2]);
-    }
-    let sums = [icmp.to_vec(), finished].map(|message| {
-        let length = (message.len() as u32).to_be_bytes();
-        let pseudo = [ends, &length[..], &[0, 0, 0, 58]].concat();
-        sum(&if v4 {
-            message
-        } else {
-            [pseudo, message].concat()
-        })
-    });
-    assert!(sums.contains(&0xffff), "message: {sums:x?}");
-}
-
-/// RST and ACK of the number after the SYN, with right checksums.
-fn check_rst(sent: &Packet, out: &[u8], program: &str, partial: bool) {
-    let v4 = sent.src.is_ipv4();
-    let header = if v4 { 20 } else { 40 };
-    let (ip, tcp) = out[14..].split_at(header);
-    assert_eq!(out[..12], [sent.src_mac, sent.dst_mac].concat());
-    let ends = if v4 { &ip[12..] } else { &ip[8..] };
-    assert_eq!(
-        ends,
-        [octets(sent.dst.ip()), octets(sent.src.ip())].concat()
-    );
-    assert_eq!(tcp.len(), 20);
-    assert_eq!(
-        tcp[..4],
-        [sent.dst.port().to_be_bytes(), sent.src.port().to_be_bytes()].concat()
-    );
-    assert_eq!(tcp[4..12], [0, 0, 0, 0, 1, 2, 3, 5]);
-    assert_eq!(tcp[12..14], [0x50, 0x14]);
-    if v4 {
-        assert_eq!(sum(ip), 0xffff, "header");
-    }
-    let pseudo = [ends, &20u32.to_be_bytes(), &[0, 0, 0, 6]].concat();
-    // Where a device would finish the client's checksum, it finishes ours.
-    let unfinished = partial && program != "balance_xdp";
-    let expected = if unfinished { sum(&pseudo) } else { 0xffff };
-    let got = match unfinished {
-        true => u16::from_be_bytes([tcp[16], tcp[17]]),
-        false => sum(&[&pseudo[..], tcp].concat()),
-    };
-    assert_eq!(got, expected, "{program}, {sent:?}");
-}
-
 #[test]
 fn the_first_rule_decides_and_the_network_comes_first() {
     let bad = [("10.0.1.2", "10.0.1.2")];
@@ -243,7 +174,7 @@ fn the_first_rule_decides_and_the_network_comes_first() {
         generation.network.guard = enforced("network");
         generation
     };
-    Rig::each("policy-order", make, 64, |rig| {
+    Rig::each("policy-order", make, 1024, |rig| {
         let mut sent = |from: &str, to: &str| rig.send(&syn(from, to).bytes(), "c0").0;
         assert_eq!(
             sent("10.0.1.2:1000", SERVICES[0].1),
@@ -296,7 +227,7 @@ fn default_deny_and_staged_policies() {
     Rig::each(
         "policy-staged",
         || guarded(&staged, std::slice::from_ref(&next)),
-        64,
+        1024,
         |rig| {
             for client in ["10.0.1.2:1", "10.0.1.3:1", "10.0.1.10:1"] {
                 assert_eq!(
@@ -339,7 +270,7 @@ fn rules_hold_on_their_interfaces_and_vlans_only() {
     Rig::each(
         "policy-places",
         || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let frame = syn("10.0.1.2:1", SERVICES[0].1).bytes();
             assert_eq!(rig.send(&frame, "s0").0, Outcome::Dropped);
@@ -379,7 +310,7 @@ fn a_source_that_connects_too_often_waits() {
     Rig::each(
         "policy-rate",
         || guarded(&guard, &[]),
-        64,
+        1024,
         |rig| {
             let mut sent = |from: &str, to: &str| rig.send(&syn(from, to).bytes(), "c0").0;
             for host in 1..=3 {
@@ -435,7 +366,7 @@ fn logged_matches_are_reported() {
     Rig::each(
         "policy-events",
         || guarded(&guard, std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let sent = syn("10.0.1.2:40000", SERVICES[0].1);
             rig.send(&sent.bytes(), "c0");
@@ -488,7 +419,7 @@ fn the_proxy_plane_is_guarded_as_well() {
         }
         generation
     };
-    Rig::each("policy-proxy", make, 64, |rig| {
+    Rig::each("policy-proxy", make, 1024, |rig| {
         assert_eq!(
             rig.send(&syn("10.0.1.2:1", SERVICES[0].1).bytes(), "c0").0,
             Outcome::Passed
@@ -522,7 +453,7 @@ fn a_hundred_thousand_prefixes_are_searched_as_fast_as_ten() {
     Rig::each(
         "policy-many",
         || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let started = Instant::now();
             rig.apply(guarded(&enforced("edge"), std::slice::from_ref(&edge)));
@@ -571,7 +502,7 @@ fn a_connection_is_explained_and_nothing_changes() {
     Rig::each(
         "explain",
         || guarded(&guard, &[edge.clone(), next.clone()]),
-        64,
+        1024,
         |rig| {
             let mut ask = |from: &str, to: &str| {
                 let question = Question {

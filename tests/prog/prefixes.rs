@@ -9,8 +9,11 @@ use crate::{
     rig::{Outcome, Rig, generation},
 };
 
-/// Virtual servers at these places, each `(name, first address, length, ports)`.
-fn places(servers: &[(&str, &str, u8, &[(u16, u16)])]) -> Generation {
+/// A virtual server: name, first address, length, ports.
+type Place<'a> = (&'a str, &'a str, u8, &'a [(u16, u16)]);
+
+/// Virtual servers at these places.
+fn places(servers: &[Place<'_>]) -> Generation {
     let hosts: Vec<_> = servers
         .iter()
         .map(|(name, address, ..)| {
@@ -83,7 +86,7 @@ fn the_longest_prefix_takes_the_connection() {
             ("six", "fd00:1:0:7::", 64, &[(465, 465)]),
         ])
     };
-    Rig::each("prefixes", make, 64, |rig| {
+    Rig::each("prefixes", make, 1024, |rig| {
         let mut port = 1000;
         let mut to = |rig: &mut Rig, at: &str| {
             port += 1;

@@ -250,7 +250,10 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
         generation.virtual_servers.push(Arc::new(VirtualServer {
             name: name.clone(),
             at: address.into(),
-            forward: Forward::Passthrough { snat: snat.clone() },
+            forward: Forward::Passthrough {
+                snat: snat.clone(),
+                proxy_protocol: name.starts_with("told"),
+            },
             pool: name.clone(),
             guard: Default::default(),
         }));

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -107,7 +108,7 @@ impl Postfix {
         Arrival {
             member: self.name.clone(),
             port: if tls.is_some() { 465 } else { 25 },
-            peer: None,
+            peer: peer(&head),
             tls,
             helo: head
                 .split("Received: from ")
@@ -123,6 +124,13 @@ impl Postfix {
             body_sha256: digest.body,
         }
     }
+}
+
+/// The client's address in a Received line, "from helo (unknown [10.71.0.11])"; its port is not there.
+fn peer(head: &str) -> Option<SocketAddr> {
+    let inside = head.split("Received: from ").nth(1)?.split('[').nth(1)?;
+    let address = inside.split(']').next()?.trim_start_matches("IPv6:");
+    Some(SocketAddr::new(address.parse().ok()?, 0))
 }
 
 fn field(head: &str, name: &str) -> String {
@@ -224,7 +232,13 @@ fn postfix_uid() -> String {
         .unwrap_or_else(|| "65534".to_owned())
 }
 
+/// Behind a PROXY protocol header: 10025 and 10465 as 25 and 465, 10026 as 25 with postscreen before.
 const MASTER_CF: &str = "\
+10025 inet n - n - - smtpd -o smtpd_upstream_proxy_protocol=haproxy
+10465 inet n - n - - smtpd -o smtpd_upstream_proxy_protocol=haproxy -o smtpd_tls_wrappermode=yes -o smtpd_tls_security_level=encrypt
+10026 inet n - n - 1 postscreen -o postscreen_upstream_proxy_protocol=haproxy -o postscreen_greet_action=ignore -o postscreen_cache_map=
+smtpd pass - - n - - smtpd
+dnsblog unix - - n - 0 dnsblog
 25 inet n - n - - smtpd
 465 inet n - n - - smtpd -o smtpd_tls_wrappermode=yes -o smtpd_tls_security_level=encrypt
 cleanup unix n - n - 0 cleanup

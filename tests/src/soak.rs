@@ -156,7 +156,7 @@ fn disturb_once(
             };
             let mut next = config(lab, other);
             // Something has to be different: a virtual server comes, and goes with the next reload.
-            if round % 2 == 0 {
+            if round.is_multiple_of(2) {
                 let pool = format!("smtps-{}", tag(Family::V4));
                 let address = Family::V4.virtual_address();
                 next.passthrough("another", address, 2525, &pool, "automap");

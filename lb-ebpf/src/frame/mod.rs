@@ -4,6 +4,7 @@
 mod fib;
 #[cfg(not(target_arch = "bpf"))]
 mod memory;
+mod reshape;
 #[cfg(target_arch = "bpf")]
 pub mod tc;
 #[cfg(target_arch = "bpf")]
@@ -19,6 +20,7 @@ use network_types::{
 
 #[cfg(not(target_arch = "bpf"))]
 pub use memory::MemoryFrame;
+pub use reshape::Reshape;
 #[cfg(target_arch = "bpf")]
 pub use tc::TcFrame;
 #[cfg(target_arch = "bpf")]

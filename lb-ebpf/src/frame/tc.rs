@@ -26,7 +26,7 @@ use crate::{
 
 /// A packet in a socket buffer.
 pub struct TcFrame<'a> {
-    context: &'a TcContext,
+    pub(super) context: &'a TcContext,
 }
 
 impl<'a> TcFrame<'a> {

@@ -30,7 +30,7 @@ const CHUNKS: u32 = 18;
 /// `GENERIC` programs run behind the driver on a socket buffer: there a partial checksum is still finished by the
 /// device, while in the driver nobody would.
 pub struct XdpFrame<'a, const GENERIC: bool> {
-    context: &'a XdpContext,
+    pub(super) context: &'a XdpContext,
 }
 
 impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {

@@ -92,7 +92,7 @@ impl List {
             } else {
                 table.find('\n').map_or(0, |end| end + 1)
             };
-            return out.write_all(table[skip..].as_bytes());
+            return out.write_all(&table.as_bytes()[skip..]);
         }
         let mut begin = if first { "[\n" } else { ",\n" };
         for flow in flows {

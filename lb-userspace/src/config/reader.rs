@@ -9,7 +9,7 @@ use toml::{
 
 use super::{
     diagnostic::{Faults, did_you_mean, quoted},
-    phrase::{AS_IF_ABSENT, check_name, not_yet, shown, type_name},
+    phrase::{check_name, not_yet, shown, type_name},
     units::{self, NoDuration},
 };
 

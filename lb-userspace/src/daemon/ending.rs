@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use lb_common::event::Cause;
 
-use super::{Daemon, lock, roster};
+use super::{Daemon, lock, roster, running::Running};
 use crate::{
     admin::Refusal,
     model::{Name, OnDown},
@@ -46,11 +46,7 @@ impl Daemon {
             let mut plane = self.shared.plane();
             self.shared.write_member(&mut plane, name, &live);
         }
-        let health = lock(&self.shared.health);
-        let known = |number: u16| number != live.id && health.contains_key(&number);
-        let targets = super::live::targets(&running.generation, &running.pools, known);
-        drop(health);
-        self.watches.set(targets);
+        self.watch_again(&running, live.id);
         let until = match (admin, deadline) {
             (Admin::Ready, _) => String::new(),
             (_, Some(limit)) => format!(", its connections end in {} s", limit.as_secs_f32()),
@@ -60,6 +56,15 @@ impl Daemon {
         log::info!("member {pool}/{member} is set to {}{until}", admin.word());
         self.end_due().await;
         Ok(())
+    }
+
+    /// Watches those that are not in maintenance; of this member nothing is known any more.
+    fn watch_again(&mut self, running: &Running, changed: u16) {
+        let health = lock(&self.shared.health);
+        let known = |number: u16| number != changed && health.contains_key(&number);
+        let targets = super::live::targets(&running.generation, &running.pools, known);
+        drop(health);
+        self.watches.set(targets);
     }
 
     /// Ends the connections of members whose time is over.

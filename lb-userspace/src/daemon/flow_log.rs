@@ -79,7 +79,7 @@ impl FlowLog {
         let mut text = String::new();
         let mut names = None;
         for _ in 0..PORTION {
-            let Some(record) = ends.next() else {
+            let Some(record) = ends.take() else {
                 break;
             };
             // Taken out all the same: what is switched on later begins then.

@@ -380,6 +380,9 @@ impl Daemon {
     fn tend(&self, thorough: bool) {
         let running = self.shared.running();
         let mut plane = self.shared.plane();
+        if thorough {
+            plane.tend_others();
+        }
         if let Err(error) = plane.tell_time(jiff::Timestamp::now()) {
             log::error!("{error:#}");
         }

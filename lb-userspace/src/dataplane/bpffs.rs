@@ -86,6 +86,20 @@ impl PinDirectory {
         names
     }
 
+    /// Directories of other layouts: what an older or newer smtplb has left.
+    pub(super) fn others(&self) -> Vec<PathBuf> {
+        let Some(Ok(entries)) = self.path.parent().map(fs::read_dir) else {
+            return Vec::new();
+        };
+        let is_layout = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(|name| name.strip_prefix('v'));
+            number.is_some_and(|number| number.parse::<u32>().is_ok()) && *path != self.path
+        };
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(is_layout).collect()
+    }
+
     /// Removes one pin; what nobody else holds is gone from the kernel.
     ///
     /// # Errors
@@ -108,11 +122,26 @@ impl PinDirectory {
             self.unpin(&name)?;
         }
         fs::remove_dir(&self.path)?;
+        for other in self.others() {
+            clear_directory(&other)?;
+        }
         if let Some(root) = &self.mounted {
             unmount_bpffs(root);
         }
         Ok(())
     }
+}
+
+/// Removes the pins in a directory, and it.
+///
+/// # Errors
+///
+/// When one cannot be removed.
+pub(super) fn clear_directory(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(path)
 }
 
 fn is_bpffs(path: &Path) -> bool {

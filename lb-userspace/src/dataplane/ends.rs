@@ -17,7 +17,7 @@ impl FlowEnds {
     }
 
     /// Takes the next one out.
-    pub fn next(&mut self) -> Option<FlowEnd> {
+    pub fn take(&mut self) -> Option<FlowEnd> {
         loop {
             let item = self.0.next()?;
             // A record of another size cannot be from this layout; it is passed over.

@@ -1,11 +1,17 @@
-//! A connection that nobody makes, through the programs that would meet it.
+//! Questions about policies; and a connection that nobody makes, through the programs that would meet it.
 
-use std::net::SocketAddr;
+use std::{collections::HashMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
-use lb_common::{access::Explanation, addr::Addr, reason::DropReason};
+use aya::maps::{MapData, RingBuf};
+use jiff::Timestamp;
+use lb_common::{
+    access::{Explanation, Spending},
+    addr::Addr,
+    reason::DropReason,
+};
 
-use super::{KernelPlane, policies::interface_index};
+use super::{KernelPlane, RuleCount, policies::interface_index};
 use crate::model::{Name, policy::Action};
 
 /// Who asks to be let in.
@@ -37,6 +43,44 @@ pub struct Found {
 }
 
 impl KernelPlane {
+    /// Every rule of every policy, with its counters.
+    pub fn rule_counts(&self) -> Vec<RuleCount> {
+        self.policies.counts()
+    }
+
+    /// Names of policy and rule by the number that an event carries.
+    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
+        self.policies.names()
+    }
+
+    /// How often the programs had used up what they may spend.
+    pub fn refused(&self, what: Spending) -> u64 {
+        self.policies.refused(what)
+    }
+
+    /// Tells the programs which rules have their time now.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
+        self.policies.tell_time(now)
+    }
+
+    /// Looks up the interfaces that rules name.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn refresh_places(&mut self) -> Result<()> {
+        self.policies.refresh_places()
+    }
+
+    /// The events of the firewall log, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.policies.take_events()
+    }
+
     /// Asks the programs what would become of a connection.
     ///
     /// # Errors

@@ -270,6 +270,12 @@ fn attach_xdp(
     if adopt_xdp(program, &path).is_none() {
         let _ = fs::remove_file(&path);
         pins.unpin(&other)?;
+        // An interface has one XDP program: that of another layout makes room, its TC program behind ours carries on.
+        for path in pins.others() {
+            for name in [&name, &other] {
+                let _ = fs::remove_file(path.join(name));
+            }
+        }
         let id = program.attach(interface, mode).context(
             "XDP cannot be attached there; `attach = \"auto\"` takes TC where the driver has no XDP, and \
              `attach = \"xdp-generic\"` works on any interface",

@@ -1,6 +1,7 @@
 //! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
 
 mod addresses;
+mod beside;
 mod bpffs;
 mod clsact;
 mod ends;
@@ -19,10 +20,11 @@ mod services;
 mod support;
 mod sys;
 mod tables;
+mod trial;
 mod views;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -33,12 +35,10 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use jiff::Timestamp;
 use lb_common::{
-    access::Spending,
     event::Cause,
     index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
@@ -61,7 +61,8 @@ pub use self::{
     tables::Numbers,
 };
 use self::{
-    bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables, tables::Tables,
+    beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
+    tables::Tables,
 };
 use crate::{
     admin::view::{AttachmentView, DegradedView},
@@ -82,6 +83,8 @@ pub struct KernelPlane {
     jumps: Jumps,
     listeners: SockMap<MapData>,
     lost: PerCpuArray<MapData, u64>,
+    /// What other layouts still carry.
+    beside: Beside,
     /// Opened when a flow has to be ended.
     resets: Option<reset::Sender>,
     attachments: Vec<AttachmentView>,
@@ -130,6 +133,7 @@ impl KernelPlane {
             jumps: Jumps::new(instance),
             listeners,
             lost,
+            beside: Beside::new(),
             resets: None,
             attachments: Vec::new(),
             links: Vec::new(),
@@ -336,44 +340,6 @@ impl KernelPlane {
         links::attach_steering(&mut self.ebpf, &self.pins)
     }
 
-    /// Every rule of every policy, with its counters.
-    pub fn rule_counts(&self) -> Vec<RuleCount> {
-        self.policies.counts()
-    }
-
-    /// Names of policy and rule by the number that an event carries.
-    pub fn rule_names(&self) -> HashMap<u16, (Name, Name)> {
-        self.policies.names()
-    }
-
-    /// How often the programs had used up what they may spend.
-    pub fn refused(&self, what: Spending) -> u64 {
-        self.policies.refused(what)
-    }
-
-    /// Tells the programs which rules have their time now.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub fn tell_time(&mut self, now: Timestamp) -> Result<()> {
-        self.policies.tell_time(now)
-    }
-
-    /// Looks up the interfaces that rules name.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub fn refresh_places(&mut self) -> Result<()> {
-        self.policies.refresh_places()
-    }
-
-    /// The events of the firewall log, once.
-    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.policies.take_events()
-    }
-
     /// Tells the programs what a monitor found.
     ///
     /// # Errors
@@ -388,6 +354,11 @@ impl KernelPlane {
     ) -> Result<()> {
         self.tables.write_member(number, pool, address, up)?;
         self.tables.refresh_automap(address)
+    }
+
+    /// Lets go of what an older smtplb has left in another layout, once it carries nothing.
+    pub fn tend_others(&mut self) {
+        self.beside.tend(&self.pins);
     }
 
     /// Releases expired flows in the next eighth of the table. Packets wait for nothing meanwhile.
@@ -408,114 +379,6 @@ impl KernelPlane {
             .test_run(options)
             .context("cannot run the sweep program")?;
         Ok(())
-    }
-
-    /// Attaches a program that passes everything, in the driver, until this process ends: a veth delivers redirected
-    /// frames only when its peer has an XDP program.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn pass_natively(&mut self, interfaces: &[&str]) -> Result<()> {
-        let program = loader::xdp(&mut self.ebpf, "pass")?;
-        for interface in interfaces {
-            program.attach(interface, aya::programs::XdpMode::Driver)?;
-        }
-        Ok(())
-    }
-
-    /// A loaded packet program, for a program that calls it.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses it.
-    pub fn program(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
-        let hook = Hook::of(name);
-        self.jumps.ready(&mut self.ebpf, hook)?;
-        let program = match hook {
-            Hook::Tc => loader::classifier(&mut self.ebpf, name)?.fd()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, name)?.fd()?,
-        };
-        Ok(program.try_clone()?)
-    }
-
-    /// Names of the programs for the hook of one.
-    pub fn programs(&self, program: &str) -> Vec<String> {
-        let names = self.ebpf.programs().map(|(name, _)| name);
-        names
-            .filter(|name| Hook::of(name) == Hook::of(program) && *name != "pass")
-            .filter(|name| name.ends_with(Hook::of(program).suffix()))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// How many instructions the verifier walked for a program (Linux 5.16).
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the program or does not tell.
-    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = match Hook::of(program) {
-            Hook::Tc => loader::classifier(&mut self.ebpf, program)?.info()?,
-            Hook::Xdp | Hook::XdpGeneric => loader::xdp(&mut self.ebpf, program)?.info()?,
-        };
-        info.verified_instruction_count()
-            .context("the kernel does not tell")
-    }
-
-    /// Runs one packet through a program without a wire: the return code, and the packet afterwards.
-    ///
-    /// # Errors
-    ///
-    /// When the program is unknown, or the kernel refuses to run it.
-    pub fn run_packet(
-        &mut self,
-        program: &str,
-        packet: &[u8],
-        ingress: u32,
-    ) -> Result<(u32, Vec<u8>)> {
-        self.run_packets(program, packet, ingress, 1)
-    }
-
-    /// Runs the same packet over and over; what a program has changed in it stays changed.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Self::run_packet`].
-    pub fn run_packets(
-        &mut self,
-        program: &str,
-        packet: &[u8],
-        ingress: u32,
-        repeat: u32,
-    ) -> Result<(u32, Vec<u8>)> {
-        self.jumps.ready(&mut self.ebpf, Hook::of(program))?;
-        let mut out = vec![0; packet.len() + 256];
-        let mut options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let mut context;
-        let result = if Hook::of(program) != Hook::Tc {
-            // struct xdp_md: data_end is the length, then the interface.
-            context = vec![0; 24];
-            context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
-            context[12..16].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::xdp(&mut self.ebpf, program)?.test_run(options)
-        } else {
-            // struct __sk_buff: ingress_ifindex, ifindex.
-            context = vec![0; 192];
-            context[36..40].copy_from_slice(&ingress.to_ne_bytes());
-            context[40..44].copy_from_slice(&ingress.to_ne_bytes());
-            options.ctx_in = Some(&context);
-            loader::classifier(&mut self.ebpf, program)?.test_run(options)
-        }
-        .with_context(|| format!("cannot run a packet through {program}"))?;
-        out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
     }
 
     /// Where the packet programs are attached, and why there.

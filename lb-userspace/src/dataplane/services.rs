@@ -42,7 +42,6 @@ impl Placed {
             port: self.at.2.to_be(),
             used: 1,
             service: self.service,
-            spare: 0,
         }
     }
 
@@ -160,8 +159,8 @@ fn arrange(seed: u64, epoch: u32, all: &[Placed]) -> Option<Vec<ServiceBucket>> 
             virtual_server: 0,
             forward: 0,
             snat: 0,
+            flags: 0,
         },
-        spare: 0,
     };
     let empty = ServiceBucket {
         entries: [vacant; SERVICE_WAYS],

@@ -241,7 +241,7 @@ impl Tables {
         let mut placed = Vec::new();
         for server in &generation.virtual_servers {
             let (forward, snat) = match &server.forward {
-                Forward::Passthrough { snat } => (Service::PASSTHROUGH, Some(snat.clone())),
+                Forward::Passthrough { snat, .. } => (Service::PASSTHROUGH, Some(snat.clone())),
                 Forward::Proxy { .. } => (Service::PROXY, None),
             };
             let service = Service {
@@ -253,6 +253,17 @@ impl Tables {
                     Some(Snat::Pool(_)) => Service::SNAT_POOL,
                 },
                 pool: views[&(server.pool.clone(), snat)],
+                flags: if matches!(
+                    server.forward,
+                    Forward::Passthrough {
+                        proxy_protocol: true,
+                        ..
+                    }
+                ) {
+                    Service::PROXY_HEADER
+                } else {
+                    0
+                },
             };
             placed.extend(server.at.each_port().map(|port| Placed {
                 at: (server.at.address, server.at.length, port),
@@ -334,7 +345,10 @@ impl Tables {
     fn members_by_key(&self, generation: &Generation) -> Result<BTreeSet<(Addr, u16)>> {
         let mut members = BTreeSet::new();
         for server in &generation.virtual_servers {
-            if let Forward::Passthrough { snat: Snat::None } = server.forward {
+            if let Forward::Passthrough {
+                snat: Snat::None, ..
+            } = server.forward
+            {
                 for member in &generation.pools[&server.pool].members {
                     members.insert((member.address.ip().into(), member.address.port().to_be()));
                 }

@@ -38,7 +38,7 @@ impl Tables {
         for (turn, pool) in (1u32..).zip(generation.pools.values()) {
             let mut uses: Vec<Option<Snat>> = vec![None];
             for server in &generation.virtual_servers {
-                if let Forward::Passthrough { snat } = &server.forward
+                if let Forward::Passthrough { snat, .. } = &server.forward
                     && server.pool == pool.name
                     && !uses.contains(&Some(snat.clone()))
                 {

@@ -244,6 +244,8 @@ pub enum Forward {
     Passthrough {
         /// Whose address the member sees.
         snat: Snat,
+        /// A PROXY protocol header, version 2, tells the member who the client is.
+        proxy_protocol: bool,
     },
     /// The proxy plane.
     Proxy {

@@ -204,7 +204,10 @@ fn virtual_server(server: &VirtualServer) -> Table {
     }
     policy::guard(&mut table, &server.guard);
     match &server.forward {
-        Forward::Passthrough { snat } => {
+        Forward::Passthrough {
+            snat,
+            proxy_protocol,
+        } => {
             table.word("forward", "passthrough");
             table.word(
                 "snat",
@@ -214,6 +217,9 @@ fn virtual_server(server: &VirtualServer) -> Table {
                     Snat::Pool(name) => name,
                 },
             );
+            if *proxy_protocol {
+                table.word("proxy_protocol", "v2");
+            }
         }
         Forward::Proxy { client_tls } => {
             table.word("forward", "proxy");

@@ -45,7 +45,7 @@ impl Orders {
     }
 
     /// Gives an order to the sessions that a member has now.
-    pub(super) fn to_member(&mut self, member: u16, control: Control) {
+    pub(super) fn give(&mut self, member: u16, control: Control) {
         self.number += 1;
         Arc::make_mut(&mut self.members).insert(member, (self.number, control));
     }
@@ -74,7 +74,7 @@ mod tests {
     fn an_order_reaches_those_whom_it_is_for_once() {
         let mut orders = Orders::none();
         let (mut early, mut other) = (orders.number(), orders.number());
-        orders.to_member(7, Control::Drain);
+        orders.give(7, Control::Drain);
         let mut late = orders.number();
         assert_eq!(orders.heed(Some(7), &mut early), Control::Drain);
         assert_eq!(orders.heed(Some(7), &mut early), Control::Run);
@@ -89,8 +89,8 @@ mod tests {
     fn orders_in_quick_succession_are_not_lost() {
         let mut orders = Orders::none();
         let mut heeded = orders.number();
-        orders.to_member(7, Control::Cut);
-        orders.to_member(8, Control::Drain);
+        orders.give(7, Control::Cut);
+        orders.give(8, Control::Drain);
         assert_eq!(orders.heed(Some(7), &mut heeded), Control::Cut);
     }
 }

@@ -133,7 +133,7 @@ impl Proxy {
     /// [`Control::Cut`] at once; the client is told 421 4.3.2.
     pub fn end_member(&self, member: u16, control: Control) {
         self.control
-            .send_modify(|orders| orders.to_member(member, control));
+            .send_modify(|orders| orders.give(member, control));
     }
 
     /// The sessions of all workers, in no order.

@@ -4,27 +4,18 @@
 //! program that does nothing is what is subtracted, and what the ratio is to. Every population is walked in random
 //! order, and each packet waits for the one before: a table's cache misses are paid in full, as they are on a wire.
 
-use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddrV4};
 
-use anyhow::{Context, Result, ensure};
-use lb_common::addr::Addr;
-use lb_userspace::{
-    dataplane::{KernelPlane, Remover},
-    model::Generation,
-};
-use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{
     Machine, Spread,
-    replay::{Ends, Hook, Replay},
+    population::{self, ACK, From, Population, SYN, packet_of},
+    replay::{Ends, Hook},
 };
-use crate::lab::{self, Namespace};
 
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
-const SERVICE: &str = "10.0.1.100:465";
-/// Members, all on one address: each port is a range of SNAT ports of its own.
+/// Each has a range of SNAT ports of its own.
 const MEMBERS: u16 = 32;
 /// Packets of a run where one flow is enough.
 const HOT_RUN: u32 = 1 << 18;
@@ -117,9 +108,7 @@ pub fn run(options: Options) -> Result<Report> {
         "--flows has to be a power of two from 1024"
     );
     let machine = Machine::this();
-    let namespace = lab::lone_machine("bench")?;
-    namespace.enter(|| {
-        wire(&namespace)?;
+    population::alone(|| {
         let mut report = Report {
             machine,
             rounds: options.rounds,
@@ -130,7 +119,8 @@ pub fn run(options: Options) -> Result<Report> {
         let mut bench = Bench::new(middle, options.rounds)?;
         for hook in Hook::ALL {
             let program = format!("balance_{}", hook.name());
-            if let Ok(count) = bench.plane()?.verified_instructions(&program) {
+            let plane = bench.population.plane()?;
+            if let Ok(count) = plane.verified_instructions(&program) {
                 report.verified.insert(program, count);
             }
         }
@@ -150,153 +140,54 @@ pub fn run(options: Options) -> Result<Report> {
     })
 }
 
-/// Two links, with neighbours that are known.
-fn wire(namespace: &Namespace) -> Result<()> {
-    namespace.ip(&[
-        "link add c0 type veth peer name c1",
-        "link add s0 type veth peer name s1",
-        "addr add 10.0.1.1/24 dev c0",
-        "addr add 10.0.2.1/24 dev s0",
-        "link set c0 up",
-        "link set c1 up",
-        "link set s0 up",
-        "link set s1 up",
-        "neigh add 10.0.1.2 lladdr 02:00:00:00:01:02 dev c0 nud permanent",
-        "neigh add 10.0.2.11 lladdr 02:00:00:00:02:02 dev s0 nud permanent",
-        "route add 10.64.0.0/10 via 10.0.1.2",
-    ]
-    .map(str::to_owned))?;
-    for (name, value) in [
-        ("net/ipv4/ip_forward", "1"),
-        // Nearly every port is left for SNAT.
-        ("net/ipv4/ip_local_port_range", "1024 2047"),
-    ] {
-        namespace.sysctl(name, value)?;
-    }
-    Ok(())
-}
-
-/// The kernel plane with one population.
+/// One population, measured.
 struct Bench {
-    // Dropped first: nothing holds a pin any more when they go.
-    plane: Option<KernelPlane>,
-    remover: Remover,
-    generation: Generation,
-    bpffs: PathBuf,
-    replay: Replay,
+    population: Population,
     rounds: u32,
-    interfaces: [u32; 2],
     forward: Vec<Ends>,
     reverse: Vec<Ends>,
 }
 
 impl Bench {
     fn new(flows: u32, rounds: u32) -> Result<Self> {
-        let generation = generation()?;
-        let bpffs = std::env::temp_dir().join(format!("smtplb-bench-{}", std::process::id()));
-        // A little room: the table must not be what makes new flows slow.
-        let mut plane = KernelPlane::load(&bpffs, flows + flows / 4, false)?;
-        let remover = plane.remover();
-        // A test-run that comes from an interface needs it to have a program.
-        plane.pass_natively(&["c0", "s0"])?;
-        let numbers = plane.number(&generation)?;
-        plane.apply(&generation, &numbers, |_| true, 1)?;
-        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        let config = population::config(MEMBERS, "automap", "");
         Ok(Self {
-            plane: Some(plane),
-            remover,
-            generation,
-            bpffs,
-            replay: Replay::load(flows.max(1 << 16))?,
+            // A little room: the table must not be what makes new flows slow.
+            population: Population::new(&config, flows + flows / 4, flows.max(1 << 16))?,
             rounds,
-            interfaces: [name_to_index(&socket, "c0")?, name_to_index(&socket, "s0")?],
             forward: Vec::new(),
             reverse: Vec::new(),
         })
     }
 
-    fn plane(&mut self) -> Result<&mut KernelPlane> {
-        self.plane.as_mut().context("the plane is gone")
-    }
-
-    /// Opens flows by their first three packets, and learns what members take for the clients.
+    /// Opens flows, and puts their packets into an order that nothing guesses.
     fn open(&mut self, count: u32) -> Result<()> {
-        let [clients, servers] = self.interfaces;
-        let first = (0..count).map(|number| packet_of(number, SYN));
-        self.replay.fill(first)?;
-        self.run_all(Hook::Tc, count, clients)?;
-        let flows: Vec<_> = self.plane()?.flow_table().all().collect();
-        ensure!(
-            flows.len() == count as usize,
-            "{} of {count} flows opened: {:?}",
-            flows.len(),
-            self.plane()?.drops()
-        );
-        for flow in &flows {
-            let (client, service) = (end(flow.route.client())?, SERVICE.parse()?);
-            let [member, snat] = [end(flow.route.member())?, end(flow.route.snat())?];
-            self.forward.push(Ends {
-                src: client,
-                dst: service,
-                flags: ACK,
-            });
-            self.reverse.push(Ends {
-                src: member,
-                dst: snat,
-                flags: ACK,
-            });
-        }
+        (self.forward, self.reverse) = self.population.open(0..count)?;
         shuffle(&mut self.forward);
         shuffle(&mut self.reverse);
-        let answers = self.reverse.iter().map(|ends| Ends {
-            flags: SYN | ACK,
-            ..*ends
-        });
-        self.replay.fill(answers)?;
-        self.run_all(Hook::Tc, count, servers)?;
-        self.replay.fill(self.forward.iter().copied())?;
-        self.run_all(Hook::Tc, count, clients)
-    }
-
-    fn run_all(&mut self, hook: Hook, count: u32, ingress: u32) -> Result<()> {
-        let program = self.program(hook)?;
-        let run = self.replay.run(hook, Some(&program), count, ingress)?;
-        ensure!(
-            run.verdict == hook.sent(),
-            "{}: verdict {} instead of {}; {:?}",
-            hook.name(),
-            run.verdict,
-            hook.sent(),
-            self.plane()?.drops()
-        );
         Ok(())
-    }
-
-    fn program(&mut self, hook: Hook) -> Result<aya::programs::ProgramFd> {
-        self.plane()?.program(&format!("balance_{}", hook.name()))
     }
 
     /// Packets of established flows in both directions, and packets of none, for every hook.
     fn measure(&mut self, flows: u32, figures: &mut Vec<Figure>) -> Result<()> {
         let run = flows.max(HOT_RUN);
-        let [clients, servers] = self.interfaces;
         let few = |all: &[Ends]| all[..flows as usize].to_vec();
         let strangers = (0..flows).map(|number| Ends {
             dst: SocketAddrV4::new([10, 0, 1, 200].into(), 443),
             ..packet_of(number, ACK)
         });
         let cases = [
-            ("forward", few(&self.forward), clients, true),
-            ("reverse", few(&self.reverse), servers, true),
-            ("untouched", strangers.collect(), clients, false),
+            ("forward", few(&self.forward), From::Clients, true),
+            ("reverse", few(&self.reverse), From::Members, true),
+            ("untouched", strangers.collect(), From::Clients, false),
         ];
-        for (packet, list, ingress, goes_on) in cases {
-            self.replay.fill(list.into_iter())?;
+        for (packet, list, from, goes_on) in cases {
+            self.population.replay.fill(list.into_iter())?;
             let mut samples = [const { Vec::new() }; 3];
             for _ in 0..self.rounds {
                 for hook in Hook::ALL {
                     let wanted = if goes_on { hook.sent() } else { hook.passed() };
-                    samples[hook as usize].push(self.pair(hook, run, ingress, wanted)?);
+                    samples[hook as usize].push(self.pair(hook, run, from, wanted)?);
                 }
             }
             let measured = Hook::ALL.into_iter().zip(samples);
@@ -307,22 +198,26 @@ impl Bench {
 
     /// First packets, each of a client that was never seen.
     fn measure_new(&mut self, figures: &mut Vec<Figure>) -> Result<()> {
-        let clients = self.interfaces[0];
         let mut samples = [const { Vec::new() }; 3];
         let mut from = 0;
         for _ in 0..self.rounds {
             for hook in Hook::ALL {
                 let list = (from..from + NEW_RUN).map(|number| packet_of(number, SYN));
-                self.replay.fill(list)?;
-                samples[hook as usize].push(self.pair(hook, NEW_RUN, clients, hook.sent())?);
+                self.population.replay.fill(list)?;
+                samples[hook as usize].push(self.pair(
+                    hook,
+                    NEW_RUN,
+                    From::Clients,
+                    hook.sent(),
+                )?);
                 from += NEW_RUN;
             }
         }
-        let opened = self.plane()?.flow_table().all().count();
+        let opened = self.population.flows()?.len();
         ensure!(
             opened == from as usize,
             "{opened} of {from} flows opened: {:?}",
-            self.plane()?.drops()
+            self.population.plane()?.drops()
         );
         let measured = Hook::ALL.into_iter().zip(samples);
         figures.extend(measured.map(|(hook, samples)| figure(hook, "syn", NEW_RUN, &samples)));
@@ -330,28 +225,18 @@ impl Bench {
     }
 
     /// Nothing, then the program: nanoseconds per packet of each.
-    fn pair(&mut self, hook: Hook, run: u32, ingress: u32, wanted: u32) -> Result<[f64; 2]> {
-        let program = self.program(hook)?;
-        let empty = self.replay.run(hook, None, run, ingress)?;
-        let full = self.replay.run(hook, Some(&program), run, ingress)?;
+    fn pair(&mut self, hook: Hook, run: u32, from: From, wanted: u32) -> Result<[f64; 2]> {
+        let empty = self.population.run(hook, false, run, from)?;
+        let full = self.population.run(hook, true, run, from)?;
         ensure!(
             full.verdict == wanted && empty.verdict == hook.passed(),
-            "{}: verdicts {} and {}",
+            "{}: verdicts {} and {}: {:?}",
             hook.name(),
             empty.verdict,
-            full.verdict
+            full.verdict,
+            self.population.plane()?.drops()
         );
         Ok([f64::from(empty.nanoseconds), f64::from(full.nanoseconds)])
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.plane = None;
-        if let Err(error) = self.remover.remove(&self.generation) {
-            eprintln!("bench: {error:#}");
-        }
-        let _ = std::fs::remove_dir(&self.bpffs);
     }
 }
 
@@ -366,24 +251,6 @@ fn figure(hook: Hook, packet: &'static str, flows: u32, samples: &[[f64; 2]]) ->
     }
 }
 
-/// A client of its own for each number, as spread as clients are.
-fn packet_of(number: u32, flags: u8) -> Ends {
-    let address = 0x0a40_0000 | (number >> 2);
-    let port = 20_000 + (number & 3) * 977 + (number >> 7) % 500;
-    Ends {
-        src: SocketAddrV4::new(address.into(), port as u16),
-        dst: SERVICE.parse().expect("an address and port"),
-        flags,
-    }
-}
-
-fn end((address, port): (Addr, u16)) -> Result<SocketAddrV4> {
-    match address.to_socket_addr(port) {
-        std::net::SocketAddr::V4(end) => Ok(end),
-        std::net::SocketAddr::V6(end) => anyhow::bail!("{end} is not of this benchmark"),
-    }
-}
-
 /// Always the same order, and one that no prefetcher guesses (a linear congruential generator).
 fn shuffle(packets: &mut [Ends]) {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -393,27 +260,4 @@ fn shuffle(packets: &mut [Ends]) {
             .wrapping_add(1_442_695_040_888_963_407);
         packets.swap(at, (state >> 33) as usize % (at + 1));
     }
-}
-
-/// From the text that an administrator would write.
-fn generation() -> Result<Generation> {
-    let service: SocketAddrV4 = SERVICE.parse()?;
-    let mut text = format!(
-        "[network]\nclient_interfaces = [\"c0\"]\nserver_interfaces = [\"s0\"]\n\
-         [virtual_server.mx]\naddress = \"{}\"\nport = {}\nforward = \"passthrough\"\npool = \"mx\"\n\
-         snat = \"automap\"\n[pool.mx]\nmethod = \"round-robin\"\n",
-        service.ip(),
-        service.port()
-    );
-    for number in 0..MEMBERS {
-        text.push_str(&format!(
-            "[[pool.mx.member]]\nname = \"m{number}\"\naddress = \"10.0.2.11\"\nport = {}\n",
-            4000 + number
-        ));
-    }
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    let (generation, _) =
-        lb_userspace::config::load(file.path()).map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok(generation)
 }

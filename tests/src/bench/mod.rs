@@ -5,6 +5,7 @@
 
 pub mod kernel;
 pub mod link;
+pub mod population;
 pub mod replay;
 
 use std::fs;

@@ -128,21 +128,23 @@ impl Replay {
         })
     }
 
-    /// Puts packets into the list; as many as a power of two.
+    /// Puts packets into the list. Only a list as long as a power of two can be walked more than once.
     ///
     /// # Errors
-    /// When there are too many, or a wrong number.
+    /// When there are too many.
     pub fn fill(&mut self, packets: impl ExactSizeIterator<Item = Ends>) -> Result<()> {
         let count = u32::try_from(packets.len())?;
         ensure!(
-            count.is_power_of_two() && count <= self.length,
-            "{count} packets"
+            (1..=self.length).contains(&count),
+            "{count} packets in a list of {}",
+            self.length
         );
         for (place, packet) in (0..).zip(packets) {
             self.list.set(place, packet.record(), 0)?;
         }
         let check = u32::from(u16::from_ne_bytes([packet()[24], packet()[25]]));
-        self.place.set(0, [u32::MAX, count - 1, 0, check], 0)?;
+        let mask = count.next_power_of_two() - 1;
+        self.place.set(0, [u32::MAX, mask, 0, check], 0)?;
         Ok(())
     }
 

@@ -125,6 +125,11 @@ impl Config {
         ))
     }
 
+    /// The passthrough virtual server just written tells the member who the client is.
+    pub fn with_header(&mut self) -> &mut Self {
+        self.line(format_args!("proxy_protocol = \"v2\""))
+    }
+
     /// A proxy virtual server; where it speaks TLS, with the certificate `mail`.
     pub fn proxy(
         &mut self,

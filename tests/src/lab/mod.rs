@@ -8,6 +8,7 @@
 //!
 //! The switches are namespaces with a bridge, so that the box has as few interfaces as a real one.
 
+mod hop;
 mod namespace;
 mod pass;
 pub(crate) mod prefix;
@@ -24,7 +25,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 pub(crate) use self::pass::Pass;
-pub use self::{namespace::Namespace, prefix::remove_leftovers, wiring::VIRTUAL};
+pub use self::{
+    hop::{Hop, Weather},
+    namespace::Namespace,
+    prefix::remove_leftovers,
+    wiring::VIRTUAL,
+};
 
 /// How the machines are wired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +177,22 @@ impl Lab {
     /// A folder for logs, sockets and configurations of this lab.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Makes the links between the box and everybody else bad.
+    ///
+    /// # Errors
+    /// When the kernel has no taps.
+    pub fn weather(&self, weather: Weather) -> Result<Vec<Hop>> {
+        let towards_box = |switch: &&Namespace| wiring::has_link(switch, "box");
+        let insert = |(number, switch): (u64, &Namespace)| {
+            let seed = weather.seed.wrapping_add(number);
+            Hop::insert(switch, Weather { seed, ..weather })
+        };
+        (0..)
+            .zip(self.switches.iter().filter(towards_box))
+            .map(insert)
+            .collect()
     }
 
     /// The router before the members, where there is one.

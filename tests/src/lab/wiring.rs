@@ -128,7 +128,7 @@ pub(super) fn build(prefix: String, folder: PathBuf, plan: Plan) -> Result<Lab> 
     })
 }
 
-fn has_link(namespace: &Namespace, name: &str) -> bool {
+pub(super) fn has_link(namespace: &Namespace, name: &str) -> bool {
     namespace
         .run(Command::new("ip").args(["link", "show", "dev", name]))
         .is_ok()

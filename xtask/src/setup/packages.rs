@@ -23,6 +23,7 @@ const WANTED: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("swaks", "swaks"),
     ("postfix", "postfix"),
+    ("haproxy", "haproxy"),
 ];
 
 /// What boots other kernels, and unpacks them.

@@ -11,6 +11,7 @@ use super::{Known, all, policy, reference, snat};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
+        phrase::not_yet,
         raw::{self, Encryption, Plane, Raw},
         reader::{At, Field},
     },
@@ -209,7 +210,11 @@ fn passthrough(
         );
     }
     let snat = snat::choice(raw, known, faults)?;
-    clean.then_some(Forward::Passthrough { snat })
+    let proxy_protocol = raw.proxy_protocol.clone().or(false)?;
+    clean.then_some(Forward::Passthrough {
+        snat,
+        proxy_protocol,
+    })
 }
 
 fn proxy(
@@ -228,6 +233,15 @@ fn proxy(
             ),
             "The proxy plane connects to members from the box's own address.",
             "Remove it, or set forward = \"passthrough\".",
+        );
+    }
+    if let Field::Is(At { value: true, at }) = raw.proxy_protocol {
+        not_yet(
+            at,
+            &raw.object,
+            "proxy_protocol = \"v2\" with forward = \"proxy\"",
+            "Remove it, or set forward = \"passthrough\".",
+            faults,
         );
     }
     let tls = raw.client_tls.clone().or(Encryption::None);

@@ -29,6 +29,8 @@ pub(in crate::config) struct VirtualServer<'d> {
     /// Says `none` wherever it is readable.
     pub(in crate::config) server_tls: Field<()>,
     pub(in crate::config) guard: Guard<'d>,
+    /// Says "v2" where it is true.
+    pub(in crate::config) proxy_protocol: Field<bool>,
 }
 
 /// `forward`.
@@ -104,11 +106,10 @@ pub(super) fn read<'d>(
         &[("implicit", plaintext), ("starttls", plaintext)],
         faults,
     );
-    let untold = "Remove it; with forward = \"passthrough\" and snat = \"none\" members see the client's address.";
-    section.choice(
+    let proxy_protocol = section.choice(
         "proxy_protocol",
-        &[("none", ())],
-        &[("v1", untold), ("v2", untold)],
+        &[("none", false), ("v2", true)],
+        &[("v1", "Use proxy_protocol = \"v2\".")],
         faults,
     );
     section.later(
@@ -143,6 +144,7 @@ pub(super) fn read<'d>(
         certificates,
         server_tls,
         guard,
+        proxy_protocol,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Good files and what they mean.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -46,7 +46,8 @@ fn every_key_reaches_the_model() {
             name: "smtps".into(),
             at: "203.0.113.10:465".parse::<SocketAddr>().unwrap().into(),
             forward: Forward::Passthrough {
-                snat: Snat::Automap
+                snat: Snat::Automap,
+                proxy_protocol: false,
             },
             pool: "mx-tls".into(),
             guard: Guard::default(),
@@ -183,7 +184,10 @@ fn words_choose_what_they_say() {
     let snat = accepted(&BASE.replace("snat = \"automap\"", "snat = \"none\""));
     assert_eq!(
         snat.virtual_servers[0].forward,
-        Forward::Passthrough { snat: Snat::None }
+        Forward::Passthrough {
+            snat: Snat::None,
+            proxy_protocol: false,
+        }
     );
     let helo = accepted(&BASE.replace("helo = \"lb.example.org\"\n", ""));
     assert_eq!(
@@ -373,14 +377,14 @@ fn a_hundred_thousand_sources_come_from_a_file() {
         let [a, b, c, d] = (0x0a00_0000 + place * 512).to_be_bytes();
         feed.push_str(&format!("{a}.{b}.{c}.{d}/24 # {place}\n"));
     }
-    std::fs::write(directory.path().join("bad.txt"), feed).unwrap();
+    fs::write(directory.path().join("bad.txt"), feed).unwrap();
     let policy = "[policy.edge]\ndefault = \"accept\"\n[[policy.edge.rule]]\nname = \"bad\"\nsource_file = \"bad.txt\"\naction = \"drop\"\n";
     let server = "address = \"203.0.113.10\"\nport = 465\npolicy = \"edge\"\n";
     let path = directory.path().join("smtplb.toml");
     let (generation, warnings) = parse(path.to_str().unwrap(), &with(server, policy)).unwrap();
     assert!(warnings.is_empty(), "{}", text(&warnings));
     assert_eq!(generation.policies["edge"].rules[0].source.len(), 100_000);
-    std::fs::write(directory.path().join("bad.txt"), "10.0.0.1\n10.0.0.300\n").unwrap();
+    fs::write(directory.path().join("bad.txt"), "10.0.0.1\n10.0.0.300\n").unwrap();
     let faults = parse(path.to_str().unwrap(), &with(server, policy)).unwrap_err();
     assert!(
         text(&faults).contains("bad.txt:2: \"10.0.0.300\", which is no address"),

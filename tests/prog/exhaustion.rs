@@ -1,0 +1,91 @@
+//! As many flows as there are ports, exactly; then refusals by name; then all of them again. And a million held.
+
+use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
+use tests::bench::{
+    population::{self, ACK, From, Population, RST, SYN, packet_of},
+    replay::{Ends, Hook},
+};
+
+/// Four addresses with 50,000 ports each, towards one member.
+const POOL: &str = "[snat.out]\naddresses = [\"10.0.2.101\", \"10.0.2.102\", \"10.0.2.103\", \"10.0.2.104\"]\n\
+                    ports = \"10000-59999\"\n";
+const PORTS: u32 = 200_000;
+const MORE: u32 = 5_000;
+
+fn refused(site: &mut Population) -> Result<u64> {
+    Ok(site.plane()?.drops()["ports-exhausted"])
+}
+
+#[test]
+#[ignore = "needs SNAT pools"]
+fn every_port_is_used_before_a_connection_is_refused_and_comes_back() -> Result<()> {
+    population::alone(|| {
+        let config = population::config(1, "out", POOL);
+        let mut site = Population::new(&config, 1 << 18, PORTS)?;
+        let (forward, reverse) = site.open(0..PORTS)?;
+        ensure!(
+            refused(&mut site)? == 0,
+            "refused before every port was used"
+        );
+        let sources: HashSet<_> = reverse.iter().map(|ends| ends.dst).collect();
+        ensure!(
+            sources.len() == PORTS as usize,
+            "{} different",
+            sources.len()
+        );
+
+        let late = (PORTS..PORTS + MORE).map(|number| packet_of(number, SYN));
+        site.send(late, From::Clients)?;
+        ensure!(
+            refused(&mut site)? == u64::from(MORE),
+            "{} refused of {MORE}",
+            refused(&mut site)?
+        );
+        let left = site.flows()?.len();
+        ensure!(left == PORTS as usize, "{left} flows after the refusals");
+        site.carry(forward.iter().copied(), From::Clients)?;
+        site.carry(reverse.iter().copied(), From::Members)?;
+
+        let ends = |ends: &Ends| Ends {
+            flags: RST,
+            ..*ends
+        };
+        site.send(forward.iter().map(ends), From::Clients)?;
+        let again = (PORTS..2 * PORTS).map(|number| packet_of(number, SYN));
+        site.carry(again, From::Clients)?;
+        ensure!(
+            refused(&mut site)? == u64::from(MORE),
+            "{} refused after every flow had ended",
+            refused(&mut site)? - u64::from(MORE)
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_million_flows_are_held_and_carried_both_ways() -> Result<()> {
+    const MILLION: u32 = 1 << 20;
+    population::alone(|| {
+        let config = population::config(32, "automap", "");
+        let mut site = Population::new(&config, MILLION + MILLION / 4, MILLION)?;
+        let (forward, reverse) = site.open(0..MILLION)?;
+        for (packets, from) in [(forward, From::Clients), (reverse, From::Members)] {
+            ensure!(packets.iter().all(|ends| ends.flags == ACK), "flags");
+            site.replay.fill(packets.into_iter())?;
+            for hook in Hook::ALL {
+                let run = site.run(hook, true, MILLION, from)?;
+                ensure!(run.verdict == hook.sent(), "{run:?} by {}", hook.name());
+            }
+        }
+        let flows = site.flows()?;
+        ensure!(flows.len() == MILLION as usize, "{} flows", flows.len());
+        // Two packets opened and established each, and three hooks carried one each way.
+        let short = flows.iter().find(|flow| flow.packets != [5, 4]);
+        ensure!(short.is_none(), "{short:?}");
+        let drops = site.plane()?.drops();
+        ensure!(drops.values().sum::<u64>() == 0, "{drops:?}");
+        Ok(())
+    })
+}
