@@ -18,47 +18,65 @@ use lb_common::{
 
 use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service, shift};
 
-/// Where a packet belongs.
+/// Where a packet belongs: a word, so that a function of its own can give it back.
 #[derive(Clone, Copy)]
-pub(crate) struct Found<'a> {
-    /// The flow; slot 0 for none.
-    pub(crate) hit: Hit,
-    /// The virtual server that it is for.
-    pub(crate) service: Option<&'a Service>,
+pub(crate) struct Found(pub(crate) u64);
+
+impl Found {
+    /// The flow.
+    #[inline(always)]
+    pub(crate) const fn hit(self) -> Hit {
+        Hit(self.0 as u32)
+    }
+
+    /// Is it for a virtual server?
+    #[inline(always)]
+    pub(crate) const fn served(self) -> bool {
+        self.0 >> 32 != 0
+    }
 }
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
 pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
-    let config = tables.config()?;
-    let found = look_up(tables, config, &packet.key);
-    if found.hit == Hit::NONE {
+    let hit = Found(tables.look_up(&packet.key)).hit();
+    if hit == Hit::NONE {
         return None;
     }
-    let flow = tables.flow(found.hit.slot())?;
-    (!reopens(flow, found.hit, packet.flags)).then_some(found.hit)
+    let flow = tables.flow(hit.slot())?;
+    (!reopens(flow, hit, packet.flags)).then_some(hit)
 }
 
-/// The virtual server that a packet is for, and the live flow that it belongs to.
+/// Whether a packet is for a virtual server, and the flow that it belongs to: as [`Found`] takes it apart.
 #[inline(always)]
-pub(crate) fn look_up<'a, T: Tables>(tables: &'a T, config: &Config, key: &FlowKey) -> Found<'a> {
-    let service = service::find(tables, config, &key.dst, key.dport);
-    let mut hit = Hit::NONE;
-    if let Some(found) = service {
-        if found.forward == Service::PROXY {
-            return Found { hit, service };
+pub(crate) fn look_up<T: Tables>(tables: &T, key: &FlowKey) -> u64 {
+    let Some(config) = tables.config() else {
+        return 0;
+    };
+    let mut direction = Direction::Forward;
+    let mut served = 0;
+    match service::find(tables, config, &key.dst, key.dport) {
+        Some(found) => {
+            served = 1 << 32;
+            if found.forward == Service::PROXY {
+                return served;
+            }
         }
-        hit = Hit::new(
-            index::find(tables, config, key, Direction::Forward),
-            Direction::Forward,
-        );
-    } else {
-        let slot = service::reply(tables, config, key);
-        if slot != 0 {
-            hit = Hit::new(slot, Direction::Reverse);
+        None => {
+            let (slot, by_key) = service::reply(tables, config, key);
+            if slot != 0 {
+                return u64::from(Hit::new(slot, Direction::Reverse).0);
+            }
+            if !by_key {
+                return 0;
+            }
+            direction = Direction::Reverse;
         }
     }
-    Found { hit, service }
+    match index::find(tables, config, key, direction) {
+        0 => served,
+        slot => served | u64::from(Hit::new(slot, direction).0),
+    }
 }
 
 /// May a packet open a connection although a flow of the same addresses is there? When that one has ended: a client may

@@ -17,7 +17,7 @@ use crate::{Tables, atomic, opaque::opaque};
 /// A bucket that is filled beyond this shares new entries with the other one.
 const HALF: u32 = 10;
 /// Entries of a bucket that may have the same tag: so many are looked at.
-const TWINS: u32 = 4;
+const TWINS: u32 = 3;
 /// How often a vacancy is tried while other CPUs are faster.
 const TRIES: u32 = 4;
 
@@ -203,7 +203,7 @@ pub(crate) fn clear<T: Tables>(tables: &T, bucket: u32, entry: u32) {
 
 /// The first entry of a bucket that a mask names.
 #[inline(always)]
-fn entry(bucket: &Bucket, mask: u64) -> u32 {
+pub(crate) fn entry(bucket: &Bucket, mask: u64) -> u32 {
     bucket.entries[lowest(opaque(mask)) as usize & (WAYS - 1)].load(Relaxed)
 }
 
@@ -216,7 +216,7 @@ fn tagged(bucket: &Bucket, tag: u32) -> u64 {
 /// Which entries, shifted, equal a value: a bit each. Without a branch, and all alike: the verifier would follow every
 /// combination.
 #[inline(always)]
-fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
+pub(crate) fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
     let mut mask = 0;
     for place in 0..WAYS {
         let different = (bucket.entries[place].load(Relaxed) >> shift) ^ value;

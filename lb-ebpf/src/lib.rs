@@ -96,15 +96,20 @@ pub fn balance<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    let found = flow::look_up(tables, config, &packet.key);
-    if found.hit != Hit::NONE {
-        let flow = tables.flow(found.hit.slot()).ok_or(DropReason::Internal)?;
-        if flow::reopens(flow, found.hit, packet.flags) {
+    let found = flow::Found(tables.look_up(&packet.key));
+    if found.hit() != Hit::NONE {
+        let flow = tables
+            .flow(found.hit().slot())
+            .ok_or(DropReason::Internal)?;
+        if flow::reopens(flow, found.hit(), packet.flags) {
             return Ok(Verdict::Jump(Jump::Open));
         }
-        return carry(frame, tables, &packet, found.hit, egress);
+        return carry(frame, tables, &packet, found.hit(), egress);
     }
-    match found.service {
+    if !found.served() {
+        return Ok(Verdict::Pass);
+    }
+    match service::find(tables, config, &packet.key.dst, packet.key.dport) {
         Some(service) => first::<F, T>(tables, config, service, &packet),
         None => Ok(Verdict::Pass),
     }

@@ -13,7 +13,7 @@
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
-//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
+//! | `SCRATCH`, `KEY`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Those of policies, rates and events are in [`access`].
@@ -31,7 +31,7 @@ use aya_ebpf::{
     maps::{Array, LruHashMap, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
-    addr::Addr,
+    addr::{Addr, MAPPED},
     atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
@@ -132,6 +132,9 @@ pub static DEEP: PerCpuArray<Deep> = PerCpuArray::with_max_entries(1, 0);
 /// The same of ICMP errors.
 #[map]
 pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
+/// The key of an IPv6 packet that is looked up.
+#[map]
+static KEY: PerCpuArray<FlowKey> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
@@ -388,6 +391,21 @@ impl Tables for KernelTables {
         leave_flow(slot, direction as u32);
     }
 
+    /// IPv4 fits the registers of a call.
+    #[inline(always)]
+    fn look_up(&self, key: &FlowKey) -> u64 {
+        if key.dst.0[2] == MAPPED {
+            let ports = u32::from(key.sport) | u32::from(key.dport) << 16;
+            return look_up_v4(key.src.0[3], key.dst.0[3], ports);
+        }
+        let Some(room) = KEY.get_ptr_mut(0) else {
+            return 0;
+        };
+        // SAFETY: the record is this CPU's own.
+        unsafe { *room = *key };
+        look_up_v6()
+    }
+
     #[inline(always)]
     fn forget(&self, slot: u32) -> bool {
         forget_flow(slot) != 0
@@ -507,6 +525,20 @@ macro_rules! functions {
 }
 
 functions! {
+    look_up_v4(source, destination, ports) -> u64 = {
+        let key = FlowKey {
+            src: Addr::v4(source),
+            dst: Addr::v4(destination),
+            sport: ports as u16,
+            dport: (ports >> 16) as u16,
+        };
+        flow::look_up(&KernelTables, &key)
+    };
+    look_up_v6() -> u64 = match KEY.get_ptr(0) {
+        // SAFETY: the record is this CPU's own, and was written just now.
+        Some(key) => flow::look_up(&KernelTables, unsafe { &*key }),
+        None => 0,
+    };
     select_member(pool) -> u32 = select::member(&KernelTables, pool);
     peek_member(pool) -> u32 = select::peek(&KernelTables, pool);
     busy_member(member) -> u64 = select::busy(&KernelTables, member);

@@ -5,13 +5,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     addr::Addr,
     flow::FlowKey,
-    index::{BY_KEY, SERVICE_WAYS, WAYS, pair_bucket, service_bucket},
+    index::{BY_KEY, SERVICE_WAYS, ServiceEntry, pair_bucket, service_bucket},
     pair::{PLACES, slot},
     service::{Config, PrefixKey, Service},
     tcp::{Direction, Phase},
 };
 
-use crate::{Tables, index};
+use crate::{Tables, index, opaque::opaque};
 
 /// The virtual server of an address and port (network order): the one with this very address, else the one with the
 /// longest prefix.
@@ -29,7 +29,7 @@ pub(crate) fn find<'a, T: Tables>(
         if entry.used == 0 {
             break;
         }
-        if entry.port == port && entry.address == *address {
+        if same(entry, address, port) {
             return Some(&entry.service);
         }
     }
@@ -43,17 +43,25 @@ pub(crate) fn find<'a, T: Tables>(
     })
 }
 
-/// The slot of the flow that a member's packet belongs to; 0 for none.
+/// One chain of differences: the verifier would follow every branch of a comparison.
 #[inline(always)]
-pub(crate) fn reply<T: Tables>(tables: &T, config: &Config, key: &FlowKey) -> u32 {
+fn same(entry: &ServiceEntry, address: &Addr, port: u16) -> bool {
+    let mut different = u32::from(entry.port ^ port);
+    for word in 0..4 {
+        different |= entry.address.0[word] ^ address.0[word];
+    }
+    opaque(u64::from(different)) == 0
+}
+
+/// The slot of the flow that a member's packet belongs to, 0 for none; or true where only the flow's own key can tell.
+#[inline(always)]
+pub(crate) fn reply<T: Tables>(tables: &T, config: &Config, key: &FlowKey) -> (u32, bool) {
     let number = pair(tables, config, &key.dst, key);
     if number != 0 {
-        return of_pair(tables, number, key);
+        return (of_pair(tables, number, key), false);
     }
-    if config.by_key != 0 && pair(tables, config, &Addr::UNSET, key) == BY_KEY {
-        return index::find(tables, config, key, Direction::Reverse);
-    }
-    0
+    let by_key = config.by_key != 0 && pair(tables, config, &Addr::UNSET, key) == BY_KEY;
+    (0, by_key)
 }
 
 /// The pair of a SNAT address and the member that a packet comes from; 0 for none.
@@ -63,16 +71,14 @@ fn pair<T: Tables>(tables: &T, config: &Config, source: &Addr, key: &FlowKey) ->
     let Some(bucket) = tables.pair_bucket(bucket) else {
         return 0;
     };
-    for place in 0..WAYS {
-        let entry = bucket.entries[place].load(Relaxed);
-        if entry == 0 {
-            return 0;
-        }
-        if entry >> 16 == tag {
-            return entry & 0xffff;
-        }
+    // Nearly every bucket that a packet of others leads to is empty.
+    if bucket.entries[0].load(Relaxed) == 0 {
+        return 0;
     }
-    0
+    match index::equal(bucket, 16, tag) {
+        0 => 0,
+        found => index::entry(bucket, found) & 0xffff,
+    }
 }
 
 /// The slot of a port of a pair; 0 where the packet is none of its flow.

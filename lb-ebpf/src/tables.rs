@@ -241,6 +241,14 @@ pub trait Tables: Access {
         crate::index::room(self, bucket)
     }
 
+    /// [`crate::flow::look_up`], behind such a call.
+    fn look_up(&self, key: &FlowKey) -> u64
+    where
+        Self: Sized,
+    {
+        crate::flow::look_up(self, key)
+    }
+
     /// [`crate::flow::forget`], behind such a call.
     fn forget(&self, slot: u32) -> bool
     where
