@@ -75,9 +75,13 @@ fn check_units(tree: &Path) -> Result<()> {
     for name in UNITS {
         let text =
             std::fs::read_to_string(tree.join("etc/systemd/system").join(name)).context(name)?;
-        let here = format!("ExecStart={}/", tree.display());
+        let text = ["ExecStart=", "ExecReload="]
+            .iter()
+            .fold(text, |text, key| {
+                text.replace(&format!("{key}/"), &format!("{key}{}/", tree.display()))
+            });
         let unit = moved.path().join(name);
-        std::fs::write(&unit, text.replace("ExecStart=/", &here))?;
+        std::fs::write(&unit, text)?;
         units.push(unit);
     }
     let Ok(output) = Command::new("systemd-analyze")

@@ -117,7 +117,10 @@ fn a_drained_member_gets_nothing_new_and_its_connections_end_at_the_deadline() -
                     .map(|member| member.kernel)
             };
             ensure!(total("m1").is_some_and(|kernel| kernel.total == 4 && kernel.active == 4));
-            ensure!(total("m2").is_some_and(|kernel| kernel.total > 100));
+            // The busier of the two gets fewer, but all went to these.
+            let taken = [total("m2"), total("m3")].map(|kernel| kernel.map_or(0, |k| k.total));
+            ensure!(taken.iter().all(|taken| *taken > 4), "{taken:?}");
+            ensure!(taken.iter().sum::<u64>() >= 8 + 300, "{taken:?}");
 
             both(scene, "drain", "m1", &["--deadline", "1s"])?;
             resets(&mut idle, 4)?;
