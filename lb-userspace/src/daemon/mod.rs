@@ -150,6 +150,7 @@ async fn serve(
         watches,
         orders,
         lingering: Vec::new(),
+        lingering_snat: Vec::new(),
         former: Vec::new(),
         flow_log,
     };
@@ -168,6 +169,8 @@ struct Daemon {
     orders: mpsc::Receiver<Order>,
     /// Virtual servers that a reload has removed, whose connections go on.
     lingering: Vec<(IpAddr, &'static TrafficCell)>,
+    /// Addresses of SNAT pools that no virtual server uses any more, but connections do.
+    lingering_snat: Vec<IpAddr>,
     /// Generations that something may be left of.
     former: Vec<Arc<Running>>,
     flow_log: FlowLog,

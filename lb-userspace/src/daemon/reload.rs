@@ -205,6 +205,9 @@ impl Daemon {
             }
         }
         drop(plane);
+        let mut gone = old.generation.snat_addresses();
+        gone.retain(|address| !next.generation.snat_addresses().contains(address));
+        self.lingering_snat.extend(gone);
         self.former.push(old.clone());
     }
 
@@ -214,6 +217,8 @@ impl Daemon {
             return;
         }
         self.lingering.retain(|(_, cell)| cell.active() > 0);
+        let used = self.shared.plane().snat_addresses_in_use();
+        self.lingering_snat.retain(|address| used.contains(address));
         let running = self.shared.running();
         let lingering = self.lingering_addresses();
         if let Err(error) = self.addresses.prune(&running.generation, &lingering).await {
@@ -239,7 +244,10 @@ impl Daemon {
     }
 
     fn lingering_addresses(&self) -> Vec<IpAddr> {
-        self.lingering.iter().map(|(address, _)| *address).collect()
+        let virtual_addresses = self.lingering.iter().map(|(address, _)| *address);
+        virtual_addresses
+            .chain(self.lingering_snat.iter().copied())
+            .collect()
     }
 }
 

@@ -24,9 +24,9 @@ mod trial;
 mod views;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -467,6 +467,12 @@ impl KernelPlane {
     /// SNAT ports in use, by address and member.
     pub fn ports(&self) -> Vec<PairUsage> {
         self.tables.usage()
+    }
+
+    /// SNAT addresses that connections use.
+    pub fn snat_addresses_in_use(&self) -> BTreeSet<IpAddr> {
+        let used = self.ports().into_iter().filter(|usage| usage.used > 0);
+        used.filter_map(|usage| usage.source).collect()
     }
 
     /// Chunks of flow records that belong to an address and member, and all of them.

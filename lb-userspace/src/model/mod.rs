@@ -47,6 +47,23 @@ pub struct Generation {
     pub certificates: BTreeMap<Name, Arc<Certificate>>,
 }
 
+impl Generation {
+    /// The addresses of the SNAT pools that virtual servers use.
+    pub fn snat_addresses(&self) -> BTreeSet<IpAddr> {
+        let pools = self.virtual_servers.iter().filter_map(|server| {
+            let Forward::Passthrough {
+                snat: Snat::Pool(name),
+                ..
+            } = &server.forward
+            else {
+                return None;
+            };
+            self.snat_pools.get(name)
+        });
+        pools.flat_map(|pool| pool.addresses.clone()).collect()
+    }
+}
+
 /// `mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
