@@ -45,7 +45,7 @@ pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
     };
     let idle = chunk.free.load(Relaxed) | chunk.resting.load(Relaxed);
     for step in 0..probes {
-        let at = start + step & (CHUNK - 1);
+        let at = (start + step) & (CHUNK - 1);
         if idle >> at & 1 != 0 || bound == 0 {
             continue;
         }

@@ -19,7 +19,7 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Gives a place a mark.
 #[inline(always)]
 pub(crate) fn mark(pair: &Pair, mark: Mark, place: u32) {
-    let word = place as usize / 64 & (WORDS - 1);
+    let word = (place as usize / 64) & (WORDS - 1);
     atomic::set(&pair.words[mark as usize][word], 1 << (place & 63));
     atomic::set_top(&pair.tops[mark as usize], 1 << word);
 }
@@ -27,7 +27,7 @@ pub(crate) fn mark(pair: &Pair, mark: Mark, place: u32) {
 /// Takes a mark away; false when another CPU was first.
 #[inline(always)]
 pub(crate) fn unmark(pair: &Pair, mark: Mark, place: u32) -> bool {
-    let word = place as usize / 64 & (WORDS - 1);
+    let word = (place as usize / 64) & (WORDS - 1);
     let (cell, bit) = (&pair.words[mark as usize][word], 1 << (place & 63));
     let old = atomic::keep(cell, !bit);
     if old == bit {

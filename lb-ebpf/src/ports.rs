@@ -244,7 +244,7 @@ pub(crate) fn bind<T: Tables>(tables: &T, number: u32) -> u64 {
     if rest != 0 {
         marks::mark(pair, Mark::Free, place);
     }
-    return pack(slot, place * CHUNK + at);
+    pack(slot, place * CHUNK + at)
 }
 
 /// A chunk that is bound to nobody; 0 when there is none.

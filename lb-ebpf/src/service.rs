@@ -88,7 +88,7 @@ fn of_pair<T: Tables>(tables: &T, number: u32, key: &FlowKey) -> u32 {
         return 0;
     };
     let port = u16::from_be(key.dport);
-    let chunk = pair.chunks[port as usize / 64 & (PLACES - 1)].load(Relaxed);
+    let chunk = pair.chunks[(port as usize / 64) & (PLACES - 1)].load(Relaxed);
     let slot = slot(chunk, port);
     let Some(flow) = tables.flow(slot) else {
         return 0;

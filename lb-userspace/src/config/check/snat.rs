@@ -34,7 +34,7 @@ pub(super) fn choice(
         _ => {}
     }
     let names = known.snat_pools.keys().copied();
-    let guess = did_you_mean(given.value, WORDS.into_iter());
+    let guess = did_you_mean(given.value, WORDS);
     if !guess.is_empty() && !known.snat_pools.contains_key(given.value) {
         faults.error(
             given.at,

@@ -1,0 +1,375 @@
+//! Ports, records and the end of flows: over plain memory, with what holds between packets checked all the time.
+
+use super::*;
+
+impl MemoryTables {
+    /// What holds between packets, whatever came before.
+    fn check(&self) {
+        let keys = if self.config.by_key != 0 { 2 } else { 1 };
+        let live = self.live();
+        assert_eq!(self.entries(), keys * live.len(), "entries of the index");
+        let mut ends = std::collections::HashSet::new();
+        for slot in &live {
+            let flow = self.flows.borrow()[*slot as usize];
+            let (snat, member) = (flow.route.snat(), flow.route.member());
+            assert!(
+                ends.insert((snat, member)),
+                "{snat:?} twice towards {member:?}"
+            );
+            let pair =
+                &self.pairs[self.chunks[(slot / CHUNK) as usize].pair.load(Relaxed) as usize];
+            if self.config.by_key == 0 {
+                assert_eq!(
+                    (pair.source, pair.member),
+                    (snat.0, member.0),
+                    "slot {slot}"
+                );
+                assert_eq!(u32::from(u16::from_be(snat.1)) % CHUNK, slot % CHUNK);
+            }
+        }
+        let embryonic = live
+            .iter()
+            .filter(|slot| self.phase(**slot) == Phase::Syn)
+            .count();
+        assert_eq!(self.allocation.embryonic.load(Relaxed) as usize, embryonic);
+        let active = live
+            .iter()
+            .filter(|slot| !self.phase(**slot).ended())
+            .count();
+        assert_eq!(self.active(), active as u64);
+        for (number, pair) in self.pairs.iter().enumerate().skip(1) {
+            for place in 0..PLACES {
+                self.check_place(number, pair, place);
+            }
+        }
+    }
+
+    fn check_place(&self, number: usize, pair: &Pair, place: usize) {
+        let marked = |mark: Mark| {
+            let word = pair.words[mark as usize][place / 64].load(Relaxed);
+            let top = pair.tops[mark as usize].load(Relaxed);
+            assert!(
+                word == 0 || top >> (place / 64) & 1 == 1,
+                "a top bit is missing"
+            );
+            word >> (place % 64) & 1 == 1
+        };
+        let usable = self.usable.get(place).copied().unwrap_or(0);
+        let bound = pair.chunks[place].load(Relaxed);
+        assert_eq!(marked(Mark::Bound), bound != 0);
+        assert_eq!(marked(Mark::Unbound), bound == 0 && usable != 0);
+        if bound == 0 {
+            return;
+        }
+        let chunk = &self.chunks[bound as usize];
+        assert_eq!(chunk.pair.load(Relaxed) as usize, number);
+        let (free, resting) = (chunk.free.load(Relaxed), chunk.resting.load(Relaxed));
+        assert_eq!(free & resting, 0, "free and resting");
+        assert_eq!(free & !usable, 0, "free, but not usable");
+        assert!(free == 0 || marked(Mark::Free), "free, but not to be found");
+        assert!(
+            resting == 0 || marked(Mark::Resting),
+            "resting, but not to be found"
+        );
+        for at in 0..CHUNK {
+            if usable >> at & 1 == 0 {
+                continue;
+            }
+            let phase = self.phase(bound * CHUNK + at);
+            let bit = 1 << at;
+            assert_ne!(phase, Phase::Claimed, "nobody is at work");
+            match phase {
+                Phase::Free => assert_ne!((free | resting) & bit, 0, "lost port"),
+                phase => {
+                    assert_eq!(free & bit, 0, "free with a flow");
+                    assert_eq!(resting & bit != 0, phase.ended(), "{phase:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Ports 1030 to 1100, some of them excluded: 68 in all, in two places.
+fn few_ports() -> Vec<u64> {
+    let mut usable = vec![0; 18];
+    usable[16] = u64::MAX << 6;
+    usable[17] = 0x1f & !0b10;
+    usable[17] |= 0b111_1110 << 50;
+    usable
+}
+
+#[test]
+fn every_port_of_every_address_is_given_out_before_one_is_refused() {
+    let usable = few_ports();
+    let ports: u32 = usable.iter().map(|word| word.count_ones()).sum();
+    let tables = MemoryTables::new(Service::SNAT_POOL, 8, &usable);
+    let fits = 2 * ADDRESSES * ports;
+    for port in 0..fits {
+        assert_eq!(
+            open(&tables, 1000 + port as u16),
+            Ok(Verdict::Send),
+            "flow {port}"
+        );
+    }
+    assert_eq!(open(&tables, 9000), Err(DropReason::PortsExhausted));
+    assert_eq!(
+        tables.active(),
+        u64::from(fits),
+        "a refused flow leaves nothing behind"
+    );
+    tables.check();
+    for slot in tables.live() {
+        assert_eq!(reply(&tables, slot, SYN | ACK), Ok(Verdict::Send));
+    }
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
+    assert_eq!(
+        open(&tables, 9000),
+        Ok(Verdict::Send),
+        "an ended flow makes room at once"
+    );
+    assert_eq!(open(&tables, 9001), Err(DropReason::PortsExhausted));
+    tables.check();
+    tables.wait(100);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 0);
+    assert_eq!(tables.free.borrow().len(), 8, "every chunk came back");
+    for port in 0..fits {
+        assert_eq!(
+            open(&tables, 1000 + port as u16),
+            Ok(Verdict::Send),
+            "flow {port} again"
+        );
+    }
+    tables.check();
+}
+
+#[test]
+fn a_port_rests_while_another_is_to_be_had() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 16, &[0, u64::MAX, u64::MAX]);
+    let mut last = std::collections::HashMap::new();
+    for round in 0..400u32 {
+        assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+        let slot = *tables
+            .live()
+            .iter()
+            .find(|slot| !tables.phase(**slot).ended())
+            .unwrap();
+        let route = tables.flows.borrow()[slot as usize].route;
+        if let Some(before) = last.insert((route.snat(), route.member()), round) {
+            assert!(
+                round - before >= 500,
+                "port used in round {before} and again in {round}"
+            );
+        }
+        tables.send(&mut packet(1000, ACK)).unwrap();
+        tables.send(&mut packet(1000, FIN | ACK)).unwrap();
+        reply(&tables, slot, FIN | ACK).unwrap();
+        assert_eq!(tables.phase(slot), Phase::Closing);
+        tables.check();
+    }
+    tables.wait(55);
+    tables.sweep_all();
+    assert!(tables.free.borrow().is_empty(), "they rest for a minute");
+    tables.wait(2);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 0);
+    assert_eq!(
+        tables.free.borrow().len() as u32,
+        tables.allocation.unused.load(Relaxed)
+    );
+}
+
+#[test]
+fn a_reset_that_nobody_believes_keeps_record_and_port() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 4, &[1 << 63]);
+    open(&tables, 1000).unwrap();
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    tables.send(&mut packet(1000, RST)).unwrap();
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    for port in 2000..2020 {
+        let _ = open(&tables, port);
+    }
+    assert_eq!(tables.send(&mut packet(1000, ACK)), Ok(Verdict::Send));
+    assert_eq!(tables.active(), 4);
+    tables.check();
+}
+
+#[test]
+fn without_a_chunk_the_table_is_full_and_not_the_ports() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 2, &[0, u64::MAX, u64::MAX]);
+    let opened = (0..200)
+        .filter(|port| open(&tables, 1000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 128);
+    assert_eq!(open(&tables, 3000), Err(DropReason::FlowTableFull));
+    tables.check();
+}
+
+#[test]
+fn half_open_flows_make_room_and_established_ones_do_not() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    let fits = 4 * CHUNK as u16;
+    for port in 0..fits {
+        open(&tables, 1000 + port).unwrap();
+    }
+    for port in 0..5 {
+        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+    }
+    assert_eq!(
+        open(&tables, 2000),
+        Err(DropReason::PortsExhausted),
+        "all of them are young"
+    );
+    tables.wait(4);
+    let mut opened = 0;
+    for port in 0..4000 {
+        opened += u16::from(open(&tables, 3000 + port).is_ok());
+    }
+    assert_eq!(opened, fits - 5);
+    for port in 0..5 {
+        assert_eq!(
+            tables.send(&mut packet(1000 + port, ACK)),
+            Ok(Verdict::Send)
+        );
+    }
+    tables.check();
+}
+
+#[test]
+fn a_flood_of_half_open_flows_leaves_its_share() {
+    let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
+    tables.config.embryonic = 100;
+    let opened = (0..400)
+        .filter(|port| open(&tables, 1000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 100);
+    for port in 0..50 {
+        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+    }
+    let opened = (0..400)
+        .filter(|port| open(&tables, 5000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 50, "those that became connections count no longer");
+    tables.check();
+}
+
+#[test]
+fn an_idle_flow_goes_when_its_phase_says_so() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    for (port, flags, limit) in [
+        (1, None, Phase::Syn),
+        (2, Some(ACK), Phase::Established),
+        (3, Some(RST), Phase::Reset),
+    ] {
+        open(&tables, port).unwrap();
+        if let Some(flags) = flags {
+            tables.send(&mut packet(port, flags)).unwrap();
+        }
+        tables.wait(u64::from(tables.config.idle_limit(limit)));
+        tables.sweep_all();
+        assert_eq!(tables.entries(), 2, "flow {port} at its limit");
+        tables.wait(1);
+        tables.sweep_all();
+        assert_eq!(tables.entries(), 0, "flow {port} beyond its limit");
+        assert_eq!(tables.active(), 0);
+    }
+}
+
+#[test]
+fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    let mut frame = packet(1000, SYN);
+    let untouched = frame.clone();
+    let refused = tables.send_by(&mut frame, Err(DropReason::NoRoute));
+    assert_eq!(refused, Err(DropReason::NoRoute));
+    assert_eq!(
+        frame, untouched,
+        "nothing is changed before the way is known"
+    );
+}
+
+/// Random frames and mutations of good ones from both sides, and the invariants that hold after each.
+#[test]
+fn hostile_bytes_neither_panic_nor_leak() {
+    for snat in [Service::SNAT_POOL, Service::SNAT_NONE] {
+        let tables = MemoryTables::new(snat, 5, &[u64::MAX << 40, 0, u64::MAX >> 30]);
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for round in 0..60_000u32 {
+            let flags = match random() % 3 {
+                0 => SYN,
+                1 => [ACK, FIN | ACK, RST, SYN | ACK][random() as usize % 4],
+                _ => random() as u8,
+            };
+            let live = tables.live();
+            if random() % 2 == 0 && !live.is_empty() {
+                let _ = reply(&tables, live[random() as usize % live.len()], flags);
+            } else {
+                let mut frame = packet(random() as u16 % 512, flags);
+                if random() % 4 == 0 {
+                    for _ in 0..random() % 4 {
+                        let at = random() as usize % frame.len();
+                        frame[at] = random() as u8;
+                    }
+                    frame.truncate(random() as usize % 80);
+                }
+                let _ = tables.send(&mut frame);
+            }
+            tables.now.set(tables.now.get() + random() % (TICK / 2));
+            if round % 16 == 0 {
+                sweep(&tables);
+            }
+            if round % 64 == 0 {
+                tables.check();
+            }
+        }
+        tables.wait(10_000);
+        tables.sweep_all();
+        tables.check();
+        assert_eq!(tables.live().len(), 0);
+    }
+}
+
+#[test]
+fn every_end_is_reported_once_with_its_cause() {
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP, 8, &[u64::MAX]);
+    for port in [1000, 1001, 1002] {
+        assert_eq!(open(&tables, port), Ok(Verdict::Send));
+    }
+    // The port is used again after a reset, one client never comes back, one flow is ended by the operator.
+    assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+    let slot = *tables.live().last().unwrap();
+    let flow = tables.flow(slot).unwrap();
+    let (member, _) = split_owners(flow.owners.load(Relaxed));
+    let (member, created) = (u32::from(member), flow.created.load(Relaxed));
+    let end = |created, member| crate::flow::end(&tables, slot, created, member, Cause::Drained);
+    assert!(!end(created, member ^ 3), "of another member");
+    assert!(!end(created + 1, member), "a later flow in the same record");
+    assert!(end(created, member));
+    assert!(!end(created, member), "there is nothing left to end");
+    tables.wait(100);
+    tables.sweep_all();
+    tables.check();
+    let mut reports = tables.reports.borrow().clone();
+    reports.sort_by_key(|(_, _, cause)| *cause as u8);
+    let ends: Vec<_> = reports
+        .iter()
+        .map(|(_, phase, cause)| (*phase, *cause))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (Phase::Syn, Cause::Expired),
+            (Phase::Syn, Cause::Expired),
+            (Phase::Reset, Cause::Reused),
+            (Phase::Syn, Cause::Drained),
+        ]
+    );
+    assert_eq!(tables.active(), 0);
+}
