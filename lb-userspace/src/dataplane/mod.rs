@@ -273,7 +273,7 @@ impl KernelPlane {
     ///
     /// When the kernel refuses something; then everything is as before.
     pub fn grow(&mut self, flows: u32, kernel_log: bool) -> Result<()> {
-        if self.flows_max() + 1 > u64::from(FEW_FLOWS) {
+        if self.flows_max() > u64::from(FEW_FLOWS) {
             return Ok(());
         }
         let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;

@@ -153,7 +153,7 @@ impl Bench {
         let config = population::config(MEMBERS, "automap", "");
         Ok(Self {
             // A little room: the table must not be what makes new flows slow.
-            population: Population::new(&config, flows + flows / 4, flows.max(1 << 16))?,
+            population: Population::new(&config, 2 * flows + (2 << 16), flows.max(1 << 16))?,
             rounds,
             forward: Vec::new(),
             reverse: Vec::new(),
