@@ -396,6 +396,9 @@ impl Daemon {
             log::error!("{error:#}");
         }
         if thorough {
+            for (reason, count) in plane.exhausted() {
+                log::warn!("{count} new connections refused: {}", reason.word());
+            }
             refresh(&self.shared, &running, &mut plane);
         }
     }

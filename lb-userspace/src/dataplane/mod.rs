@@ -42,6 +42,7 @@ use lb_common::{
     event::Cause,
     index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
+    reason::DropReason,
     service::Config,
     stats::TrafficCell,
     tcp,
@@ -92,6 +93,8 @@ pub struct KernelPlane {
     links: Vec<String>,
     degraded: Vec<DegradedView>,
     adopted: bool,
+    /// What [`Self::exhausted`] told last.
+    exhausted: [Option<u64>; 2],
     /// Tells this daemon from every other.
     instance: u32,
 }
@@ -139,6 +142,7 @@ impl KernelPlane {
             links: Vec::new(),
             degraded: support::degraded(),
             adopted,
+            exhausted: [None; 2],
             instance,
         })
     }
@@ -276,6 +280,7 @@ impl KernelPlane {
         next.instance = self.instance;
         next.jumps = Jumps::new(self.instance);
         next.adopted = self.adopted;
+        next.exhausted = self.exhausted;
         next.policies.take_over(&mut self.policies);
         *self = next;
         Ok(())
@@ -467,6 +472,23 @@ impl KernelPlane {
     /// SNAT ports in use, by address and member.
     pub fn ports(&self) -> Vec<PairUsage> {
         self.tables.usage()
+    }
+
+    /// How many connections were refused for want of ports or records since this was last asked, by reason.
+    pub fn exhausted(&mut self) -> Vec<(DropReason, u64)> {
+        let mut found = Vec::new();
+        for (reason, count) in self.tables.drops() {
+            let seen = match reason {
+                DropReason::PortsExhausted => &mut self.exhausted[0],
+                DropReason::FlowTableFull => &mut self.exhausted[1],
+                _ => continue,
+            };
+            let before = seen.replace(count).unwrap_or(count);
+            if count > before {
+                found.push((reason, count - before));
+            }
+        }
+        found
     }
 
     /// SNAT addresses that connections use.
