@@ -193,7 +193,8 @@ fn carry<F: Frame, T: Tables>(
         packet,
         &flow.route.leave[direction as usize & 1],
         false,
-    )?;
+    )
+    .map_err(|_| DropReason::Internal)?;
     frame.address(egress)?;
     Ok(Verdict::Send)
 }
