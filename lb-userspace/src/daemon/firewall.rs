@@ -1,14 +1,17 @@
 //! Policies while the daemon runs: events to the log, questions about them answered.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use aya::maps::{MapData, RingBuf};
 use jiff::{SignedDuration, Timestamp};
 use lb_common::{
     access::{Action, Event},
     reason::DropReason,
 };
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::running::Shared;
@@ -25,10 +28,36 @@ use crate::{
 /// Between two looks at the ring: it holds the events of a second at the highest rate.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// Below the state directory: who holds it reads.
+const LOCK: &str = "firewall-log.lock";
+
 /// Prints events until another daemon takes over.
-pub(super) async fn log_events(shared: Arc<Shared>, mut ring: RingBuf<MapData>) {
+///
+/// Of two daemons side by side only one reads: each remembers its own place in the ring buffer, so it is opened when the
+/// other has let go of the lock, which lies below `state`.
+pub(super) async fn log_events(shared: Arc<Shared>, state: PathBuf) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let path = state.join(LOCK);
+    let lock = File::create(&path)
+        .inspect_err(|error| log::warn!("cannot open {}: {error}", path.display()))
+        .ok();
+    while let Some(lock) = &lock
+        && flock(lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    {
+        beat.tick().await;
+        if !shared.plane().is_owner() {
+            return;
+        }
+    }
+    let opened = shared.plane().events();
+    let mut ring = match opened {
+        Ok(ring) => ring,
+        Err(error) => {
+            log::error!("no firewall log: {error:#}");
+            return;
+        }
+    };
     loop {
         beat.tick().await;
         let (rules, owner) = {
