@@ -332,6 +332,12 @@ fn the_first_passthrough_server_may_come_by_reload() -> Result<()> {
                 status.is_ok_and(|status| status.kernel.attachments.is_empty())
             })?;
         }
+        let resized = full.replace("[network]", "[network]\nmax_flows = 4096");
+        scene.daemon.reconfigure(&resized)?;
+        let output = scene.daemon.verb(&["reload"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(78), "{output:?}");
+        ensure!(said.contains("max_flows: 262144 → 4096"), "{said}");
         for held in &mut open {
             let broken = held.broken();
             ensure!(broken.is_empty(), "{broken:?}");

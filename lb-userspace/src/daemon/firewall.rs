@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::running::Shared;
 use crate::{
     admin::{
-        Refusal,
+        Refusal, RefusalKind,
         view::{ExplanationView, PolicyView, RuleView, VerdictView},
     },
     dataplane::{self, KernelPlane, Question},
@@ -211,10 +211,22 @@ pub(super) fn explain(
         interface: interface.clone(),
         vlan: question.vlan,
     };
+    if asked.from.is_ipv4() != asked.to.is_ipv4() {
+        return Err(Refusal::new(
+            RefusalKind::Request,
+            "the two addresses are of different families",
+        ));
+    }
+    if !dataplane::has_interface(&asked.interface) {
+        return Err(Refusal::unknown(format!(
+            "there is no interface {}",
+            asked.interface
+        )));
+    }
     let found = shared
         .plane()
         .explain(&asked)
-        .map_err(|error| Refusal::unknown(format!("{error:#}")))?;
+        .map_err(|error| Refusal::failed(format!("{error:#}")))?;
     let numbers = &running.numbers;
     let server = generation.virtual_servers.iter().find(|server| {
         found.virtual_server != 0 && numbers.virtual_servers[&server.name] == found.virtual_server

@@ -15,7 +15,7 @@ use crate::{
         view::{ChangeView, ReloadView},
     },
     config,
-    dataplane::check_interfaces,
+    dataplane::{FEW_FLOWS, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation, VirtualServer, diff},
     pool::Admin,
@@ -52,7 +52,8 @@ impl Daemon {
             changes: changes(&old.generation, &read.generation, &renewed),
             warnings: read.warnings,
         };
-        check_fixed(&old.generation, &read.generation)?;
+        let held = self.shared.plane().flows_max() + 1;
+        check_fixed(&old.generation, &read.generation, held)?;
         if dry_run {
             return Ok(view);
         }
@@ -122,6 +123,7 @@ impl Daemon {
         generation: Generation,
         certificates: live::Certificates,
     ) -> Result<Arc<Running>, Failure> {
+        self.lingering.retain(Lingering::goes_on);
         let next = {
             let mut plane = self.shared.plane();
             if has_passthrough(&generation) {
@@ -343,7 +345,9 @@ fn changes(
 }
 
 /// What only a start can change is refused by name, and so is a file that was read while it was being written.
-fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
+///
+/// `held`: how many flow records there are.
+fn check_fixed(old: &Generation, new: &Generation, held: u64) -> Result<(), Failure> {
     if new.virtual_servers.is_empty() && !old.virtual_servers.is_empty() {
         return Err(anyhow::anyhow!(
             "the file has no virtual server, and {} are served\n  \
@@ -353,10 +357,16 @@ fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
         ))
         .or_exit(Exit::Config);
     }
-    let (before, after) = (old.network.max_flows, new.network.max_flows);
-    if has_passthrough(old) && before != after {
+    let after = new.network.max_flows;
+    let before = match has_passthrough(old) {
+        true => old.network.max_flows,
+        // Tables that an earlier generation needed stay as large as they are.
+        false if has_passthrough(new) && held > u64::from(FEW_FLOWS) => held as u32,
+        false => after,
+    };
+    if before != after {
         return Err(anyhow::anyhow!(
-            "network max_flows: {before} → {after} cannot change while flows are carried\n  \
+            "network max_flows: {before} → {after} cannot change while the kernel plane is up\n  \
              The tables of flows get their size when the kernel plane starts. Nothing was changed.\n  \
              Set max_flows = {before} again, or stop and start: systemctl stop smtplb && systemctl start smtplb."
         ))

@@ -42,6 +42,11 @@ pub struct Found {
     pub snat: Option<Addr>,
 }
 
+/// Is there an interface of this name?
+pub fn has_interface(name: &str) -> bool {
+    interface_index(name).is_some()
+}
+
 impl KernelPlane {
     /// Every rule of every policy, with its counters.
     pub fn rule_counts(&self) -> Vec<RuleCount> {

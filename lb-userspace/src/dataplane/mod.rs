@@ -45,7 +45,7 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     ends::FlowEnds,
-    explain::{Found, Question},
+    explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
