@@ -212,6 +212,9 @@ pub const fn split_owners(owners: u32) -> (u16, u16) {
 pub struct Hit(pub u32);
 
 impl Hit {
+    /// No flow.
+    pub const NONE: Self = Self(0);
+
     /// Packs slot and direction.
     #[inline(always)]
     pub const fn new(slot: u32, direction: Direction) -> Self {

@@ -1,12 +1,14 @@
 //! Versions, capacities and the shape rule of every record in a map.
 
 /// Changes with any change of a record or a map; names the directory of the pins.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Members of all pools together. Number 0 means "none".
 pub const MAX_MEMBERS: u32 = 1024;
 /// Pools of one generation. Number 0 means "none".
 pub const MAX_POOLS: u32 = 256;
+/// Pools of one generation with each kind of SNAT they are used with. Number 0 means "none".
+pub const MAX_VIEWS: u32 = 512;
 /// Members of one pool.
 pub const POOL_MEMBERS: usize = 64;
 /// Virtual servers. Number 0 means "none".
@@ -17,8 +19,8 @@ pub const MAX_PLACES: u32 = 4096;
 pub const MAX_WORKERS: u32 = 64;
 /// Two generations side by side: the one in use and the one being built.
 pub const EPOCHS: u32 = 2;
-/// Flow records that one run of the sweep program looks at.
-pub const SWEEP: u32 = 32;
+/// Flow records that one run of the sweep program looks at: a chunk.
+pub const SWEEP: u32 = crate::pair::CHUNK;
 /// Flows that one run of the ending program ends.
 pub const ENDS: u32 = 64;
 /// Passthrough flows tracked at once, unless configured.

@@ -6,11 +6,14 @@
 pub mod access;
 pub mod addr;
 pub mod atomic;
+pub mod bits;
 pub mod checksum;
 pub mod event;
 pub mod flow;
+pub mod index;
 pub mod layout;
 pub mod member;
+pub mod pair;
 pub mod reason;
 pub mod service;
 pub mod shift;

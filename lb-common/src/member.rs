@@ -7,13 +7,11 @@ map_record!(
     Member {
         /// Where it listens.
         address: Addr,
-        /// The box's own address on the way to it (`snat = "automap"`).
-        automap: Addr,
         /// Port, network order.
         port: u16,
         /// May it take new flows? 0 or 1.
         available: u16,
         /// Distinguishes members with the same address in different pools.
         pool_hash: u32,
-    } size 40 align 4
+    } size 24 align 4
 );

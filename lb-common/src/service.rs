@@ -1,18 +1,12 @@
 //! Virtual servers and pools as the kernel plane sees them.
 
-use crate::{addr::Addr, layout::POOL_MEMBERS, map_record};
-
-map_record!(
-    /// What a packet's destination is looked up by.
-    ServiceKey {
-        /// The virtual address.
-        address: Addr,
-        /// Port, network order.
-        port: u16,
-        /// Which of the generations side by side: 0 or 1.
-        epoch: u16,
-    } size 20 align 4
-);
+use crate::{
+    addr::Addr,
+    index::HASH_KEYS,
+    layout::POOL_MEMBERS,
+    map_record,
+    tcp::{LIMITS, Limit, Phase, RESET_LIMIT},
+};
 
 map_record!(
     /// What is looked up when no virtual server has the very address: the longest prefix of these bits wins. The first
@@ -30,13 +24,13 @@ map_record!(
 map_record!(
     /// A virtual server.
     Service {
-        /// Index of its pool in the pool table, epoch included.
+        /// Index of its pool, with the SNAT it is used with, in the pool table; epoch included.
         pool: u32,
         /// Its number, for flows and counters.
         virtual_server: u16,
         /// [`Service::PASSTHROUGH`] or [`Service::PROXY`].
         forward: u8,
-        /// [`Service::SNAT_NONE`] or [`Service::SNAT_AUTOMAP`].
+        /// [`Service::SNAT_NONE`], [`Service::SNAT_AUTOMAP`] or [`Service::SNAT_POOL`].
         snat: u8,
         /// [`Service::PROXY_HEADER`], or nothing.
         flags: u32,
@@ -48,16 +42,22 @@ impl Service {
     pub const PASSTHROUGH: u8 = 1;
     /// It is steered to the proxy plane.
     pub const PROXY: u8 = 2;
+    /// It is gone from the configuration: its flows go on, new ones find nothing.
+    pub const GONE: u8 = 3;
+    /// As [`Self::PROXY`], and flows of a time when the kernel plane carried it go on.
+    pub const PROXY_AFTER: u8 = 4;
     /// The member sees the client's address.
     pub const SNAT_NONE: u8 = 0;
     /// The member sees the box's own address.
     pub const SNAT_AUTOMAP: u8 = 1;
+    /// The member sees an address of a SNAT pool.
+    pub const SNAT_POOL: u8 = 2;
     /// A PROXY protocol header tells the member who the client is.
     pub const PROXY_HEADER: u32 = 1;
 }
 
 map_record!(
-    /// A pool: who may be chosen, and how.
+    /// A pool: who may be chosen, and how, and where flows to each member come from.
     Pool {
         /// [`Pool::LEAST_CONNECTIONS`] or [`Pool::ROUND_ROBIN`].
         method: u32,
@@ -67,7 +67,9 @@ map_record!(
         turn: u32,
         /// Numbers of its members.
         members: [u16; POOL_MEMBERS],
-    } size 140 align 4
+        /// By place in `members`: its [`crate::pair::Source`], epoch included.
+        sources: [u16; POOL_MEMBERS],
+    } size 268 align 4
 );
 
 impl Pool {
@@ -79,17 +81,23 @@ impl Pool {
 
 map_record!(
     /// What holds for every packet. One record; replacing it flips the generation.
+    ///
+    /// Replaced twice, first all but the epoch and then the epoch alone: a program may see half of a change.
     Config {
         /// Which of the generations side by side is in use: 0 or 1.
         epoch: u32,
-        /// Lowest SNAT port, host order.
-        port_low: u16,
-        /// How many SNAT ports follow from there; never 0 once configured.
-        port_count: u16,
         /// Number of the generation in use, noted in new flows.
         generation: u32,
-        /// How many flow records exist, record 0 (unused) included.
-        flows: u32,
+        /// How many chunks of flow records exist, chunk 0 (unused) included.
+        chunks: u32,
+        /// Buckets of the table of flows, less one.
+        flow_mask: u32,
+        /// Half-open flows at once; beyond it only old ones of them make room for new ones.
+        embryonic: u32,
+        /// Does any virtual server leave the client's address? Then replies are looked up by it too.
+        by_key: u32,
+        /// Idle limits in ticks, by [`crate::tcp::Limit`].
+        limits: [u32; LIMITS],
         /// Proxy workers that hold a listener in the steering table.
         workers: u32,
         /// Process id of the daemon that wrote this.
@@ -98,5 +106,30 @@ map_record!(
         instance: u32,
         /// Do virtual servers on prefixes exist? 0 or 1.
         prefixes: u32,
-    } size 32 align 4
+        /// Seeds of the tables of virtual servers and pairs, by epoch.
+        seeds: [u64; 2],
+        /// What flows are hashed by; never changed while there is a table of flows.
+        hash: [u64; HASH_KEYS],
+    } size 152 align 8
 );
+
+impl Config {
+    /// The seed of the tables in use.
+    #[inline(always)]
+    pub const fn seed(&self) -> u64 {
+        self.seeds[self.epoch as usize & 1]
+    }
+
+    /// Idle limit of a phase in ticks.
+    #[inline(always)]
+    pub const fn idle_limit(&self, phase: Phase) -> u32 {
+        match phase {
+            Phase::Free | Phase::Claimed => u32::MAX,
+            Phase::Syn => self.limits[Limit::Syn as usize],
+            Phase::Established => self.limits[Limit::Established as usize],
+            Phase::FinClient | Phase::FinMember => self.limits[Limit::HalfClosed as usize],
+            Phase::Closing => self.limits[Limit::Closing as usize],
+            Phase::Reset => RESET_LIMIT,
+        }
+    }
+}

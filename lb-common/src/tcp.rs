@@ -114,23 +114,6 @@ impl Phase {
         matches!(self, Self::Closing | Self::Reset)
     }
 
-    /// Idle limit in ticks (see [`TICK_SHIFT`]).
-    ///
-    /// Established: RFC 5382 §5, REQ-5: at least 2 h 4 min; half-closed and closing as REQ-5's transitory
-    /// limit of 4 min, save that a connection both sides have finished needs only the retransmissions of its
-    /// last acknowledgement. Half-open: longer than the gap between a client's fifth and sixth SYN.
-    #[inline(always)]
-    pub const fn idle_limit(self) -> u32 {
-        match self {
-            Self::Free | Self::Claimed => u32::MAX,
-            Self::Syn => 60,
-            Self::Established => 7440,
-            Self::FinClient | Self::FinMember => 240,
-            Self::Closing => 5,
-            Self::Reset => 2,
-        }
-    }
-
     /// The word used in views and logs.
     pub const fn word(self) -> &'static str {
         match self {
@@ -145,6 +128,33 @@ impl Phase {
         }
     }
 }
+
+/// Which configured idle limit; the index into [`crate::service::Config::limits`].
+#[repr(usize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// Half-open.
+    Syn = 0,
+    /// Open both ways.
+    Established = 1,
+    /// One side has finished.
+    HalfClosed = 2,
+    /// Both have; so long a port rests.
+    Closing = 3,
+}
+
+/// How many there are.
+pub const LIMITS: usize = 4;
+
+/// Ticks that a reset flow waits for an end that does not believe it.
+pub const RESET_LIMIT: u32 = 2;
+
+/// Idle limits in ticks unless configured, by [`Limit`].
+///
+/// Established: RFC 5382 §5, REQ-5: at least 2 h 4 min; half-closed: its transitory limit of 4 min. Closing: a member may
+/// hold its last connection from that port in TIME-WAIT for a minute. Half-open: longer than the gap between a client's
+/// fifth and sixth SYN.
+pub const DEFAULT_LIMITS: [u32; LIMITS] = [60, 7440, 240, 56];
 
 /// How far a reset's sequence number may lie ahead of the last byte seen: segments before it may have been lost.
 const RESET_AHEAD: u32 = 1 << 20;
@@ -169,6 +179,11 @@ pub const TICK_SHIFT: u32 = 30;
 #[inline(always)]
 pub const fn tick(now_ns: u64) -> u32 {
     (now_ns >> TICK_SHIFT) as u32
+}
+
+/// The ticks that cover so many milliseconds.
+pub const fn ticks(milliseconds: u64) -> u32 {
+    (milliseconds * 1_000_000).div_ceil(1 << TICK_SHIFT) as u32
 }
 
 #[cfg(test)]

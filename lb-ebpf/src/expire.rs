@@ -1,118 +1,179 @@
-//! Where flow records come from and when they go back.
+//! When flow records go back.
 //!
 //! Expiry needs no daemon: a new flow that finds no free record looks at a few old ones itself. While the daemon lives
-//! it runs the sweep every second, so that records and ports come back early.
+//! it runs the sweep every second, so that records and ports come back early. Established flows are never given up for
+//! new ones.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    bits::lowest,
     event::Cause,
     flow::Flow,
-    layout::SWEEP,
+    pair::{CHUNK, Mark, PLACES, Pair, slot},
     service::Config,
     tcp::{Phase, tick},
 };
 
-use crate::{Tables, atomic};
+use crate::{
+    Tables, atomic,
+    marks::{self, NONE},
+    opaque::opaque,
+    ports,
+};
 
-/// Records that a new flow looks at when none is free.
-const PROBES: u32 = 8;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
-/// Claims a record for a new flow; its phase is `Claimed` afterwards. 0 when none is to be had.
-///
-/// Free records first, then never used ones, then expired ones, then half-open ones: an established flow is never
-/// given up for a new one.
+/// Looks at a few flows of a pair for one that may be given up: slot and port of its claimed record, or 0.
 #[inline(always)]
-pub(crate) fn claim<T: Tables>(tables: &T, now: u64) -> u32 {
-    tables
-        .config()
-        .and_then(|config| free(tables, config, now))
-        .unwrap_or(0)
-}
-
-#[inline(always)]
-fn free<T: Tables>(tables: &T, config: &Config, now: u64) -> Option<u32> {
-    if let Some(slot) = tables.pop_free() {
-        let flow = tables.flow(slot)?;
-        flow.phase.store(Phase::Claimed as u32, Relaxed);
-        return Some(slot);
+pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
+    let hand = pair.hand.load(Relaxed);
+    let place = marks::find(pair, Mark::Bound, hand / CHUNK);
+    if place == NONE {
+        return 0;
     }
-    let allocation = tables.allocation()?;
-    if allocation.unused.load(Relaxed) < config.flows {
-        // Slot 0 stays unused: it is what an empty record would lead to.
-        let slot = atomic::draw(&allocation.unused) + 1;
-        if slot < config.flows {
-            let flow = tables.flow(slot)?;
-            flow.phase.store(Phase::Claimed as u32, Relaxed);
-            return Some(slot);
-        }
-    }
-    for _ in 0..PROBES {
-        let slot = atomic::draw(&allocation.hand).checked_rem(config.flows)?;
-        let Some(record) = tables.flow(slot) else {
+    let start = if place == hand / CHUNK {
+        hand % CHUNK
+    } else {
+        0
+    };
+    pair.hand.store(place * CHUNK + start + probes, Relaxed);
+    let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
+    let Some(chunk) = tables.chunk(bound) else {
+        return 0;
+    };
+    let idle = chunk.free.load(Relaxed) | chunk.resting.load(Relaxed);
+    for step in 0..probes {
+        let at = start + step & (CHUNK - 1);
+        if idle >> at & 1 != 0 || bound == 0 {
             continue;
-        };
-        let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0
-            && makes_room(record, phase, now)
-            && tables.release(slot, phase, Cause::Reclaimed)
-        {
-            return Some(slot);
+        }
+        let slot = slot(bound, at as u16);
+        if tables.surrender(slot) {
+            return u64::from(slot) | u64::from(place * CHUNK + at) << 32;
         }
     }
-    None
+    0
 }
 
-/// Gives up a flow that stands in the way of a new one, if it may be; true when its keys are gone.
+/// Gives up a flow if it may be given up for a new one: an expired one, and a half-open one that is not young. True when
+/// its claimed record is the caller's.
 #[inline(always)]
-pub(crate) fn reclaim<T: Tables>(tables: &T, slot: u32) -> bool {
-    let Some(record) = tables.flow(slot) else {
+pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
+    let (Some(config), Some(record)) = (tables.config(), tables.flow(slot)) else {
         return false;
     };
+    let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
-    if !makes_room(record, phase, tables.now()) || !tables.release(slot, phase, Cause::Reclaimed) {
+    let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
+    if !(embryonic || expired(config, record, phase, now))
+        || !tables.release(slot, phase, Cause::Reclaimed)
+    {
         return false;
     }
-    record.phase.store(Phase::Free as u32, Relaxed);
-    tables.push_free(slot);
+    tables.unrest(slot);
     true
 }
 
-/// May a flow be given up for a new one? An expired one, and a half-open one that is not young.
+/// Takes the record of a resting port, whose bit the caller has taken; false when its flow talks on.
 #[inline(always)]
-fn makes_room(record: &Flow, phase: Phase, now: u64) -> bool {
-    let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-    embryonic || expired(record, phase, now)
+pub(crate) fn retake<T: Tables>(tables: &T, record: &Flow, slot: u32) -> bool {
+    let phase = Phase::from_u32(record.phase.load(Relaxed));
+    if phase.ended() {
+        return tables.release(slot, phase, Cause::Reclaimed);
+    }
+    phase == Phase::Free
+        && atomic::swap_if(&record.phase, Phase::Free as u32, Phase::Claimed as u32)
 }
 
-/// Releases expired flows among the next [`SWEEP`] records.
+/// Releases the expired flows of the next chunk.
 #[inline(always)]
 pub fn sweep<T: Tables>(tables: &T) {
-    let (Some(config), Some(allocation)) = (tables.config(), tables.allocation()) else {
+    let Some(allocation) = tables.allocation() else {
         return;
     };
-    let now = tables.now();
-    let used = (allocation.unused.load(Relaxed) + 1).min(config.flows);
-    for _ in 0..SWEEP {
-        let Some(slot) = atomic::draw(&allocation.sweep).checked_rem(used) else {
-            return;
-        };
-        let Some(record) = tables.flow(slot) else {
-            continue;
-        };
-        let phase = Phase::from_u32(record.phase.load(Relaxed));
-        if slot != 0 && expired(record, phase, now) && tables.release(slot, phase, Cause::Expired) {
-            record.phase.store(Phase::Free as u32, Relaxed);
-            tables.push_free(slot);
-        }
+    let used = allocation.unused.load(Relaxed);
+    if let Some(chunk) = atomic::draw(&allocation.sweep).checked_rem(used) {
+        tables.sweep_chunk(chunk + 1);
     }
 }
 
+/// Releases the expired flows of a chunk, and takes it off its pair when it has none left: then true.
 #[inline(always)]
-fn expired(record: &Flow, phase: Phase, now: u64) -> bool {
-    idle(record, now) > phase.idle_limit()
+pub(crate) fn sweep_chunk<T: Tables>(tables: &T, number: u32) -> bool {
+    let Some(chunk) = tables.chunk(number) else {
+        return false;
+    };
+    let Some(pair) = tables.pair(chunk.pair.load(Relaxed)) else {
+        return false;
+    };
+    if chunk.pair.load(Relaxed) == 0 {
+        return false;
+    }
+    let mut busy = !chunk.free.load(Relaxed);
+    let mut live = 0;
+    for _ in 0..CHUNK {
+        if busy == 0 {
+            break;
+        }
+        let at = lowest(opaque(busy)) & (CHUNK - 1);
+        busy &= busy.wrapping_sub(1);
+        live += u32::from(!tables.expire(slot(number, at as u16)));
+    }
+    let all = tables.usable(pair.ports.load(Relaxed), chunk.place.load(Relaxed));
+    live == 0 && ports::unbind(tables, number, chunk, all)
+}
+
+/// Releases a flow when it has expired, and a port when it has rested; true when nothing is left there.
+#[inline(always)]
+pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
+    let (Some(config), Some(record)) = (tables.config(), tables.flow(slot)) else {
+        return true;
+    };
+    let now = tables.now();
+    let phase = Phase::from_u32(record.phase.load(Relaxed));
+    if phase == Phase::Free {
+        return rested(tables, config, record, slot, now);
+    }
+    if !expired(config, record, phase, now) || !tables.release(slot, phase, Cause::Expired) {
+        return false;
+    }
+    restore(tables, record, slot);
+    true
+}
+
+/// A port whose connection was forgotten rests as long as if it had not been.
+#[inline(always)]
+fn rested<T: Tables>(tables: &T, config: &Config, record: &Flow, slot: u32, now: u64) -> bool {
+    let resting = tables
+        .chunk(slot / CHUNK)
+        .is_some_and(|chunk| chunk.resting.load(Relaxed) >> (slot % CHUNK) & 1 != 0);
+    // Neither free nor resting: an excluded port, or one that is being claimed. The latter's chunk is not empty: its
+    // free bit is clear.
+    if !resting {
+        return true;
+    }
+    if idle(record, now) <= config.idle_limit(Phase::Closing)
+        || !atomic::swap_if(&record.phase, Phase::Free as u32, Phase::Claimed as u32)
+    {
+        return false;
+    }
+    restore(tables, record, slot);
+    true
+}
+
+/// Gives a claimed record back.
+#[inline(always)]
+pub(crate) fn restore<T: Tables>(tables: &T, record: &Flow, slot: u32) {
+    tables.unrest(slot);
+    record.phase.store(Phase::Free as u32, Relaxed);
+    tables.put_port(slot, Mark::Free);
+}
+
+#[inline(always)]
+fn expired(config: &Config, record: &Flow, phase: Phase, now: u64) -> bool {
+    idle(record, now) > config.idle_limit(phase)
 }
 
 /// Ticks since the last packet. Another CPU's clock may be a tick ahead: that is no idle time.

@@ -3,6 +3,7 @@
 use lb_common::{
     access::{Action, Explanation, Guard, SourceKey},
     addr::Addr,
+    layout::POOL_MEMBERS,
     reason::DropReason,
     service::{Config, Service},
 };
@@ -10,6 +11,7 @@ use lb_common::{
 use crate::{
     Frame, Tables,
     access::{ACCEPTED, Knock, guard, reason},
+    opaque::opaque,
     parse::Deep,
     service,
 };
@@ -66,15 +68,21 @@ fn look<T: Tables>(
         refuse(found, reason);
         return;
     }
-    found.member = tables.peek(service.pool);
+    let chosen = tables.peek(service.pool);
+    found.member = chosen & 0xffff;
     if found.member == 0 {
         refuse(found, DropReason::NoMember);
     } else if service.forward == Service::PASSTHROUGH && service.snat != Service::SNAT_NONE {
-        found.snat = tables
-            .member(found.member)
-            .map_or(Addr::UNSET, |member| member.automap);
-        if found.snat == Addr::UNSET {
-            refuse(found, DropReason::NoSnatAddress);
+        // Of a SNAT pool the first: which one's turn it is changes with every connection.
+        let pair = tables
+            .pool(service.pool)
+            .map(|pool| pool.sources[opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1)])
+            .and_then(|source| tables.source(u32::from(source)))
+            .filter(|source| source.count != 0)
+            .and_then(|source| tables.pair(u32::from(source.pairs[0])));
+        match pair {
+            Some(pair) => found.snat = pair.source,
+            None => refuse(found, DropReason::NoSnatAddress),
         }
     }
 }

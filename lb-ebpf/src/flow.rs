@@ -1,93 +1,166 @@
 //! Finding, opening, tracking and releasing flows.
 //!
-//! A record is owned by whoever moves its phase to `Claimed` by compare-and-swap. Both keys are inserted only when the
-//! record is complete and removed before it is given back, so a key never leads to another connection's record; a
-//! packet that looked a key up just before is caught by comparing its addresses with the record.
+//! A record is owned by whoever clears its port's bit, or moves its phase to `Claimed` by compare-and-swap. It is entered
+//! into the index only when it is complete, and leaves it before it is given back, so nothing leads to another
+//! connection's record; a packet that was led here just before is caught by comparing its addresses with the record.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     event::Cause,
-    flow::{Flow, Hit, owners, split_owners},
+    flow::{Flow, FlowKey, Hit, owners, split_owners},
+    layout::POOL_MEMBERS,
+    pair::Mark,
     reason::DropReason,
-    service::Service,
+    service::{Config, Service},
     tcp::{Direction, Flags, Phase, follows, resets, tick},
 };
 
-use crate::{Packet, Tables, atomic, report, shift, snat};
+use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service, shift};
+
+/// Where a packet belongs: a word, so that a function of its own can give it back.
+#[derive(Clone, Copy)]
+pub(crate) struct Found(pub(crate) u64);
+
+impl Found {
+    /// The flow.
+    #[inline(always)]
+    pub(crate) const fn hit(self) -> Hit {
+        Hit(self.0 as u32)
+    }
+
+    /// Is it for a virtual server?
+    #[inline(always)]
+    pub(crate) const fn served(self) -> bool {
+        self.0 >> 32 != 0
+    }
+}
 
 /// The live flow a packet belongs to. A SYN on a flow that has ended belongs to none: a client may use its port again.
 #[inline(always)]
 pub(crate) fn find<T: Tables>(tables: &T, packet: &Packet) -> Option<Hit> {
-    let hit = tables.hit(&packet.key)?;
-    let flow = tables.flow(hit.slot())?;
-    if !flow.route.matches(hit.direction(), &packet.key) {
+    let hit = Found(tables.look_up(&packet.key)).hit();
+    if hit == Hit::NONE {
         return None;
     }
-    match Phase::from_u32(flow.phase.load(Relaxed)) {
-        Phase::Free | Phase::Claimed => None,
-        phase if phase.ended() && packet.flags.opens() && hit.direction() == Direction::Forward => {
-            if tables.release(hit.slot(), phase, Cause::Reused) {
-                flow.phase.store(Phase::Free as u32, Relaxed);
-                tables.push_free(hit.slot());
+    let flow = tables.flow(hit.slot())?;
+    (!reopens(flow, hit, packet.flags)).then_some(hit)
+}
+
+/// Whether a packet is for a virtual server, and the flow that it belongs to: as [`Found`] takes it apart.
+#[inline(always)]
+pub(crate) fn look_up<T: Tables>(tables: &T, key: &FlowKey) -> u64 {
+    let Some(config) = tables.config() else {
+        return 0;
+    };
+    let mut direction = Direction::Forward;
+    let mut served = 0;
+    match service::find(tables, config, &key.dst, key.dport) {
+        Some(found) => {
+            served = 1 << 32;
+            if found.forward == Service::PROXY {
+                return served;
             }
-            None
         }
-        _ => Some(hit),
+        None => {
+            let (slot, by_key) = service::reply(tables, config, key);
+            if slot != 0 {
+                return u64::from(Hit::new(slot, Direction::Reverse).0);
+            }
+            if !by_key {
+                return 0;
+            }
+            direction = Direction::Reverse;
+        }
     }
+    match index::find(tables, config, key, direction) {
+        0 => served,
+        slot => served | u64::from(Hit::new(slot, direction).0),
+    }
+}
+
+/// May a packet open a connection although a flow of the same addresses is there? When that one has ended: a client may
+/// use its port again.
+#[inline(always)]
+pub(crate) fn reopens(flow: &Flow, hit: Hit, flags: Flags) -> bool {
+    flags.opens()
+        && hit.direction() == Direction::Forward
+        && Phase::from_u32(flow.phase.load(Relaxed)).ended()
 }
 
 /// Opens a flow for the first packet of a connection: its slot.
 #[inline(always)]
 pub(crate) fn open<T: Tables>(
     tables: &T,
+    config: &Config,
     service: &Service,
     packet: &Packet,
-    now: u64,
 ) -> Result<u32, DropReason> {
-    let number = tables.select(service.pool);
-    if number == 0 {
+    let chosen = tables.select(service.pool);
+    if chosen == 0 {
         return Err(DropReason::NoMember);
     }
-    let slot = tables.claim(now);
-    if slot == 0 {
-        return Err(DropReason::FlowTableFull);
+    // The optimiser has seen that the place is one; the verifier has not.
+    let place = opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1);
+    let number = chosen & 0xffff;
+    let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
+    let allocation = tables.allocation().ok_or(DropReason::Internal)?;
+    let pressed = allocation.embryonic.load(Relaxed) >= config.embryonic;
+    let got = tables.take(u32::from(pool.sources[place]), u32::from(pressed));
+    let slot = got as u32;
+    match got {
+        ports::NO_CHUNK => return Err(DropReason::FlowTableFull),
+        ports::NO_PAIR => return Err(DropReason::NoSnatAddress),
+        ports::NO_PORT if pressed => return Err(DropReason::FlowTableFull),
+        ports::NO_PORT => return Err(DropReason::PortsExhausted),
+        _ => {}
     }
-    let filled = fill(tables, service, packet, number, slot);
-    if filled.is_err() {
-        if let Some(flow) = tables.flow(slot) {
-            flow.phase.store(Phase::Free as u32, Relaxed);
-        }
-        tables.push_free(slot);
-        // The same SYN on another CPU may have been first.
-        if let Some(hit) = tables.hit(&packet.key) {
-            return Ok(hit.slot());
-        }
+    tables.write_leave(slot, Direction::Reverse, &packet.key);
+    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
+    flow.next[0].store(packet.next(), Relaxed);
+    for direction in 0..2 {
+        flow.shift[direction].store(0, Relaxed);
     }
-    filled.map(|()| slot)
+    shift::prepare(flow, service, packet);
+    let owners = owners(number as u16, service.virtual_server);
+    match tables.fill(got, owners, u32::from(service.snat)) {
+        filled::DONE => Ok(slot),
+        // The same SYN on another CPU was first, or the member could not tell the client's connections apart.
+        filled::TWICE => Err(DropReason::PortsExhausted),
+        _ => Err(DropReason::FlowTableFull),
+    }
 }
 
-/// Completes a claimed record and makes both keys lead to it.
-///
-/// A function of its own: its keys need stack that the rest of the path would lack.
-#[inline(never)]
-fn fill<T: Tables>(
-    tables: &T,
-    service: &Service,
-    packet: &Packet,
-    number: u32,
-    slot: u32,
-) -> Result<(), DropReason> {
-    let config = tables.config().ok_or(DropReason::Internal)?;
-    let reply = snat::bind(tables, service, packet, number, slot)?;
-    if !tables.insert(&packet.key, Hit::new(slot, Direction::Forward)) {
-        tables.remove(&reply);
-        return Err(DropReason::FlowTableFull);
-    }
-    let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
+/// What filling a record came to.
+mod filled {
+    /// It carries the connection.
+    pub(super) const DONE: u32 = 0;
+    /// The index has no room.
+    pub(super) const FULL: u32 = 1;
+    /// The same connection is there already, from the client's or the member's point of view.
+    pub(super) const TWICE: u32 = 2;
+}
+
+/// Completes a claimed record, of which the client's side is there, and enters it into the index; else gives it back and
+/// says why. `got` is its slot and port as [`ports::take`] says them.
+#[inline(always)]
+pub(crate) fn fill<T: Tables>(tables: &T, got: u64, owners: u32, snat: u32) -> u32 {
+    let (slot, port) = (got as u32, ((got >> 32) as u16).to_be());
+    let (number, virtual_server) = split_owners(owners);
+    let (Some(config), Some(member), Some(pair)) = (
+        tables.config(),
+        tables.member(u32::from(number)),
+        tables.pair_of(slot),
+    ) else {
+        return filled::FULL;
+    };
+    let by_key = snat == u32::from(Service::SNAT_NONE);
+    tables.write_source(slot, (!by_key).then_some((&pair.source, port)), member);
+    let Some(flow) = tables.flow(slot) else {
+        return filled::FULL;
+    };
     let now = tick(tables.now());
-    flow.owners
-        .store(owners(number as u16, service.virtual_server), Relaxed);
+    flow.owners.store(owners, Relaxed);
     flow.generation.store(config.generation, Relaxed);
     flow.created.store(now, Relaxed);
     flow.last_seen.store(now, Relaxed);
@@ -95,21 +168,45 @@ fn fill<T: Tables>(
         flow.packets[direction].store(0, Relaxed);
         flow.bytes[direction].store(0, Relaxed);
         flow.ways[direction].resolved.store(0, Relaxed);
-        flow.shift[direction].store(0, Relaxed);
     }
-    shift::prepare(flow, service, packet);
-    flow.next[0].store(packet.next(), Relaxed);
     flow.vlan.store(0, Relaxed);
-    if let Some(cell) = tables.member_cell(number) {
+    let mut came_to = filled::DONE;
+    if !tables.enter(slot, Direction::Forward) || by_key && !tables.enter(slot, Direction::Reverse)
+    {
+        came_to = filled::FULL;
+    } else if tables.rival(slot, Direction::Forward)
+        || by_key && tables.rival(slot, Direction::Reverse)
+    {
+        came_to = filled::TWICE;
+    }
+    if came_to != filled::DONE {
+        tables.leave(slot, Direction::Forward);
+        if by_key {
+            tables.leave(slot, Direction::Reverse);
+        }
+        flow.phase.store(Phase::Free as u32, Relaxed);
+        tables.put_port(slot, Mark::Free);
+        return came_to;
+    }
+    if let Some(cell) = tables.member_cell(u32::from(number)) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
     }
-    if let Some(cell) = tables.service_cell(u32::from(service.virtual_server)) {
+    if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         atomic::add(&cell.flows_active, 1);
         atomic::add(&cell.flows_total, 1);
     }
+    embryonic(tables, 1);
     flow.phase.store(Phase::Syn as u32, Relaxed);
-    Ok(())
+    filled::DONE
+}
+
+/// A flow becomes half-open, or ceases to be: adds 1, or the number that takes 1 off.
+#[inline(always)]
+fn embryonic<T: Tables>(tables: &T, one: u32) {
+    if let Some(allocation) = tables.allocation() {
+        atomic::gauge(&allocation.embryonic, one);
+    }
 }
 
 /// What a packet tells about its flow.
@@ -137,6 +234,37 @@ impl Note {
     }
 }
 
+/// Notes a packet that changes no phase, as nearly all do; false when it may.
+#[inline(always)]
+pub(crate) fn touch(flow: &Flow, note: &Note, now: u64) -> bool {
+    let (direction, flags) = note.way;
+    let phase = flow.phase.load(Relaxed);
+    if flags.any(Flags::SYN | Flags::FIN | Flags::RST)
+        || phase.wrapping_sub(Phase::Established as u32)
+            > Phase::Closing as u32 - Phase::Established as u32
+    {
+        return false;
+    }
+    count(flow, direction, note, now);
+    let next = &flow.next[direction as usize & 1];
+    if follows(note.next, next.load(Relaxed)) {
+        next.store(note.next, Relaxed);
+    }
+    true
+}
+
+#[inline(always)]
+fn count(flow: &Flow, direction: Direction, note: &Note, now: u64) {
+    let side = direction as usize & 1;
+    flow.last_seen.store(tick(now), Relaxed);
+    flow.packets[side].store(flow.packets[side].load(Relaxed).wrapping_add(1), Relaxed);
+    let bytes = &flow.bytes[side];
+    bytes.store(
+        bytes.load(Relaxed).wrapping_add(u64::from(note.length)),
+        Relaxed,
+    );
+}
+
 /// Notes a packet: time, counters, phase.
 #[inline(always)]
 pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
@@ -144,17 +272,10 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         return;
     };
     let (direction, flags) = note.way;
-    let side = direction as usize & 1;
-    flow.last_seen.store(tick(tables.now()), Relaxed);
-    flow.packets[side].store(flow.packets[side].load(Relaxed).wrapping_add(1), Relaxed);
-    flow.bytes[side].store(
-        flow.bytes[side]
-            .load(Relaxed)
-            .wrapping_add(u64::from(note.length)),
-        Relaxed,
-    );
+    count(flow, direction, note, tables.now());
     let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    let seen = flow.next[side].load(Relaxed);
+    let next = &flow.next[direction as usize & 1];
+    let seen = next.load(Relaxed);
     if flags.any(Flags::RST) {
         // Half-open, a reset answers the other side's SYN and its number says nothing.
         if phase != Phase::Syn && !resets(note.sequence, seen) {
@@ -162,10 +283,10 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         }
         flow.note_reset(direction);
     } else if phase == Phase::Syn || follows(note.next, seen) {
-        flow.next[side].store(note.next, Relaxed);
+        next.store(note.next, Relaxed);
     }
     if phase.after(direction, flags) != phase {
-        turn(tables, flow, direction, flags);
+        turn(tables, slot, flow, direction, flags);
     }
 }
 
@@ -174,7 +295,7 @@ const TURNS: u32 = 4;
 
 /// Moves a flow to its next phase. Another CPU may do the same for the other direction: then from where that one left it.
 #[inline(always)]
-fn turn<T: Tables>(tables: &T, flow: &Flow, direction: Direction, flags: Flags) {
+fn turn<T: Tables>(tables: &T, slot: u32, flow: &Flow, direction: Direction, flags: Flags) {
     for _ in 0..TURNS {
         let number = flow.phase.load(Relaxed);
         let phase = Phase::from_u32(number);
@@ -182,12 +303,24 @@ fn turn<T: Tables>(tables: &T, flow: &Flow, direction: Direction, flags: Flags) 
         if !atomic::swap_if(&flow.phase, number, next as u32) {
             continue;
         }
-        match (phase.ended(), next.ended()) {
-            (false, true) => count_active(tables, flow, u64::MAX),
-            (true, false) => count_active(tables, flow, 1),
-            _ => {}
-        }
+        moved(tables, slot, flow, phase, next);
         return;
+    }
+}
+
+/// A flow went from one phase to another: who counts it, and may its port be taken?
+#[inline(always)]
+fn moved<T: Tables>(tables: &T, slot: u32, flow: &Flow, from: Phase, to: Phase) {
+    if from == Phase::Syn && to != Phase::Syn {
+        embryonic(tables, u32::MAX);
+    }
+    if !from.ended() && to.ended() {
+        count_active(tables, flow, u64::MAX);
+        tables.put_port(slot, Mark::Resting);
+    }
+    if from.ended() && !to.ended() {
+        count_active(tables, flow, 1);
+        tables.unrest(slot);
     }
 }
 
@@ -200,8 +333,13 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase, cause: Cau
     if !atomic::swap_if(&flow.phase, phase as u32, Phase::Claimed as u32) {
         return false;
     }
-    tables.remove(&flow.route.key(Direction::Forward));
-    tables.remove(&flow.route.key(Direction::Reverse));
+    tables.leave(slot, Direction::Forward);
+    if flow.route.snat() == flow.route.client() {
+        tables.leave(slot, Direction::Reverse);
+    }
+    if phase == Phase::Syn {
+        embryonic(tables, u32::MAX);
+    }
     if !phase.ended() {
         count_active(tables, flow, u64::MAX);
     }
@@ -231,9 +369,23 @@ pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: C
     if !tables.release(slot, phase, cause) {
         return false;
     }
-    flow.phase.store(Phase::Free as u32, Relaxed);
-    tables.push_free(slot);
+    expire::restore(tables, flow, slot);
     true
+}
+
+/// Takes an ended flow apart whose client opens another from the same port: the connection is forgotten, but the port
+/// towards the member rests on. False when it has not ended.
+#[inline(always)]
+pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) -> bool {
+    let Some(flow) = tables.flow(slot) else {
+        return false;
+    };
+    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let ended = phase.ended() && tables.release(slot, phase, Cause::Reused);
+    if ended {
+        flow.phase.store(Phase::Free as u32, Relaxed);
+    }
+    ended
 }
 
 /// The connection begins or ceases to count as active: adds 1, or the number that takes 1 off.

@@ -72,7 +72,11 @@ pub fn icmp<F: Frame, T: Tables>(
     }
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
-    forward::way(frame, &quote.outer, flow, direction, now, egress)?;
+    match forward::way(frame, &quote.outer, flow, direction, now, egress) {
+        // Nobody answers an error by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
+        Err(DropReason::TtlExceeded | DropReason::TooBig) => return Err(DropReason::NoAnswer),
+        found => found?,
+    }
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
@@ -292,7 +296,11 @@ fn transport<F: Frame>(frame: &mut F, quote: &mut Quote) -> Result<bool, DropRea
         let [_, protocol] = frame.load::<[u8; 2]>(l3 + offset_of!(Ipv4Hdr, ttl))?;
         let field: u16 = frame.load(l3 + offset_of!(Ipv4Hdr, frags))?;
         quote.about.l4 = l3 + usize::from(first & 0x0f) * 4;
-        if first >> 4 != 4 || protocol != IpProto::Tcp as u8 || field & OFFSET != 0 {
+        if first >> 4 != 4
+            || first & 0x0f < 5
+            || protocol != IpProto::Tcp as u8
+            || field & OFFSET != 0
+        {
             return Ok(false);
         }
     }

@@ -25,18 +25,20 @@ mod flow;
 pub mod forward;
 pub mod frame;
 mod icmp;
+mod index;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+mod marks;
 mod odd;
 mod opaque;
 mod parse;
+mod ports;
 mod report;
 mod reset;
 mod rewrite;
 mod select;
 mod service;
 mod shift;
-mod snat;
 #[cfg(target_arch = "bpf")]
 pub mod steer;
 pub mod tables;
@@ -94,13 +96,23 @@ pub fn balance<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
-    if let Some(hit) = flow::find(tables, &packet) {
-        return carry(frame, tables, &packet, hit, egress);
+    let found = flow::Found(tables.look_up(&packet.key));
+    if found.hit() != Hit::NONE {
+        let flow = tables
+            .flow(found.hit().slot())
+            .ok_or(DropReason::Internal)?;
+        if flow::reopens(flow, found.hit(), packet.flags) {
+            return Ok(Verdict::Jump(Jump::Open));
+        }
+        return carry(frame, tables, &packet, found.hit(), egress);
     }
-    let Some(service) = service::find(tables, config, &packet.key.dst, packet.key.dport) else {
+    if !found.served() {
         return Ok(Verdict::Pass);
-    };
-    first::<F, T>(tables, config, service, &packet)
+    }
+    match service::find(tables, config, &packet.key.dst, packet.key.dport) {
+        Some(service) => first::<F, T>(tables, config, service, &packet),
+        None => Ok(Verdict::Pass),
+    }
 }
 
 /// Says who goes on with a packet for a virtual server that belongs to no flow.
@@ -147,7 +159,7 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
     if service.forward != Service::PASSTHROUGH {
         return Ok(Verdict::Pass);
     }
-    flow::open(tables, service, &deep.packet, tables.now())?;
+    flow::open(tables, config, service, &deep.packet)?;
     Ok(Verdict::Jump(Jump::Odd))
 }
 
@@ -172,13 +184,17 @@ fn carry<F: Frame, T: Tables>(
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }
-    tables.track(hit.slot(), &Note::of(packet, direction));
+    let note = Note::of(packet, direction);
+    if !flow::touch(flow, &note, now) {
+        tables.track(hit.slot(), &note);
+    }
     rewrite::apply(
         frame,
         packet,
         &flow.route.leave[direction as usize & 1],
         false,
-    )?;
+    )
+    .map_err(|_| DropReason::Internal)?;
     frame.address(egress)?;
     Ok(Verdict::Send)
 }

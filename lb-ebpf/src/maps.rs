@@ -3,41 +3,50 @@
 //! | map | writer | when full |
 //! | --- | --- | --- |
 //! | `CONFIG` | daemon | one record |
-//! | `SERVICES`, `POOLS`, `MEMBERS` | daemon | the generation is refused before anything changes |
+//! | `SERVICES`, `PAIR_INDEX`, `POOLS`, `SNAT_SOURCES`, `MEMBERS`, `PORT_SETS` | daemon | the generation is refused before anything changes |
 //! | `TURNS`, `ALLOCATION` | programs | fixed |
 //! | `MEMBER_CELLS`, `SERVICE_CELLS` | programs, and the daemon through shared memory | fixed |
-//! | `KEYS`, `FLOWS`, `FREE` | programs | expired and half-open flows make room, then new flows are refused |
+//! | `PAIRS` | daemon: who; programs: which ports | the generation is refused before anything changes |
+//! | `CHUNKS`, `FREE`, `FLOWS`, `FLOW_INDEX` | programs | ended, expired and half-open flows make room, then new flows are refused |
 //! | `DROPS`, `FLOW_ENDS_LOST` | programs | fixed |
 //! | `FLOW_ENDS` (in `report.rs`) | programs; the daemon takes out | ends of flows are lost for the log, and counted |
 //! | `LISTENERS` | daemon | fixed |
 //! | `FRAGMENTS`, `EARLY_FRAGMENTS` | programs | the oldest make room |
 //! | `VLANS` | daemon | fixed |
-//! | `SCRATCH`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
+//! | `SCRATCH`, `KEY`, `NOTICE`, `DEEP`, `QUOTE`, `WORKSPACE` | programs | one record per CPU |
 //! | `TC_JUMPS`, `XDP_JUMPS`, `XDP_GENERIC_JUMPS` | daemon, of each load its own | fixed |
 //!
 //! Those of policies, rates and events are in [`access`].
 //!
-//! Capacities of `KEYS`, `FLOWS` and `FREE` are set when the object is loaded.
+//! Capacities of `FLOWS`, `CHUNKS`, `FREE` and `FLOW_INDEX` are set when the object is loaded.
 #![expect(unsafe_code, reason = "map access")]
 
 mod access;
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use aya_ebpf::{
     helpers,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue, SockMap},
+    maps::{Array, LruHashMap, PerCpuArray, ProgramArray, Queue, SockMap},
 };
 use lb_common::{
+    addr::{Addr, MAPPED},
     atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
+    index::{Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket},
     layout::{
-        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_PLACES, MAX_POOLS,
+        EARLY, EPOCHS, FRAGMENTED, MAX_JUMPS, MAX_MEMBERS, MAX_POOLS, MAX_VIEWS,
         MAX_VIRTUAL_SERVERS, MAX_WORKERS, VLAN_WORDS,
     },
     member::Member,
+    pair::{
+        Allocation, Chunk, MAX_PAIRS, MAX_PORT_SETS, MAX_SOURCES, Mark, PLACES, Pair, PortSet,
+        Source,
+    },
     reason::{DropReason, MAX_REASONS},
-    service::{Config, Pool, Service, ServiceKey},
+    service::{Config, Pool},
     stats::TrafficCell,
     tcp::{Direction, Flags, Phase, tick},
 };
@@ -48,24 +57,28 @@ use crate::{
     expire,
     flow::{self, Note},
     icmp::Quote,
+    index,
     parse::Deep,
-    report, select,
+    ports, report, select,
     shift::{self, Workspace},
-    snat,
-    tables::{Allocation, Tables},
+    tables::Tables,
 };
 
-/// Only insert what is not there (linux/bpf.h).
-const BPF_NOEXIST: u64 = 1;
 /// The daemon maps the array into its memory (Linux 5.5).
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
-static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(EPOCHS * MAX_PLACES, 0);
+static SERVICES: Array<ServiceBucket> = Array::with_max_entries(EPOCHS * SERVICE_BUCKETS, 0);
 #[map]
-static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_POOLS, 0);
+static PAIR_INDEX: Array<Bucket> = Array::with_max_entries(EPOCHS * PAIR_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static POOLS: Array<Pool> = Array::with_max_entries(EPOCHS * MAX_VIEWS, 0);
+#[map]
+static SNAT_SOURCES: Array<Source> = Array::with_max_entries(EPOCHS * MAX_SOURCES, 0);
+#[map]
+static PORT_SETS: Array<PortSet> = Array::with_max_entries(MAX_PORT_SETS, BPF_F_MMAPABLE);
 #[map]
 static TURNS: Array<AtomicU32> = Array::with_max_entries(MAX_POOLS, 0);
 #[map]
@@ -76,11 +89,15 @@ static MEMBER_CELLS: Array<TrafficCell> = Array::with_max_entries(MAX_MEMBERS, B
 static SERVICE_CELLS: Array<TrafficCell> =
     Array::with_max_entries(MAX_VIRTUAL_SERVERS, BPF_F_MMAPABLE);
 #[map]
-static KEYS: HashMap<FlowKey, Hit> = HashMap::with_max_entries(2048, 0);
+static PAIRS: Array<Pair> = Array::with_max_entries(MAX_PAIRS, BPF_F_MMAPABLE);
+#[map]
+static CHUNKS: Array<Chunk> = Array::with_max_entries(16, BPF_F_MMAPABLE);
+#[map]
+static FREE: Queue<u32> = Queue::with_max_entries(16, 0);
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
-static FREE: Queue<u32> = Queue::with_max_entries(1024, 0);
+static FLOW_INDEX: Array<Bucket> = Array::with_max_entries(128, 0);
 #[map]
 static ALLOCATION: Array<Allocation> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -115,6 +132,9 @@ pub static DEEP: PerCpuArray<Deep> = PerCpuArray::with_max_entries(1, 0);
 /// The same of ICMP errors.
 #[map]
 pub static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
+/// The key of an IPv6 packet that is looked up.
+#[map]
+static KEY: PerCpuArray<FlowKey> = PerCpuArray::with_max_entries(1, 0);
 /// Where programs sum a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<[u32; 128]> = PerCpuArray::with_max_entries(1, 0);
@@ -191,9 +211,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        // SAFETY: the daemon never changes a service in place, it only adds and removes.
-        unsafe { SERVICES.get(key) }
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket> {
+        record(&SERVICES, index)
+    }
+
+    #[inline(always)]
+    fn pair_bucket(&self, index: u32) -> Option<&Bucket> {
+        record(&PAIR_INDEX, index)
+    }
+
+    #[inline(always)]
+    fn flow_bucket(&self, index: u32) -> Option<&Bucket> {
+        record(&FLOW_INDEX, index)
     }
 
     #[inline(always)]
@@ -222,19 +251,25 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn hit(&self, key: &FlowKey) -> Option<Hit> {
-        // SAFETY: the value is copied out; a key is never changed in place.
-        unsafe { KEYS.get(key) }.copied()
+    fn source(&self, index: u32) -> Option<&Source> {
+        record(&SNAT_SOURCES, index)
     }
 
     #[inline(always)]
-    fn insert(&self, key: &FlowKey, hit: Hit) -> bool {
-        KEYS.insert(key, hit, BPF_NOEXIST).is_ok()
+    fn pair(&self, number: u32) -> Option<&Pair> {
+        record(&PAIRS, number)
     }
 
     #[inline(always)]
-    fn remove(&self, key: &FlowKey) {
-        let _ = KEYS.remove(key);
+    fn chunk(&self, number: u32) -> Option<&Chunk> {
+        record(&CHUNKS, number)
+    }
+
+    #[inline(always)]
+    fn usable(&self, set: u32, place: u32) -> u64 {
+        record(&PORT_SETS, set).map_or(0, |set| {
+            set.words[place as usize & (PLACES - 1)].load(Relaxed)
+        })
     }
 
     #[inline(always)]
@@ -251,6 +286,20 @@ impl Tables for KernelTables {
             leave.dst = arrive.src;
             leave.sport = arrive.dport;
             leave.dport = arrive.sport;
+        }
+    }
+
+    #[inline(always)]
+    fn write_source(&self, slot: u32, source: Option<(&Addr, u16)>, member: &Member) {
+        if let Some(flow) = FLOWS.get_ptr_mut(slot) {
+            // SAFETY: the caller has claimed the record, nobody else relies on its route.
+            let [to, client] = unsafe { &mut (*flow).route.leave };
+            to.dst = member.address;
+            to.dport = member.port;
+            match source {
+                Some((address, port)) => (to.src, to.sport) = (*address, port),
+                None => (to.src, to.sport) = (client.dst, client.dport),
+            }
         }
     }
 
@@ -293,18 +342,133 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn pop_free(&self) -> Option<u32> {
+    fn pop_chunk(&self) -> Option<u32> {
         FREE.pop().ok().flatten()
     }
 
     #[inline(always)]
-    fn push_free(&self, slot: u32) {
-        let _ = FREE.push(slot, 0);
+    fn push_chunk(&self, chunk: u32) {
+        let _ = FREE.push(chunk, 0);
     }
 
     #[inline(always)]
     fn select(&self, pool: u32) -> u32 {
         select_member(pool)
+    }
+
+    #[inline(always)]
+    fn busy(&self, member: u32) -> u64 {
+        busy_member(member)
+    }
+
+    #[inline(always)]
+    fn take(&self, source: u32, pressed: u32) -> u64 {
+        take_port(source, pressed)
+    }
+
+    #[inline(always)]
+    fn take_port(&self, pair: u32, level: u32) -> u64 {
+        take_port_of(pair, level)
+    }
+
+    #[inline(always)]
+    fn surrender(&self, slot: u32) -> bool {
+        surrender_flow(slot) != 0
+    }
+
+    #[inline(always)]
+    fn sweep_chunk(&self, chunk: u32) -> bool {
+        sweep_chunk(chunk) != 0
+    }
+
+    #[inline(always)]
+    fn enter(&self, slot: u32, direction: Direction) -> bool {
+        enter_flow(slot, direction as u32) != 0
+    }
+
+    #[inline(always)]
+    fn leave(&self, slot: u32, direction: Direction) {
+        leave_flow(slot, direction as u32);
+    }
+
+    /// IPv4 fits the registers of a call.
+    #[inline(always)]
+    fn look_up(&self, key: &FlowKey) -> u64 {
+        if key.dst.0[2] == MAPPED {
+            let ports = u32::from(key.sport) | u32::from(key.dport) << 16;
+            return look_up_v4(key.src.0[3], key.dst.0[3], ports);
+        }
+        let Some(room) = KEY.get_ptr_mut(0) else {
+            return 0;
+        };
+        // SAFETY: the record is this CPU's own.
+        unsafe { *room = *key };
+        look_up_v6()
+    }
+
+    #[inline(always)]
+    fn forget(&self, slot: u32) -> bool {
+        forget_flow(slot) != 0
+    }
+
+    #[inline(always)]
+    fn fill(&self, got: u64, owners: u32, snat: u32) -> u32 {
+        fill_flow(got as u32, (got >> 32) as u32, owners, snat)
+    }
+
+    #[inline(always)]
+    fn put_port(&self, slot: u32, kind: Mark) {
+        put_port(slot, kind as u32);
+    }
+
+    #[inline(always)]
+    fn unrest(&self, slot: u32) {
+        unrest_port(slot);
+    }
+
+    #[inline(always)]
+    fn settle(&self, pair: u32, kind: Mark, place: u32, chunk: u32) {
+        settle_place(pair, kind as u32, place, chunk);
+    }
+
+    #[inline(always)]
+    fn pick(&self, pair: u32, kind: Mark) -> u64 {
+        pick_port(pair, kind as u32)
+    }
+
+    #[inline(always)]
+    fn bind(&self, pair: u32) -> u64 {
+        bind_chunk(pair)
+    }
+
+    #[inline(always)]
+    fn expire(&self, slot: u32) -> bool {
+        expire_flow(slot) != 0
+    }
+
+    #[inline(always)]
+    fn put(&self, bucket: u32, entry: u32) -> bool {
+        put_entry(bucket, entry) != 0
+    }
+
+    #[inline(always)]
+    fn clear(&self, bucket: u32, entry: u32) {
+        clear_entry(bucket, entry);
+    }
+
+    #[inline(always)]
+    fn rival(&self, slot: u32, direction: Direction) -> bool {
+        find_rival(slot, direction as u32) != 0
+    }
+
+    #[inline(always)]
+    fn same(&self, one: u32, other: u32) -> bool {
+        same_ends(one, other) != 0
+    }
+
+    #[inline(always)]
+    fn room(&self, bucket: u32) -> u32 {
+        bucket_room(bucket)
     }
 
     #[inline(always)]
@@ -325,95 +489,115 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn reclaim(&self, slot: u32) -> bool {
-        reclaim_flow(slot) != 0
-    }
-
-    #[inline(always)]
-    fn bind_port(&self, member: u32, slot: u32) -> u32 {
-        bind_port(member, slot)
-    }
-
-    #[inline(always)]
     fn track(&self, slot: u32, note: &Note) {
         let (direction, flags) = note.way;
         let way = direction as u32 | u32::from(flags.0) << 8;
         track_flow(slot, way, note.sequence, note.next, note.length);
     }
+}
 
-    #[inline(always)]
-    fn claim(&self, now: u64) -> u32 {
-        claim_flow(now)
+#[inline(always)]
+const fn direction(number: u32) -> Direction {
+    match number & 1 {
+        0 => Direction::Forward,
+        _ => Direction::Reverse,
     }
 }
 
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn select_member(pool: u32) -> u32 {
-    select::member(&KernelTables, pool)
+/// What a port becomes.
+#[inline(always)]
+const fn kind(number: u32) -> Mark {
+    match number {
+        2 => Mark::Resting,
+        _ => Mark::Free,
+    }
 }
 
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn peek_member(pool: u32) -> u32 {
-    select::peek(&KernelTables, pool)
+macro_rules! functions {
+    ($($name:ident($($argument:ident),*) -> $result:ty = $body:expr;)*) => { $(
+        /// A function of its own for the verifier (Linux 5.6).
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name($($argument: u32),*) -> $result {
+            $body
+        }
+    )* };
 }
 
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn reclaim_flow(slot: u32) -> u32 {
-    u32::from(expire::reclaim(&KernelTables, slot))
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn release_flow(slot: u32, phase: u32, cause: u32) -> u32 {
-    let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
-    u32::from(flow::release(&KernelTables, slot, phase, cause))
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn end_flow(slot: u32, created: u32, member: u32, cause: u32) -> u32 {
-    let cause = Cause::from_u8(cause as u8);
-    u32::from(flow::end(&KernelTables, slot, created, member, cause))
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn bind_port(member: u32, slot: u32) -> u32 {
-    snat::port(&KernelTables, member, slot)
-}
-
-/// A function of its own for the verifier (Linux 5.6).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn claim_flow(now: u64) -> u32 {
-    expire::claim(&KernelTables, now)
-}
-
-/// A function of its own for the verifier (Linux 5.6). `way` is the direction, and the flags in the second byte.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn track_flow(slot: u32, way: u32, sequence: u32, next: u32, length: u32) -> u32 {
-    let direction = match way & 1 {
-        0 => Direction::Forward,
-        _ => Direction::Reverse,
+functions! {
+    look_up_v4(source, destination, ports) -> u64 = {
+        let key = FlowKey {
+            src: Addr::v4(source),
+            dst: Addr::v4(destination),
+            sport: ports as u16,
+            dport: (ports >> 16) as u16,
+        };
+        flow::look_up(&KernelTables, &key)
     };
-    let note = Note {
-        way: (direction, Flags((way >> 8) as u8)),
-        sequence,
-        next,
-        length,
+    look_up_v6() -> u64 = match KEY.get_ptr(0) {
+        // SAFETY: the record is this CPU's own, and was written just now.
+        Some(key) => flow::look_up(&KernelTables, unsafe { &*key }),
+        None => 0,
     };
-    flow::track(&KernelTables, slot, &note);
-    0
+    select_member(pool) -> u32 = select::member(&KernelTables, pool);
+    peek_member(pool) -> u32 = select::peek(&KernelTables, pool);
+    busy_member(member) -> u64 = select::busy(&KernelTables, member);
+    take_port(source, pressed) -> u64 = ports::take(&KernelTables, source, pressed);
+    take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);
+    surrender_flow(slot) -> u32 = u32::from(expire::surrender(&KernelTables, slot));
+    sweep_chunk(chunk) -> u32 = u32::from(expire::sweep_chunk(&KernelTables, chunk));
+    enter_flow(slot, side) -> u32 =
+        u32::from(index::enter(&KernelTables, slot, direction(side)));
+    leave_flow(slot, side) -> u32 = {
+        index::leave(&KernelTables, slot, direction(side));
+        0
+    };
+    fill_flow(slot, port, owners, snat) -> u32 =
+        flow::fill(&KernelTables, u64::from(slot) | u64::from(port) << 32, owners, snat);
+    forget_flow(slot) -> u32 = u32::from(flow::forget(&KernelTables, slot));
+    put_port(slot, mark) -> u32 = {
+        ports::put(&KernelTables, slot, kind(mark));
+        0
+    };
+    unrest_port(slot) -> u32 = {
+        ports::unrest(&KernelTables, slot);
+        0
+    };
+    settle_place(pair, mark, place, chunk) -> u32 = {
+        ports::settle(&KernelTables, pair, kind(mark), place, chunk);
+        0
+    };
+    pick_port(pair, mark) -> u64 = ports::pick(&KernelTables, pair, kind(mark));
+    bind_chunk(pair) -> u64 = ports::bind(&KernelTables, pair);
+    expire_flow(slot) -> u32 = u32::from(expire::end(&KernelTables, slot));
+    end_flow(slot, created, member, cause) -> u32 = {
+        let cause = Cause::from_u8(cause as u8);
+        u32::from(flow::end(&KernelTables, slot, created, member, cause))
+    };
+    put_entry(bucket, entry) -> u32 = u32::from(index::put(&KernelTables, bucket, entry));
+    clear_entry(bucket, entry) -> u32 = {
+        index::clear(&KernelTables, bucket, entry);
+        0
+    };
+    find_rival(slot, side) -> u32 =
+        u32::from(index::rival(&KernelTables, slot, direction(side)));
+    same_ends(one, other) -> u32 = u32::from(index::same(&KernelTables, one, other));
+    bucket_room(bucket) -> u32 = index::room(&KernelTables, bucket);
+    release_flow(slot, phase, cause) -> u32 = {
+        let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
+        u32::from(flow::release(&KernelTables, slot, phase, cause))
+    };
+    track_flow(slot, way, sequence, next, length) -> u32 = {
+        // `way` is the direction, and the flags in the second byte.
+        let note = Note {
+            way: (direction(way), Flags((way >> 8) as u8)),
+            sequence,
+            next,
+            length,
+        };
+        flow::track(&KernelTables, slot, &note);
+        0
+    };
 }
 
 /// A function of its own for the verifier (Linux 5.6).

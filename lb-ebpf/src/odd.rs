@@ -98,13 +98,14 @@ pub(crate) fn carry<F: Frame, T: Tables>(
             length: packet.length,
         };
         tables.track(hit.slot(), &note);
-        rewrite::header(frame, packet, to)?;
+        rewrite::header(frame, packet, to).map_err(|_| DropReason::Internal)?;
     } else {
         if deep.part == Part::First {
             tables.note_fragment(&deep.fragment(), hit);
         }
         tables.track(hit.slot(), &Note::of(packet, direction));
-        rewrite::apply(frame, packet, to, deep.part == Part::First)?;
+        rewrite::apply(frame, packet, to, deep.part == Part::First)
+            .map_err(|_| DropReason::Internal)?;
     }
     leave(frame, &deep.link, flow, direction, egress)
 }

@@ -11,7 +11,7 @@ const UNAVAILABLE: u64 = 1 << 62;
 /// Connections that a score can tell apart.
 const BUSIEST: u64 = (1 << 30) - 1;
 
-/// The number of the chosen member of a pool; 0 when none is up.
+/// The number of the chosen member of a pool, and its place in the upper half; 0 when none is up.
 ///
 /// Every member gets a score, and the lowest wins: connections in the high half, then its distance from a starting place
 /// that moves on with each choice, so that ties spread evenly, then its number. Round-robin is the same with nobody busy.
@@ -26,7 +26,7 @@ pub(crate) fn member<T: Tables>(tables: &T, pool: u32) -> u32 {
         .unwrap_or(0)
 }
 
-/// The member that would be chosen now.
+/// The member that would be chosen now, and its place in the upper half.
 #[inline(always)]
 pub(crate) fn peek<T: Tables>(tables: &T, pool: u32) -> u32 {
     tables
@@ -49,27 +49,35 @@ fn best<T: Tables>(tables: &T, pool: &Pool, takes: bool) -> Option<u32> {
         if number == 0 {
             break;
         }
-        let (Some(member), Some(cell)) = (tables.member(number), tables.member_cell(number)) else {
-            continue;
-        };
-        let busy = (cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed)) & counts;
+        let busy = tables.busy(number);
         let distance = (place as u32).wrapping_sub(start) & (POOL_MEMBERS as u32 - 1);
-        let down = u64::from(member.available ^ 1) << UNAVAILABLE.trailing_zeros();
         best = lower(
             best,
-            down | busy << 32 | u64::from(distance) << 16 | u64::from(number),
+            busy & (counts << 32 | UNAVAILABLE) | u64::from(distance) << 16 | u64::from(number),
         );
     }
     if best >= UNAVAILABLE {
         return None;
     }
-    if !takes {
-        return Some(best as u32 & 0xffff);
-    }
-    // The next turn begins behind the chosen one, so that a dead member's turns go to all the others.
     let place = (start + (best >> 16) as u32) & (POOL_MEMBERS as u32 - 1);
-    turn.store(place + 1, Relaxed);
-    Some(best as u32 & 0xffff)
+    if takes {
+        // The next turn begins behind the chosen one, so that a dead member's turns go to all the others.
+        turn.store(place + 1, Relaxed);
+    }
+    Some(best as u32 & 0xffff | place << 16)
+}
+
+/// The connections of a member, in the high half of its score; [`UNAVAILABLE`] when it is down.
+#[inline(always)]
+pub(crate) fn busy<T: Tables>(tables: &T, number: u32) -> u64 {
+    let (Some(member), Some(cell)) = (tables.member(number), tables.member_cell(number)) else {
+        return UNAVAILABLE;
+    };
+    if member.available == 0 {
+        return UNAVAILABLE;
+    }
+    let busy = cell.flows_active.load(Relaxed) + cell.sessions_active.load(Relaxed);
+    (busy & BUSIEST) << 32
 }
 
 /// The lower of two numbers below 2^63.

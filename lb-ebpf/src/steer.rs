@@ -57,7 +57,10 @@ pub fn steer<T: Tables>(context: &SkLookupContext, tables: &T) -> u32 {
     let Some(service) = service::find(tables, config, &address, port) else {
         return SK_PASS;
     };
-    if service.forward != Service::PROXY {
+    if service.forward == Service::GONE {
+        return SK_PASS;
+    }
+    if service.forward != Service::PROXY && service.forward != Service::PROXY_AFTER {
         return SK_DROP;
     }
     if let Some(guard) = access::guard(tables, config, service.virtual_server)

@@ -1,32 +1,23 @@
 //! What the pipeline reads and writes, without saying where it lies.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use lb_common::{
     access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending, matching},
+    addr::Addr,
     atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
+    index::{Bucket, ServiceBucket},
     member::Member,
+    pair::{Allocation, CHUNK, Chunk, Mark, Pair, Source},
     reason::DropReason,
-    service::{Config, Pool, PrefixKey, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service},
     stats::TrafficCell,
     tcp::{Direction, Phase},
 };
 
 use crate::{access::Knock, flow::Note};
-
-/// Where new flow records come from. One record, shared by all CPUs.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Allocation {
-    /// The highest slot that was ever used.
-    pub unused: AtomicU32,
-    /// Where the search for an expired record goes on.
-    pub hand: AtomicU32,
-    /// Where the sweep goes on.
-    pub sweep: AtomicU32,
-    /// Whose turn it is among the SNAT ports.
-    pub port: AtomicU32,
-}
 
 /// What is asked before a connection is opened.
 pub trait Access: Policies {
@@ -79,8 +70,12 @@ pub trait Tables: Access {
     fn now(&self) -> u64;
     /// What holds for every packet; `None` before the first generation.
     fn config(&self) -> Option<&Config>;
-    /// The virtual server of an address and port.
-    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// A bucket of virtual servers.
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket>;
+    /// A bucket of pairs.
+    fn pair_bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A bucket of flows.
+    fn flow_bucket(&self, index: u32) -> Option<&Bucket>;
     /// A pool by index, epoch included.
     fn pool(&self, index: u32) -> Option<&Pool>;
     /// The turn counter of a pool.
@@ -91,23 +86,28 @@ pub trait Tables: Access {
     fn member_cell(&self, number: u32) -> Option<&TrafficCell>;
     /// The counters of a virtual server.
     fn service_cell(&self, number: u32) -> Option<&TrafficCell>;
-    /// The flow of a packet.
-    fn hit(&self, key: &FlowKey) -> Option<Hit>;
-    /// Makes a key lead to a flow; false when it already leads elsewhere or the table is full.
-    fn insert(&self, key: &FlowKey, hit: Hit) -> bool;
-    /// Forgets a key.
-    fn remove(&self, key: &FlowKey);
+    /// Where flows to a member come from, by index, epoch included.
+    fn source(&self, index: u32) -> Option<&Source>;
+    /// A pair by number.
+    fn pair(&self, number: u32) -> Option<&Pair>;
+    /// A chunk by number.
+    fn chunk(&self, number: u32) -> Option<&Chunk>;
+    /// The usable ports of a set at a place.
+    fn usable(&self, set: u32, place: u32) -> u64;
     /// A flow record by slot.
     fn flow(&self, slot: u32) -> Option<&Flow>;
     /// Notes in a record that the caller has claimed what packets of a direction say when they leave: the reverse of
     /// what the other direction's packets say when they arrive.
     fn write_leave(&self, slot: u32, direction: Direction, arrive: &FlowKey);
-    /// The state of the allocation of flow records.
+    /// Notes in such a record what packets to the member say: from a SNAT address and port, else from the client, as the
+    /// other direction's has it.
+    fn write_source(&self, slot: u32, source: Option<(&Addr, u16)>, member: &Member);
+    /// The state of the allocation of chunks.
     fn allocation(&self) -> Option<&Allocation>;
-    /// Takes a slot that was given back.
-    fn pop_free(&self) -> Option<u32>;
-    /// Gives a slot back.
-    fn push_free(&self, slot: u32);
+    /// Takes a chunk that was given back.
+    fn pop_chunk(&self) -> Option<u32>;
+    /// Gives a chunk back.
+    fn push_chunk(&self, chunk: u32);
     /// Tells the daemon that a flow has ended, if it listens.
     fn report(&self, slot: u32, phase: Phase, cause: Cause);
 
@@ -121,6 +121,13 @@ pub trait Tables: Access {
     fn keep_tags(&self, vlan: u32);
     /// May clients use this VLAN?
     fn vlan_allowed(&self, vlan: u32) -> bool;
+
+    /// The pair that a slot belongs to.
+    #[inline(always)]
+    fn pair_of(&self, slot: u32) -> Option<&Pair> {
+        let chunk = self.chunk(slot / CHUNK)?;
+        self.pair(chunk.pair.load(Relaxed))
+    }
 
     /// [`crate::select::member`], behind a call that the verifier checks once, whatever comes before and after.
     fn select(&self, pool: u32) -> u32
@@ -138,20 +145,172 @@ pub trait Tables: Access {
         crate::select::peek(self, pool)
     }
 
-    /// [`crate::snat::port`], behind such a call.
-    fn bind_port(&self, member: u32, slot: u32) -> u32
+    /// [`crate::select::busy`], behind such a call.
+    fn busy(&self, member: u32) -> u64
     where
         Self: Sized,
     {
-        crate::snat::port(self, member, slot)
+        crate::select::busy(self, member)
     }
 
-    /// [`crate::expire::reclaim`], behind such a call.
-    fn reclaim(&self, slot: u32) -> bool
+    /// [`crate::ports::take`], behind such a call.
+    fn take(&self, source: u32, pressed: u32) -> u64
     where
         Self: Sized,
     {
-        crate::expire::reclaim(self, slot)
+        crate::ports::take(self, source, pressed)
+    }
+
+    /// [`crate::ports::take_of`], behind such a call.
+    fn take_port(&self, pair: u32, level: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::take_of(self, pair, level)
+    }
+
+    /// [`crate::expire::surrender`], behind such a call.
+    fn surrender(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::surrender(self, slot)
+    }
+
+    /// [`crate::expire::sweep_chunk`], behind such a call.
+    fn sweep_chunk(&self, chunk: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::sweep_chunk(self, chunk)
+    }
+
+    /// [`crate::index::enter`], behind such a call.
+    fn enter(&self, slot: u32, direction: Direction) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::enter(self, slot, direction)
+    }
+
+    /// [`crate::index::leave`], behind such a call.
+    fn leave(&self, slot: u32, direction: Direction)
+    where
+        Self: Sized,
+    {
+        crate::index::leave(self, slot, direction);
+    }
+
+    /// [`crate::index::put`], behind such a call.
+    fn put(&self, bucket: u32, entry: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::put(self, bucket, entry)
+    }
+
+    /// [`crate::index::clear`], behind such a call.
+    fn clear(&self, bucket: u32, entry: u32)
+    where
+        Self: Sized,
+    {
+        crate::index::clear(self, bucket, entry);
+    }
+
+    /// [`crate::index::rival`], behind such a call.
+    fn rival(&self, slot: u32, direction: Direction) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::rival(self, slot, direction)
+    }
+
+    /// [`crate::index::same`], behind such a call.
+    fn same(&self, one: u32, other: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::index::same(self, one, other)
+    }
+
+    /// [`crate::index::room`], behind such a call.
+    fn room(&self, bucket: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::index::room(self, bucket)
+    }
+
+    /// [`crate::flow::look_up`], behind such a call.
+    fn look_up(&self, key: &FlowKey) -> u64
+    where
+        Self: Sized,
+    {
+        crate::flow::look_up(self, key)
+    }
+
+    /// [`crate::flow::forget`], behind such a call.
+    fn forget(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::flow::forget(self, slot)
+    }
+
+    /// [`crate::flow::fill`], behind such a call.
+    fn fill(&self, got: u64, owners: u32, snat: u32) -> u32
+    where
+        Self: Sized,
+    {
+        crate::flow::fill(self, got, owners, snat)
+    }
+
+    /// [`crate::ports::put`], behind such a call.
+    fn put_port(&self, slot: u32, kind: Mark)
+    where
+        Self: Sized,
+    {
+        crate::ports::put(self, slot, kind);
+    }
+
+    /// [`crate::ports::unrest`], behind such a call.
+    fn unrest(&self, slot: u32)
+    where
+        Self: Sized,
+    {
+        crate::ports::unrest(self, slot);
+    }
+
+    /// [`crate::ports::settle`], behind such a call.
+    fn settle(&self, pair: u32, kind: Mark, place: u32, chunk: u32)
+    where
+        Self: Sized,
+    {
+        crate::ports::settle(self, pair, kind, place, chunk);
+    }
+
+    /// [`crate::ports::pick`], behind such a call.
+    fn pick(&self, pair: u32, kind: Mark) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::pick(self, pair, kind)
+    }
+
+    /// [`crate::ports::bind`], behind such a call.
+    fn bind(&self, pair: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::bind(self, pair)
+    }
+
+    /// [`crate::expire::end`], behind such a call.
+    fn expire(&self, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        crate::expire::end(self, slot)
     }
 
     /// [`crate::flow::release`], behind such a call.
@@ -168,13 +327,5 @@ pub trait Tables: Access {
         Self: Sized,
     {
         crate::flow::track(self, slot, note);
-    }
-
-    /// [`crate::expire::claim`], behind such a call.
-    fn claim(&self, now: u64) -> u32
-    where
-        Self: Sized,
-    {
-        crate::expire::claim(self, now)
     }
 }

@@ -17,22 +17,26 @@ use lb_common::{
     atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit, Route, split_owners},
+    index::{
+        BY_KEY, Bucket, PAIR_BUCKETS, SERVICE_BUCKETS, ServiceBucket, ServiceEntry, pair_bucket,
+        service_bucket,
+    },
     layout::Jump,
     member::Member,
+    pair::{Allocation, CHUNK, Chunk, Mark, PLACES, Pair, SOURCE_PAIRS, Source},
     reason::DropReason,
-    service::{Config, Pool, PrefixKey, Service, ServiceKey},
+    service::{Config, Pool, PrefixKey, Service},
     stats::TrafficCell,
-    tcp::{Direction, Phase},
+    tcp::{DEFAULT_LIMITS, Direction, Phase},
 };
 
 use crate::{
     Egress, Verdict, balance,
     frame::MemoryFrame,
     sweep,
-    tables::{Access, Allocation, Tables},
+    tables::{Access, Tables},
 };
 
-const FLOWS: usize = 16;
 /// A VLAN that clients may not use.
 const FOREIGN_VLAN: u32 = 66;
 const TICK: u64 = 1 << lb_common::tcp::TICK_SHIFT;
@@ -42,17 +46,24 @@ const VIA: Egress = Egress {
     macs: [1, 2, 3],
     mtu: 1500,
 };
+/// Pairs of one member: a SNAT address each.
+const ADDRESSES: u32 = 2;
 
-/// Tables in memory, with a clock that stands still until it is set.
+/// Tables in memory, with a clock that stands still until it is set: two members, two SNAT addresses.
 struct MemoryTables {
     now: Cell<u64>,
     config: Config,
-    services: HashMap<(Addr, u16), Service>,
+    services: Vec<ServiceBucket>,
+    pair_index: Vec<Bucket>,
+    flow_index: Vec<Bucket>,
     pool: Pool,
     turn: AtomicU32,
     members: Vec<Member>,
     cells: Vec<TrafficCell>,
-    keys: RefCell<HashMap<(Addr, Addr, u16, u16), Hit>>,
+    sources: Vec<Source>,
+    pairs: Vec<Pair>,
+    chunks: Vec<Chunk>,
+    usable: Vec<u64>,
     flows: RefCell<Vec<&'static Flow>>,
     allocation: Allocation,
     free: RefCell<VecDeque<u32>>,
@@ -65,59 +76,132 @@ struct MemoryTables {
     bounds: Vec<Bound>,
     rules: Vec<Rule>,
     hits: RefCell<Vec<(u32, bool)>>,
-    sources: RefCell<HashMap<([u32; 2], u16), u64>>,
+    rates: RefCell<HashMap<([u32; 2], u16), u64>>,
+    prefix: Option<Service>,
     events: RefCell<Vec<Event>>,
 }
 
 impl MemoryTables {
-    fn new(snat: u8) -> Self {
+    /// So many chunks of flow records, and per pair the ports whose bits `usable` has, from port 0 on.
+    fn new(snat: u8, chunks: u32, usable: &[u64]) -> Self {
+        let end = |host: u8| Addr::from(std::net::Ipv4Addr::new(10, 0, 2, host));
         let member = |host: u8| Member {
-            address: Addr::from(std::net::Ipv4Addr::new(10, 0, 2, host)),
-            automap: Addr::from(std::net::Ipv4Addr::new(10, 0, 2, 1)),
+            address: end(host),
             port: 465u16.to_be(),
             available: u16::from(host != 0),
             pool_hash: 0,
-        };
-        let service = Service {
-            pool: 1,
-            virtual_server: 1,
-            forward: Service::PASSTHROUGH,
-            snat,
-            flags: 0,
         };
         let mut pool = Pool {
             method: Pool::LEAST_CONNECTIONS,
             count: 2,
             turn: 1,
             members: [0; lb_common::layout::POOL_MEMBERS],
+            sources: [0; lb_common::layout::POOL_MEMBERS],
         };
         pool.members[..2].copy_from_slice(&[1, 2]);
+        pool.sources[..2].copy_from_slice(&[1, 2]);
+        let by_key = snat == Service::SNAT_NONE;
+        let config = Config {
+            epoch: 0,
+            generation: 1,
+            chunks: chunks + 1,
+            flow_mask: 63,
+            embryonic: u32::MAX,
+            by_key: u32::from(by_key),
+            limits: DEFAULT_LIMITS,
+            workers: 1,
+            owner: 1,
+            instance: 1,
+            prefixes: 0,
+            seeds: [0x2545_f491_4f6c_dd1d, 0xda94_2042_e4dd_58b5],
+            hash: std::array::from_fn(|place| {
+                let word = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+            }),
+        };
+        let vacant = ServiceEntry {
+            address: Addr::UNSET,
+            port: 0,
+            used: 0,
+            service: Service {
+                pool: 1,
+                virtual_server: 1,
+                forward: Service::PASSTHROUGH,
+                snat,
+                flags: 0,
+            },
+        };
+        let mut services = vec![
+            ServiceBucket {
+                entries: [vacant; 4]
+            };
+            2 * SERVICE_BUCKETS as usize
+        ];
+        let port = 465u16.to_be();
+        let bucket = service_bucket(config.seeds[0], 0, &address(100), port);
+        services[bucket as usize].entries[0] = ServiceEntry {
+            address: address(100),
+            port,
+            used: 1,
+            ..vacant
+        };
+        let pair_index: Vec<Bucket> = (0..2 * PAIR_BUCKETS).map(|_| Bucket::default()).collect();
+        let enter = |source: Addr, member: Addr, number: u32| {
+            let (bucket, tag) = pair_bucket(config.seeds[0], 0, &source, &member, port);
+            let entries = &pair_index[bucket as usize].entries;
+            let vacant = entries
+                .iter()
+                .find(|entry| entry.load(Relaxed) == 0)
+                .unwrap();
+            vacant.store(tag << 16 | number, Relaxed);
+        };
+        let mut pairs = vec![pair(Addr::UNSET, Addr::UNSET, &[])];
+        let mut sources = vec![Source {
+            count: 0,
+            pairs: [0; 2 * SOURCE_PAIRS],
+        }];
+        for host in [11, 12] {
+            let mut source = Source {
+                count: ADDRESSES,
+                pairs: [0; 2 * SOURCE_PAIRS],
+            };
+            for place in 0..ADDRESSES {
+                let number = pairs.len() as u32;
+                for at in (place as usize..2 * SOURCE_PAIRS).step_by(ADDRESSES as usize) {
+                    source.pairs[at] = number as u16;
+                }
+                let own = if by_key {
+                    Addr::UNSET
+                } else {
+                    end(1 + place as u8)
+                };
+                pairs.push(pair(own, end(host), usable));
+                if !by_key {
+                    enter(own, end(host), number);
+                }
+            }
+            sources.push(source);
+            if by_key {
+                enter(Addr::UNSET, end(host), BY_KEY);
+            }
+        }
+        let flows = (chunks + 1) * CHUNK;
         Self {
             now: Cell::new(1000 * TICK),
-            config: Config {
-                epoch: 0,
-                port_low: 1024,
-                port_count: 4,
-                generation: 1,
-                flows: FLOWS as u32,
-                workers: 1,
-                owner: 1,
-                instance: 1,
-                prefixes: 0,
-            },
-            services: HashMap::from([((address(100), 465u16.to_be()), service)]),
+            config,
+            services,
+            pair_index,
+            flow_index: (0..64).map(|_| Bucket::default()).collect(),
             pool,
             turn: AtomicU32::new(0),
             members: vec![member(0), member(11), member(12)],
             cells: (0..3).map(|_| TrafficCell::default()).collect(),
-            keys: RefCell::default(),
-            flows: RefCell::new((0..FLOWS).map(|_| record(unset(), Phase::Free)).collect()),
-            allocation: Allocation {
-                unused: AtomicU32::new(0),
-                hand: AtomicU32::new(0),
-                sweep: AtomicU32::new(0),
-                port: AtomicU32::new(0),
-            },
+            sources,
+            pairs,
+            chunks: (0..=chunks).map(|_| Chunk::default()).collect(),
+            usable: usable.to_vec(),
+            flows: RefCell::new((0..flows).map(|_| record(unset(), Phase::Free)).collect()),
+            allocation: Allocation::default(),
             free: RefCell::default(),
             reports: RefCell::default(),
             fragments: RefCell::default(),
@@ -128,9 +212,20 @@ impl MemoryTables {
             bounds: Vec::new(),
             rules: Vec::new(),
             hits: RefCell::default(),
-            sources: RefCell::default(),
+            rates: RefCell::default(),
+            prefix: None,
             events: RefCell::default(),
         }
+    }
+
+    /// With one SNAT address alone, and few ports of it.
+    fn one_address(snat: u8) -> Self {
+        let mut tables = Self::new(snat, 8, &[0, u64::MAX]);
+        for source in &mut tables.sources[1..] {
+            source.count = 1;
+            source.pairs = [source.pairs[0]; 2 * SOURCE_PAIRS];
+        }
+        tables
     }
 
     fn send(&self, frame: &mut Vec<u8>) -> Result<Verdict, DropReason> {
@@ -160,6 +255,136 @@ impl MemoryTables {
     fn active(&self) -> u64 {
         self.cells.iter().map(TrafficCell::active).sum()
     }
+
+    fn wait(&self, ticks: u64) {
+        self.now.set(self.now.get() + ticks * TICK);
+    }
+
+    /// Looks at every chunk once.
+    fn sweep_all(&self) {
+        for _ in 0..self.chunks.len() {
+            sweep(self);
+        }
+    }
+
+    fn phase(&self, slot: u32) -> Phase {
+        Phase::from_u32(self.flows.borrow()[slot as usize].phase.load(Relaxed))
+    }
+
+    fn live(&self) -> Vec<u32> {
+        (0..self.flows.borrow().len() as u32)
+            .filter(|slot| !matches!(self.phase(*slot), Phase::Free | Phase::Claimed))
+            .collect()
+    }
+
+    fn entries(&self) -> usize {
+        let entries = self.flow_index.iter().flat_map(|bucket| &bucket.entries);
+        entries.filter(|entry| entry.load(Relaxed) != 0).count()
+    }
+
+    /// What holds between packets, whatever came before.
+    fn check(&self) {
+        let keys = if self.config.by_key != 0 { 2 } else { 1 };
+        let live = self.live();
+        assert_eq!(self.entries(), keys * live.len(), "entries of the index");
+        let mut ends = std::collections::HashSet::new();
+        for slot in &live {
+            let flow = self.flows.borrow()[*slot as usize];
+            let (snat, member) = (flow.route.snat(), flow.route.member());
+            assert!(
+                ends.insert((snat, member)),
+                "{snat:?} twice towards {member:?}"
+            );
+            let pair =
+                &self.pairs[self.chunks[(slot / CHUNK) as usize].pair.load(Relaxed) as usize];
+            if self.config.by_key == 0 {
+                assert_eq!(
+                    (pair.source, pair.member),
+                    (snat.0, member.0),
+                    "slot {slot}"
+                );
+                assert_eq!(u32::from(u16::from_be(snat.1)) % CHUNK, slot % CHUNK);
+            }
+        }
+        let embryonic = live
+            .iter()
+            .filter(|slot| self.phase(**slot) == Phase::Syn)
+            .count();
+        assert_eq!(self.allocation.embryonic.load(Relaxed) as usize, embryonic);
+        let active = live
+            .iter()
+            .filter(|slot| !self.phase(**slot).ended())
+            .count();
+        assert_eq!(self.active(), active as u64);
+        for (number, pair) in self.pairs.iter().enumerate().skip(1) {
+            for place in 0..PLACES {
+                self.check_place(number, pair, place);
+            }
+        }
+    }
+
+    fn check_place(&self, number: usize, pair: &Pair, place: usize) {
+        let marked = |mark: Mark| {
+            let word = pair.words[mark as usize][place / 64].load(Relaxed);
+            let top = pair.tops[mark as usize].load(Relaxed);
+            assert!(
+                word == 0 || top >> (place / 64) & 1 == 1,
+                "a top bit is missing"
+            );
+            word >> (place % 64) & 1 == 1
+        };
+        let usable = self.usable.get(place).copied().unwrap_or(0);
+        let bound = pair.chunks[place].load(Relaxed);
+        assert_eq!(marked(Mark::Bound), bound != 0);
+        assert_eq!(marked(Mark::Unbound), bound == 0 && usable != 0);
+        if bound == 0 {
+            return;
+        }
+        let chunk = &self.chunks[bound as usize];
+        assert_eq!(chunk.pair.load(Relaxed) as usize, number);
+        let (free, resting) = (chunk.free.load(Relaxed), chunk.resting.load(Relaxed));
+        assert_eq!(free & resting, 0, "free and resting");
+        assert_eq!(free & !usable, 0, "free, but not usable");
+        assert!(free == 0 || marked(Mark::Free), "free, but not to be found");
+        assert!(
+            resting == 0 || marked(Mark::Resting),
+            "resting, but not to be found"
+        );
+        for at in 0..CHUNK {
+            if usable >> at & 1 == 0 {
+                continue;
+            }
+            let phase = self.phase(bound * CHUNK + at);
+            let bit = 1 << at;
+            assert_ne!(phase, Phase::Claimed, "nobody is at work");
+            match phase {
+                Phase::Free => assert_ne!((free | resting) & bit, 0, "lost port"),
+                phase => {
+                    assert_eq!(free & bit, 0, "free with a flow");
+                    assert_eq!(resting & bit != 0, phase.ended(), "{phase:?}");
+                }
+            }
+        }
+    }
+}
+
+fn pair(source: Addr, member: Addr, usable: &[u64]) -> Pair {
+    let pair = Pair {
+        source,
+        member,
+        port: 465u16.to_be(),
+        known: 1,
+        ports: AtomicU32::new(1),
+        cursor: AtomicU32::new(0),
+        hand: AtomicU32::new(0),
+        tops: Default::default(),
+        words: std::array::from_fn(|_| Default::default()),
+        chunks: [const { AtomicU32::new(0) }; PLACES],
+    };
+    for (place, _) in usable.iter().enumerate().filter(|(_, word)| **word != 0) {
+        crate::marks::mark(&pair, Mark::Unbound, place as u32);
+    }
+    pair
 }
 
 /// A claimed record, leaked: records live as long as their tables, in the kernel too.
@@ -192,10 +417,6 @@ fn unset() -> Route {
     Route { leave: [key; 2] }
 }
 
-fn flat(key: &FlowKey) -> (Addr, Addr, u16, u16) {
-    (key.src, key.dst, key.sport, key.dport)
-}
-
 impl Policies for MemoryTables {
     fn policy(&self, index: u32) -> Option<&Policy> {
         self.policies.get(index as usize)
@@ -222,14 +443,14 @@ impl Access for MemoryTables {
         self.rules.get(index as usize)
     }
     fn prefix(&self, key: &PrefixKey) -> Option<&Service> {
-        self.services.get(&(Addr::UNSET, key.port))
+        self.prefix.as_ref().filter(|_| key.port == 465u16.to_be())
     }
     fn count_rule(&self, number: u32, staged: bool) {
         self.hits.borrow_mut().push((number, staged));
     }
     fn count_drop(&self, _: DropReason) {}
     fn within_rate(&self, key: &SourceKey, interval: u64, ahead: u64, counts: bool) -> bool {
-        let mut sources = self.sources.borrow_mut();
+        let mut sources = self.rates.borrow_mut();
         let due = sources.entry((key.network, key.family)).or_default();
         let next = admit(*due, self.now.get(), interval, ahead);
         *due = next.filter(|_| counts).unwrap_or(*due);
@@ -251,8 +472,14 @@ impl Tables for MemoryTables {
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
     }
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(&(key.address, key.port))
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket> {
+        self.services.get(index as usize)
+    }
+    fn pair_bucket(&self, index: u32) -> Option<&Bucket> {
+        self.pair_index.get(index as usize)
+    }
+    fn flow_bucket(&self, index: u32) -> Option<&Bucket> {
+        self.flow_index.get(index as usize)
     }
     fn pool(&self, _: u32) -> Option<&Pool> {
         Some(&self.pool)
@@ -269,19 +496,17 @@ impl Tables for MemoryTables {
     fn service_cell(&self, _: u32) -> Option<&TrafficCell> {
         None
     }
-    fn hit(&self, key: &FlowKey) -> Option<Hit> {
-        self.keys.borrow().get(&flat(key)).copied()
+    fn source(&self, index: u32) -> Option<&Source> {
+        self.sources.get(index as usize)
     }
-    fn insert(&self, key: &FlowKey, hit: Hit) -> bool {
-        let mut keys = self.keys.borrow_mut();
-        let vacant = !keys.contains_key(&flat(key));
-        if vacant {
-            keys.insert(flat(key), hit);
-        }
-        vacant
+    fn pair(&self, number: u32) -> Option<&Pair> {
+        self.pairs.get(number as usize)
     }
-    fn remove(&self, key: &FlowKey) {
-        self.keys.borrow_mut().remove(&flat(key));
+    fn chunk(&self, number: u32) -> Option<&Chunk> {
+        self.chunks.get(number as usize)
+    }
+    fn usable(&self, _: u32, place: u32) -> u64 {
+        self.usable.get(place as usize).copied().unwrap_or(0)
     }
     fn flow(&self, slot: u32) -> Option<&Flow> {
         self.flows.borrow().get(slot as usize).copied()
@@ -291,6 +516,28 @@ impl Tables for MemoryTables {
         let mut route = place.route;
         route.leave[direction as usize] = arrive.reversed();
         *place = record(route, Phase::Claimed);
+    }
+    fn write_source(&self, slot: u32, source: Option<(&Addr, u16)>, member: &Member) {
+        let client = self.flows.borrow()[slot as usize].route.client();
+        let (src, sport) = source.map_or(client, |(address, port)| (*address, port));
+        let place = &mut self.flows.borrow_mut()[slot as usize];
+        let mut route = place.route;
+        route.leave[0] = FlowKey {
+            src,
+            dst: member.address,
+            sport,
+            dport: member.port,
+        };
+        let old = *place;
+        *place = record(route, Phase::Claimed);
+        for (to, from) in [
+            (&place.next[0], &old.next[0]),
+            (&place.first, &old.first),
+            (&place.header, &old.header),
+            (&place.shift[0], &old.shift[0]),
+        ] {
+            to.store(from.load(Relaxed), Relaxed);
+        }
     }
     fn allocation(&self) -> Option<&Allocation> {
         Some(&self.allocation)
@@ -314,11 +561,11 @@ impl Tables for MemoryTables {
     fn vlan_allowed(&self, vlan: u32) -> bool {
         vlan != FOREIGN_VLAN
     }
-    fn pop_free(&self) -> Option<u32> {
+    fn pop_chunk(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()
     }
-    fn push_free(&self, slot: u32) {
-        self.free.borrow_mut().push_back(slot);
+    fn push_chunk(&self, chunk: u32) {
+        self.free.borrow_mut().push_back(chunk);
     }
     fn report(&self, slot: u32, phase: Phase, cause: Cause) {
         self.reports.borrow_mut().push((slot, phase, cause));
@@ -332,6 +579,7 @@ fn address(host: u8) -> Addr {
 const CLIENT: u8 = 2;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
+const FIN: u8 = 0x01;
 const ACK: u8 = 0x10;
 
 /// A TCP packet from a client's port to the virtual server; checksums are left to the tests in the kernel.
@@ -353,33 +601,142 @@ fn open(tables: &MemoryTables, port: u16) -> Result<Verdict, DropReason> {
     tables.send(&mut packet(port, SYN))
 }
 
+/// The reply of a member to the flow in a slot.
+fn reply(tables: &MemoryTables, slot: u32, flags: u8) -> Result<Verdict, DropReason> {
+    let route = tables.flows.borrow()[slot as usize].route;
+    let octets = |address: Addr| match address.to_ip() {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(_) => unreachable!(),
+    };
+    let mut frame = packet(0, flags);
+    let ((member, port), (snat, to)) = (route.member(), route.snat());
+    frame[26..30].copy_from_slice(&octets(member));
+    frame[30..34].copy_from_slice(&octets(snat));
+    frame[34..36].copy_from_slice(&port.to_ne_bytes());
+    frame[36..38].copy_from_slice(&to.to_ne_bytes());
+    tables.send(&mut frame)
+}
+
+/// Ports 1030 to 1100, some of them excluded: 68 in all, in two places.
+fn few_ports() -> Vec<u64> {
+    let mut usable = vec![0; 18];
+    usable[16] = u64::MAX << 6;
+    usable[17] = 0x1f & !0b10;
+    usable[17] |= 0b111_1110 << 50;
+    usable
+}
+
 #[test]
-fn ports_are_refused_only_when_every_one_is_in_use() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
-    for port in 0..8 {
-        assert_eq!(open(&tables, 1000 + port), Ok(Verdict::Send), "flow {port}");
+fn every_port_of_every_address_is_given_out_before_one_is_refused() {
+    let usable = few_ports();
+    let ports: u32 = usable.iter().map(|word| word.count_ones()).sum();
+    let tables = MemoryTables::new(Service::SNAT_POOL, 8, &usable);
+    let fits = 2 * ADDRESSES * ports;
+    for port in 0..fits {
+        assert_eq!(
+            open(&tables, 1000 + port as u16),
+            Ok(Verdict::Send),
+            "flow {port}"
+        );
     }
-    assert_eq!(open(&tables, 2000), Err(DropReason::PortsExhausted));
-    assert_eq!(tables.active(), 8, "a refused flow leaves nothing behind");
-    assert_eq!(tables.keys.borrow().len(), 16);
+    assert_eq!(open(&tables, 9000), Err(DropReason::PortsExhausted));
+    assert_eq!(
+        tables.active(),
+        u64::from(fits),
+        "a refused flow leaves nothing behind"
+    );
+    tables.check();
+    for slot in tables.live() {
+        assert_eq!(reply(&tables, slot, SYN | ACK), Ok(Verdict::Send));
+    }
     assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
     assert_eq!(
-        open(&tables, 2000),
-        Err(DropReason::PortsExhausted),
-        "a reset flow rests first"
-    );
-    tables.now.set(tables.now.get() + 4 * TICK);
-    assert_eq!(
-        open(&tables, 2000),
+        open(&tables, 9000),
         Ok(Verdict::Send),
-        "no sweep is needed to get the port back"
+        "an ended flow makes room at once"
+    );
+    assert_eq!(open(&tables, 9001), Err(DropReason::PortsExhausted));
+    tables.check();
+    tables.wait(100);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 0);
+    assert_eq!(tables.free.borrow().len(), 8, "every chunk came back");
+    for port in 0..fits {
+        assert_eq!(
+            open(&tables, 1000 + port as u16),
+            Ok(Verdict::Send),
+            "flow {port} again"
+        );
+    }
+    tables.check();
+}
+
+#[test]
+fn a_port_rests_while_another_is_to_be_had() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 16, &[0, u64::MAX, u64::MAX]);
+    let mut last = std::collections::HashMap::new();
+    for round in 0..400u32 {
+        assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+        let slot = *tables
+            .live()
+            .iter()
+            .find(|slot| !tables.phase(**slot).ended())
+            .unwrap();
+        let route = tables.flows.borrow()[slot as usize].route;
+        if let Some(before) = last.insert((route.snat(), route.member()), round) {
+            assert!(
+                round - before >= 500,
+                "port used in round {before} and again in {round}"
+            );
+        }
+        tables.send(&mut packet(1000, ACK)).unwrap();
+        tables.send(&mut packet(1000, FIN | ACK)).unwrap();
+        reply(&tables, slot, FIN | ACK).unwrap();
+        assert_eq!(tables.phase(slot), Phase::Closing);
+        tables.check();
+    }
+    tables.wait(55);
+    tables.sweep_all();
+    assert!(tables.free.borrow().is_empty(), "they rest for a minute");
+    tables.wait(2);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 0);
+    assert_eq!(
+        tables.free.borrow().len() as u32,
+        tables.allocation.unused.load(Relaxed)
     );
 }
 
 #[test]
+fn a_reset_that_nobody_believes_keeps_record_and_port() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 4, &[1 << 63]);
+    open(&tables, 1000).unwrap();
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    tables.send(&mut packet(1000, RST)).unwrap();
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    for port in 2000..2020 {
+        let _ = open(&tables, port);
+    }
+    assert_eq!(tables.send(&mut packet(1000, ACK)), Ok(Verdict::Send));
+    assert_eq!(tables.active(), 4);
+    tables.check();
+}
+
+#[test]
+fn without_a_chunk_the_table_is_full_and_not_the_ports() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 2, &[0, u64::MAX, u64::MAX]);
+    let opened = (0..200)
+        .filter(|port| open(&tables, 1000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 128);
+    assert_eq!(open(&tables, 3000), Err(DropReason::FlowTableFull));
+    tables.check();
+}
+
+#[test]
 fn half_open_flows_make_room_and_established_ones_do_not() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
-    let fits = FLOWS as u16 - 1;
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    let fits = 4 * CHUNK as u16;
     for port in 0..fits {
         open(&tables, 1000 + port).unwrap();
     }
@@ -388,12 +745,12 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
     }
     assert_eq!(
         open(&tables, 2000),
-        Err(DropReason::FlowTableFull),
+        Err(DropReason::PortsExhausted),
         "all of them are young"
     );
-    tables.now.set(tables.now.get() + 4 * TICK);
+    tables.wait(4);
     let mut opened = 0;
-    for port in 0..40 {
+    for port in 0..4000 {
         opened += u16::from(open(&tables, 3000 + port).is_ok());
     }
     assert_eq!(opened, fits - 5);
@@ -403,11 +760,30 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
             Ok(Verdict::Send)
         );
     }
+    tables.check();
+}
+
+#[test]
+fn a_flood_of_half_open_flows_leaves_its_share() {
+    let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
+    tables.config.embryonic = 100;
+    let opened = (0..400)
+        .filter(|port| open(&tables, 1000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 100);
+    for port in 0..50 {
+        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+    }
+    let opened = (0..400)
+        .filter(|port| open(&tables, 5000 + port).is_ok())
+        .count();
+    assert_eq!(opened, 50, "those that became connections count no longer");
+    tables.check();
 }
 
 #[test]
 fn an_idle_flow_goes_when_its_phase_says_so() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
     for (port, flags, limit) in [
         (1, None, Phase::Syn),
         (2, Some(ACK), Phase::Established),
@@ -417,24 +793,19 @@ fn an_idle_flow_goes_when_its_phase_says_so() {
         if let Some(flags) = flags {
             tables.send(&mut packet(port, flags)).unwrap();
         }
-        let limit = u64::from(limit.idle_limit());
-        tables.now.set(tables.now.get() + limit * TICK);
-        sweep(&tables);
-        assert_eq!(tables.keys.borrow().len(), 2, "flow {port} at its limit");
-        tables.now.set(tables.now.get() + TICK);
-        sweep(&tables);
-        assert_eq!(
-            tables.keys.borrow().len(),
-            0,
-            "flow {port} beyond its limit"
-        );
+        tables.wait(u64::from(tables.config.idle_limit(limit)));
+        tables.sweep_all();
+        assert_eq!(tables.entries(), 2, "flow {port} at its limit");
+        tables.wait(1);
+        tables.sweep_all();
+        assert_eq!(tables.entries(), 0, "flow {port} beyond its limit");
         assert_eq!(tables.active(), 0);
     }
 }
 
 #[test]
 fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
     let mut frame = packet(1000, SYN);
     let untouched = frame.clone();
     let refused = tables.send_by(&mut frame, Err(DropReason::NoRoute));
@@ -445,58 +816,63 @@ fn a_flow_without_a_way_out_waits_for_the_hook_behind() {
     );
 }
 
-/// Random frames and mutations of a good one, and the invariants that hold after each.
+/// Random frames and mutations of good ones from both sides, and the invariants that hold after each.
 #[test]
 fn hostile_bytes_neither_panic_nor_leak() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
-    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed
-    };
-    for round in 0..200_000 {
-        let flags = random() as u8;
-        let mut frame = packet(random() as u16 % 32, flags);
-        for _ in 0..random() % 4 {
-            let at = random() as usize % frame.len();
-            frame[at] = random() as u8;
+    for snat in [Service::SNAT_POOL, Service::SNAT_NONE] {
+        let tables = MemoryTables::new(snat, 5, &[u64::MAX << 40, 0, u64::MAX >> 30]);
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for round in 0..60_000u32 {
+            let flags = match random() % 3 {
+                0 => SYN,
+                1 => [ACK, FIN | ACK, RST, SYN | ACK][random() as usize % 4],
+                _ => random() as u8,
+            };
+            let live = tables.live();
+            if random() % 2 == 0 && !live.is_empty() {
+                let _ = reply(&tables, live[random() as usize % live.len()], flags);
+            } else {
+                let mut frame = packet(random() as u16 % 512, flags);
+                if random() % 4 == 0 {
+                    for _ in 0..random() % 4 {
+                        let at = random() as usize % frame.len();
+                        frame[at] = random() as u8;
+                    }
+                    frame.truncate(random() as usize % 80);
+                }
+                let _ = tables.send(&mut frame);
+            }
+            tables.now.set(tables.now.get() + random() % (TICK / 2));
+            if round % 16 == 0 {
+                sweep(&tables);
+            }
+            if round % 64 == 0 {
+                tables.check();
+            }
         }
-        frame.truncate(random() as usize % 80);
-        let _ = tables.send(&mut frame);
-        tables.now.set(tables.now.get() + random() % TICK);
-        if round % 16 == 0 {
-            sweep(&tables);
-        }
-        let live = tables
-            .flows
-            .borrow()
-            .iter()
-            .filter(|flow| {
-                let phase = Phase::from_u32(flow.phase.load(std::sync::atomic::Ordering::Relaxed));
-                !matches!(phase, Phase::Free | Phase::Claimed)
-            })
-            .count();
-        assert_eq!(
-            tables.keys.borrow().len(),
-            2 * live,
-            "round {round}: two keys for each flow"
-        );
-        assert!(tables.active() <= live as u64, "round {round}");
+        tables.wait(10_000);
+        tables.sweep_all();
+        tables.check();
+        assert_eq!(tables.live().len(), 0);
     }
 }
 
 #[test]
 fn every_end_is_reported_once_with_its_cause() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let tables = MemoryTables::new(Service::SNAT_AUTOMAP, 8, &[u64::MAX]);
     for port in [1000, 1001, 1002] {
         assert_eq!(open(&tables, port), Ok(Verdict::Send));
     }
     // The port is used again after a reset, one client never comes back, one flow is ended by the operator.
     assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
     assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
-    let slot = 3;
+    let slot = *tables.live().last().unwrap();
     let flow = tables.flow(slot).unwrap();
     let (member, _) = split_owners(flow.owners.load(Relaxed));
     let (member, created) = (u32::from(member), flow.created.load(Relaxed));
@@ -505,8 +881,9 @@ fn every_end_is_reported_once_with_its_cause() {
     assert!(!end(created + 1, member), "a later flow in the same record");
     assert!(end(created, member));
     assert!(!end(created, member), "there is nothing left to end");
-    tables.now.set(tables.now.get() + 100 * TICK);
-    sweep(&tables);
+    tables.wait(100);
+    tables.sweep_all();
+    tables.check();
     let mut reports = tables.reports.borrow().clone();
     reports.sort_by_key(|(_, _, cause)| *cause as u8);
     let ends: Vec<_> = reports

@@ -21,7 +21,7 @@ fn a_filter_is_swapped_in_place_outlives_its_daemon_and_goes() {
     Rig::each(
         "clsact",
         || generation(Method::RoundRobin, &[]),
-        64,
+        1024,
         |rig| {
             if rig.program != "balance_tc" {
                 return;

@@ -117,7 +117,7 @@ fn a_member_that_is_down_gets_no_new_flow_and_keeps_its_old_ones() {
         1024,
         |rig| {
             for port in 1000..1003 {
-                syn(rig, port);
+                assert_eq!(syn(rig, port), Outcome::Sent);
             }
             let (number, pool) = (rig.member("mx", 1), rig.generation.pools["mx"].clone());
             rig.plane
@@ -207,9 +207,11 @@ fn a_full_table_refuses_new_flows_and_keeps_established_ones() {
     Rig::each(
         "full",
         || pool_of_three(Method::LeastConnections),
-        64,
+        192,
         |rig| {
+            // Equal parts for three members, in whole chunks of 64.
             let fits = rig.plane.flows_max() as u16;
+            assert_eq!(fits, 192);
             for port in 0..fits {
                 assert_eq!(syn(rig, 1000 + port), Outcome::Sent);
                 let ack = Packet::new(client(1000 + port), service(), ACK).bytes();
@@ -232,7 +234,7 @@ fn an_ended_flow_goes_back_to_the_table() {
     Rig::each(
         "sweep",
         || pool_of_three(Method::LeastConnections),
-        64,
+        192,
         |rig| {
             for port in 1000..1040 {
                 syn(rig, port);

@@ -49,7 +49,7 @@ fn a_flow_table_made_for_the_proxy_alone_is_made_anew() {
         |rig| {
             let next = KernelPlane::load(rig.bpffs(), 4096, false).unwrap();
             assert!(next.adopted());
-            assert_eq!(next.flows_max(), 4095);
+            assert_eq!(next.flows_max(), 4096);
         },
     );
 }

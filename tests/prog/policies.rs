@@ -123,7 +123,7 @@ fn each_action_does_what_it_says() {
         Rig::each(
             "policy-action",
             || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-            64,
+            1024,
             |rig| {
                 for (client, service) in SERVICES {
                     let sent = syn(client, service);
@@ -174,7 +174,7 @@ fn the_first_rule_decides_and_the_network_comes_first() {
         generation.network.guard = enforced("network");
         generation
     };
-    Rig::each("policy-order", make, 64, |rig| {
+    Rig::each("policy-order", make, 1024, |rig| {
         let mut sent = |from: &str, to: &str| rig.send(&syn(from, to).bytes(), "c0").0;
         assert_eq!(
             sent("10.0.1.2:1000", SERVICES[0].1),
@@ -227,7 +227,7 @@ fn default_deny_and_staged_policies() {
     Rig::each(
         "policy-staged",
         || guarded(&staged, std::slice::from_ref(&next)),
-        64,
+        1024,
         |rig| {
             for client in ["10.0.1.2:1", "10.0.1.3:1", "10.0.1.10:1"] {
                 assert_eq!(
@@ -270,7 +270,7 @@ fn rules_hold_on_their_interfaces_and_vlans_only() {
     Rig::each(
         "policy-places",
         || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let frame = syn("10.0.1.2:1", SERVICES[0].1).bytes();
             assert_eq!(rig.send(&frame, "s0").0, Outcome::Dropped);
@@ -310,7 +310,7 @@ fn a_source_that_connects_too_often_waits() {
     Rig::each(
         "policy-rate",
         || guarded(&guard, &[]),
-        64,
+        1024,
         |rig| {
             let mut sent = |from: &str, to: &str| rig.send(&syn(from, to).bytes(), "c0").0;
             for host in 1..=3 {
@@ -366,7 +366,7 @@ fn logged_matches_are_reported() {
     Rig::each(
         "policy-events",
         || guarded(&guard, std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let sent = syn("10.0.1.2:40000", SERVICES[0].1);
             rig.send(&sent.bytes(), "c0");
@@ -419,7 +419,7 @@ fn the_proxy_plane_is_guarded_as_well() {
         }
         generation
     };
-    Rig::each("policy-proxy", make, 64, |rig| {
+    Rig::each("policy-proxy", make, 1024, |rig| {
         assert_eq!(
             rig.send(&syn("10.0.1.2:1", SERVICES[0].1).bytes(), "c0").0,
             Outcome::Passed
@@ -453,7 +453,7 @@ fn a_hundred_thousand_prefixes_are_searched_as_fast_as_ten() {
     Rig::each(
         "policy-many",
         || guarded(&enforced("edge"), std::slice::from_ref(&edge)),
-        64,
+        1024,
         |rig| {
             let started = Instant::now();
             rig.apply(guarded(&enforced("edge"), std::slice::from_ref(&edge)));
@@ -502,7 +502,7 @@ fn a_connection_is_explained_and_nothing_changes() {
     Rig::each(
         "explain",
         || guarded(&guard, &[edge.clone(), next.clone()]),
-        64,
+        1024,
         |rig| {
             let mut ask = |from: &str, to: &str| {
                 let question = Question {

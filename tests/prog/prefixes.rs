@@ -86,7 +86,7 @@ fn the_longest_prefix_takes_the_connection() {
             ("six", "fd00:1:0:7::", 64, &[(465, 465)]),
         ])
     };
-    Rig::each("prefixes", make, 64, |rig| {
+    Rig::each("prefixes", make, 1024, |rig| {
         let mut port = 1000;
         let mut to = |rig: &mut Rig, at: &str| {
             port += 1;

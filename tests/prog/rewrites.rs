@@ -22,7 +22,7 @@ fn both(snat: Snat) -> Generation {
     generation(
         Method::LeastConnections,
         &[
-            ("four", SERVICE, snat, &[MEMBER]),
+            ("four", SERVICE, snat.clone(), &[MEMBER]),
             ("six", SERVICE6, snat, &[MEMBER6]),
         ],
     )

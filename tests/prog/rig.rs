@@ -220,6 +220,8 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             server_interfaces: vec!["s0".to_owned()],
             attach: Attach::Auto,
             max_flows: 1024,
+            snat_ports: None,
+            snat_exclude: Vec::new(),
             vlans: Default::default(),
             guard: Default::default(),
         },
@@ -231,6 +233,8 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
         pools: Default::default(),
         monitors: Default::default(),
         certificates: Default::default(),
+        snat_pools: Default::default(),
+        timeouts: Default::default(),
         policies: Default::default(),
     };
     for (name, address, snat, members) in servers {
@@ -247,7 +251,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
             name: name.clone(),
             at: address.into(),
             forward: Forward::Passthrough {
-                snat: *snat,
+                snat: snat.clone(),
                 proxy_protocol: name.starts_with("told"),
             },
             pool: name.clone(),

@@ -28,7 +28,10 @@ use lb_common::{
     service::{PrefixKey, Service},
 };
 
-use super::{BPF_F_MMAPABLE, BPF_NOEXIST, KernelTables, count_drop, record};
+use super::{BPF_F_MMAPABLE, KernelTables, count_drop, record};
+
+/// Only insert what is not there (linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
 use crate::{
     access::{self as ask, Knock},
     atomic,
@@ -185,7 +188,7 @@ impl Access for KernelTables {
             let Some(next) = admit(due, now, interval, ahead) else {
                 return false;
             };
-            if !counts || atomic::swap_wide(cell, due, next) {
+            if !counts || atomic::swap_if_u64(cell, due, next) {
                 return true;
             }
         }

@@ -147,6 +147,10 @@ fn segment<F: Frame>(frame: &mut F, packet: &mut Packet) -> Result<(), DropReaso
     let [offset, flags]: [u8; 2] = frame.load(l4 + OFFSET)?;
     packet.flags = Flags(flags);
     packet.headers = (l4 - packet.l3) as u32 + u32::from(offset >> 4) * 4;
+    // Bytes behind the IP packet are padding, whatever they look like.
+    if packet.headers > packet.length || offset >> 4 < 5 {
+        return Err(DropReason::Truncated);
+    }
     Ok(())
 }
 

@@ -55,6 +55,9 @@ pub(crate) fn concerns(flow: &Flow) -> bool {
     flow.header.load(Relaxed) != PLAIN
 }
 
+/// The farthest that a TCP header may lie from the start of a frame here, bytes; extension headers reach farther.
+const LONGEST: usize = 255;
+
 /// Carries a packet of a shifted flow.
 ///
 /// # Errors
@@ -77,8 +80,11 @@ pub fn shift<F: Reshape, T: Tables>(
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
     forward::way(frame, packet, flow, direction, now, egress)?;
-    if !egress.known && !F::ASKS {
+    if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == odd::LOOPBACK) {
         return Ok(Verdict::Pass);
+    }
+    if packet.l4 > LONGEST {
+        return Err(DropReason::Internal);
     }
     let plan = &mut workspace.plan;
     *plan = Plan::default();
@@ -105,10 +111,13 @@ pub fn shift<F: Reshape, T: Tables>(
     tables.track(hit.slot(), &Note::of(packet, direction));
     // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
     let to = &flow.route.leave[direction as usize & 1];
-    rewrite::apply(frame, packet, to, !whole)?;
+    // What is half rewritten goes nowhere, and nobody is told of it.
+    rewrite::apply(frame, packet, to, !whole).map_err(|_| DropReason::Internal)?;
     workspace.slot = hit.slot();
     workspace.spot = Spot::of(packet, to, !whole);
-    frame.perform(workspace, flow)?;
+    frame
+        .perform(workspace, flow)
+        .map_err(|_| DropReason::Internal)?;
     odd::leave(frame, &deep.link, flow, direction, egress)
 }
 

@@ -59,7 +59,7 @@ fn tagged(mut frame: Vec<u8>, tags: &[[u8; 4]]) -> Vec<u8> {
 
 #[test]
 fn later_fragments_follow_the_first() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let tables = MemoryTables::one_address(Service::SNAT_AUTOMAP);
     open(&tables, 1000).unwrap();
     let mut early = fragment(1000, 4, false);
     let untouched = early.clone();
@@ -75,10 +75,10 @@ fn later_fragments_follow_the_first() {
 
 #[test]
 fn a_fragment_of_a_flow_that_is_no_more_is_left_alone() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
     open(&tables, 1000).unwrap();
     tables.send(&mut fragment(1000, 0, true)).unwrap();
-    let limit = u64::from(Phase::Established.idle_limit()) + 1;
+    let limit = u64::from(tables.config.idle_limit(Phase::Established)) + 1;
     tables.now.set(tables.now.get() + limit * TICK);
     sweep(&tables);
     assert_eq!(
@@ -89,7 +89,7 @@ fn a_fragment_of_a_flow_that_is_no_more_is_left_alone() {
 
 #[test]
 fn tags_go_off_towards_members_and_on_towards_clients() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
     for tags in [
         &[[0x81, 0x00, 0x60, 10]][..],
         &[[0x88, 0xa8, 0, 20], [0x81, 0x00, 0, 7]],
@@ -116,7 +116,7 @@ fn tags_go_off_towards_members_and_on_towards_clients() {
 /// Whoever it is for: what cannot be read to the end is not ours to count.
 #[test]
 fn headers_without_end_are_left_alone() {
-    let tables = MemoryTables::new(Service::SNAT_NONE);
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
     let mut frame = extended(1);
     frame.truncate(54);
     for _ in 0..8 {
@@ -148,7 +148,7 @@ fn every_tag_survives_the_record() {
 
 #[test]
 fn an_error_is_translated_and_one_about_others_is_not() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let tables = MemoryTables::one_address(Service::SNAT_AUTOMAP);
     let mut stray = error(1000);
     let untouched = stray.clone();
     assert_eq!(tables.send(&mut stray), Ok(Verdict::Pass));
@@ -162,9 +162,9 @@ fn an_error_is_translated_and_one_about_others_is_not() {
 
 #[test]
 fn a_quoted_number_is_the_one_its_sender_chose() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let tables = MemoryTables::one_address(Service::SNAT_AUTOMAP);
     open(&tables, 1000).unwrap();
-    let hit = tables.keys.borrow().values().next().unwrap().slot();
+    let hit = tables.live()[0];
     let flow = tables.flow(hit).unwrap();
     // As behind an inserted header: forward numbers are shifted by 28.
     flow.shift[0].store(28, std::sync::atomic::Ordering::Relaxed);
@@ -187,7 +187,7 @@ fn answers_are_complete() {
         (extended(1), DropReason::TtlExceeded, [3, 0]),
         (extended(1), DropReason::TooBig, [2, 0]),
     ] {
-        let tables = MemoryTables::new(Service::SNAT_NONE);
+        let tables = MemoryTables::one_address(Service::SNAT_NONE);
         let mut out = frame.clone();
         let notice = Notice {
             reason: reason as u32,
@@ -216,7 +216,7 @@ fn answers_are_complete() {
 /// What is odd, with bytes of it wrong: nobody panics, nothing leaks, and what is left to the stack is untouched.
 #[test]
 fn hostile_bytes_are_survived() {
-    let tables = MemoryTables::new(Service::SNAT_AUTOMAP);
+    let tables = MemoryTables::one_address(Service::SNAT_AUTOMAP);
     let mut seed = RANDOM;
     for round in 0..200_000 {
         let port = random(&mut seed) as u16 % 32;

@@ -11,8 +11,8 @@ use super::{
     server,
     view::{
         AttachmentView, ChangeView, ConfigView, DegradedView, ExplanationView, FlowView,
-        KernelView, MemberView, PolicyView, PoolView, Question, ReloadView, RuleView, SessionView,
-        Stats, Status, Traffic, VirtualServerView,
+        KernelView, MemberView, PolicyView, PoolView, PortsView, Question, ReloadView, RuleView,
+        SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
@@ -294,6 +294,15 @@ impl Source for FakeSource {
                 ("msa/msa1".into(), traffic(1, 30)),
                 ("mx-tls/10.0.0.21:465".into(), traffic(2, 1200)),
             ]),
+            flow_records: counters(&[("half-open", 1), ("chunks", 2), ("chunks-max", 16_384)]),
+            snat_ports: BTreeMap::from([(
+                "10.0.0.1 > 10.0.0.21:465".into(),
+                PortsView {
+                    used: 2,
+                    resting: 7,
+                    usable: 31_744,
+                },
+            )]),
         }
     }
 }

@@ -263,6 +263,23 @@ pub struct Stats {
     pub virtual_servers: BTreeMap<String, Traffic>,
     /// By `pool/member`.
     pub members: BTreeMap<String, Traffic>,
+    /// Flow records: half-open flows, and chunks of 64 records that belong to a SNAT address and member.
+    #[serde(default)]
+    pub flow_records: BTreeMap<String, u64>,
+    /// By SNAT address and member.
+    #[serde(default)]
+    pub snat_ports: BTreeMap<String, PortsView>,
+}
+
+/// The ports of a SNAT address towards a member.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsView {
+    /// Carry a connection.
+    pub used: u32,
+    /// Carried one that has ended; given out when no other is left.
+    pub resting: u32,
+    /// Can carry one.
+    pub usable: u32,
 }
 
 /// `smtplb show policy`.

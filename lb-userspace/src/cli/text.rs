@@ -10,8 +10,8 @@ use super::{
     units,
 };
 use crate::admin::view::{
-    ExplanationView, FlowView, MemberView, PolicyView, PoolView, SessionView, Stats, Status,
-    Traffic, VirtualServerView,
+    ExplanationView, FlowView, MemberView, PolicyView, PoolView, PortsView, SessionView, Stats,
+    Status, Traffic, VirtualServerView,
 };
 
 const INDENT: &str = "  ";
@@ -178,8 +178,32 @@ pub(super) fn stats(stats: &Stats) -> String {
         counter_section("events of sessions and steering", &stats.events),
         traffic_section("virtual servers", "VIRTUAL SERVER", &stats.virtual_servers),
         traffic_section("members", "MEMBER", &stats.members),
+        counter_section("flow records", &stats.flow_records),
+        ports_section(&stats.snat_ports),
     ]
     .join("\n")
+}
+
+fn ports_section(of: &BTreeMap<String, PortsView>) -> String {
+    let title = "ports of SNAT addresses towards members";
+    if of.is_empty() {
+        return format!("{title}\n  none\n");
+    }
+    let mut table = Table::new([
+        Left("ADDRESS AND MEMBER"),
+        Right("USED"),
+        Right("RESTING"),
+        Right("USABLE"),
+    ]);
+    for (ends, ports) in of {
+        table.row([
+            ends.clone(),
+            ports.used.to_string(),
+            ports.resting.to_string(),
+            ports.usable.to_string(),
+        ]);
+    }
+    format!("{title}\n{}", table.render(INDENT))
 }
 
 fn server_table(servers: &[VirtualServerView], indent: &str) -> String {

@@ -9,7 +9,7 @@ use toml::{
 
 use super::{
     diagnostic::{Faults, did_you_mean, quoted},
-    phrase::{AS_IF_ABSENT, check_name, not_yet, shown, type_name},
+    phrase::{check_name, not_yet, shown, type_name},
     units::{self, NoDuration},
 };
 
@@ -437,31 +437,6 @@ impl<'d, 'i> Section<'d, 'i> {
             self.known.push(key);
         }
         self.entries.get(key)
-    }
-
-    /// The tables of a kind that is still to come, each refused by its name: `[snat.NAME]`.
-    pub(super) fn later_tables(
-        &mut self,
-        key: &'static str,
-        kind: &str,
-        instead: &str,
-        faults: &mut Faults,
-    ) {
-        match self.entries.get(key).map(Spanned::get_ref) {
-            Some(DeValue::Table(tables)) if !tables.is_empty() => {
-                self.to_come.push(key);
-                for (name, _) in tables {
-                    faults.error(
-                        name.span().start,
-                        format!("{kind} {}", quoted(name.get_ref())),
-                        "is not yet supported",
-                        AS_IF_ABSENT,
-                        instead,
-                    );
-                }
-            }
-            _ => self.later(key, instead, faults),
-        }
     }
 
     /// Notes a missing key, and lets the rest take it as wrong.

@@ -24,7 +24,8 @@ use crate::{
         query::{FlowQuery, PAGE},
         view::{
             ConfigView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
-            Question, ReloadView, SessionView, Stats, Status, Traffic, VirtualServerView,
+            PortsView, Question, ReloadView, SessionView, Stats, Status, Traffic,
+            VirtualServerView,
         },
     },
     dataplane::{FlowSnapshot, FlowTable, KernelPlane},
@@ -277,6 +278,8 @@ impl Source for Shared {
             events,
             virtual_servers: virtual_servers.collect(),
             members: members.collect(),
+            flow_records: flow_records(&plane),
+            snat_ports: snat_ports(&plane),
         }
     }
 
@@ -489,4 +492,27 @@ fn method_word(method: Method) -> &'static str {
         Method::LeastConnections => "least-connections",
         Method::RoundRobin => "round-robin",
     }
+}
+
+fn flow_records(plane: &KernelPlane) -> BTreeMap<String, u64> {
+    let (bound, all) = plane.chunks();
+    [
+        ("half-open", u64::from(plane.embryonic())),
+        ("chunks", bound),
+        ("chunks-max", all),
+    ]
+    .map(|(name, count)| (name.to_owned(), count))
+    .into()
+}
+
+fn snat_ports(plane: &KernelPlane) -> BTreeMap<String, PortsView> {
+    let usage = plane.ports().into_iter().filter_map(|usage| {
+        let view = PortsView {
+            used: usage.used,
+            resting: usage.resting,
+            usable: usage.usable,
+        };
+        Some((format!("{} > {}", usage.source?, usage.member?), view))
+    });
+    usage.collect()
 }

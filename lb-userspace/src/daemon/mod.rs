@@ -157,7 +157,12 @@ async fn serve(
         true => left_behind(&shared),
         false => Vec::new(),
     };
-    // Whatever an earlier daemon has left counts as a generation before.
+    let mut lingering_snat: Vec<IpAddr> = match adopted {
+        true => shared.plane().snat_addresses_in_use().into_iter().collect(),
+        false => Vec::new(),
+    };
+    let configured = shared.running().generation.snat_addresses();
+    lingering_snat.retain(|address| !configured.contains(address));
     let former = vec![Former {
         running: shared.running(),
         until: None,
@@ -169,6 +174,7 @@ async fn serve(
         watches,
         orders,
         lingering,
+        lingering_snat,
         former,
         pruned: false,
         flow_log,
@@ -191,6 +197,8 @@ struct Daemon {
     orders: mpsc::Receiver<Order>,
     /// Virtual servers that a reload has removed, whose connections go on.
     lingering: Vec<Lingering>,
+    /// Addresses of SNAT pools that no virtual server uses any more, but connections do.
+    lingering_snat: Vec<IpAddr>,
     /// Generations that something may be left of.
     former: Vec<Former>,
     /// Addresses that nothing needs any more were removed since the last flip.
@@ -274,7 +282,6 @@ async fn start(
     Ok((shared, watches, orders, listener))
 }
 
-/// Waits a moment for the first findings on these members.
 async fn first_probes(shared: &Shared, numbers: &[u16]) {
     let deadline = Instant::now() + FIRST_PROBES;
     let mut beat = interval(Duration::from_millis(5));
@@ -367,7 +374,6 @@ fn start_proxy(shared: &Shared, listeners: Vec<WorkerListeners>) -> Result<(), F
     Ok(())
 }
 
-/// How many workers the proxy has.
 fn workers(shared: &Shared) -> u32 {
     lock(&shared.proxy)
         .as_ref()
@@ -479,6 +485,9 @@ impl Daemon {
             log::error!("{error:#}");
         }
         if thorough {
+            for (reason, count) in plane.exhausted() {
+                log::warn!("{count} new connections refused: {}", reason.word());
+            }
             refresh(&self.shared, &running, &mut plane);
         }
     }
@@ -574,7 +583,6 @@ fn needs_packets(generation: &Generation) -> bool {
                     .any(|server| guarded(&server.guard))))
 }
 
-/// The cores this process may run on.
 fn cpus() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return vec![0];
@@ -586,7 +594,6 @@ fn cpus() -> Vec<usize> {
         .collect()
 }
 
-/// Is this the process id of a running smtplb?
 fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "smtplb")
 }

@@ -258,6 +258,9 @@ impl Daemon {
             self.lingering.push(lingering);
         }
         drop(plane);
+        let mut gone = old.generation.snat_addresses();
+        gone.retain(|address| !next.generation.snat_addresses().contains(address));
+        self.lingering_snat.extend(gone);
         let [before, now] = [&old.generation.network, &next.generation.network];
         let mut left = before
             .client_interfaces
@@ -278,8 +281,10 @@ impl Daemon {
         if self.former.is_empty() {
             return;
         }
-        let before = self.lingering.len();
+        let before = self.lingering_addresses().len();
         self.lingering.retain(Lingering::goes_on);
+        let used = self.shared.plane().snat_addresses_in_use();
+        self.lingering_snat.retain(|address| used.contains(address));
         let running = self.shared.running();
         let lingering = self.lingering_addresses();
         if before != lingering.len() || !self.pruned {
@@ -289,7 +294,7 @@ impl Daemon {
                 log::error!("cannot remove virtual addresses: {error:#}");
             }
         }
-        if !self.lingering.is_empty() {
+        if !self.lingering.is_empty() || !self.lingering_snat.is_empty() {
             return;
         }
         if let Some(until) = self.former.iter().filter_map(|former| former.until).max() {
@@ -318,9 +323,9 @@ impl Daemon {
     }
 
     fn lingering_addresses(&self) -> Vec<IpAddr> {
-        self.lingering
-            .iter()
-            .map(|lingering| lingering.address)
+        let virtual_addresses = self.lingering.iter().map(|lingering| lingering.address);
+        virtual_addresses
+            .chain(self.lingering_snat.iter().copied())
             .collect()
     }
 }

@@ -1,12 +1,13 @@
 //! Virtual addresses and forwarding of the box. What the admin has set up stays as it is.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
@@ -55,27 +56,28 @@ impl Addresses {
     }
 
     /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface,
-    /// and every prefix local by a route.
+    /// every address of its SNAT pools on the first server interface, and every prefix local by a route.
     /// Others of ours stay until [`Self::prune`].
     ///
     /// # Errors
     ///
-    /// When the kernel refuses an address.
+    /// When an address of a SNAT pool is the box's own already, or the kernel refuses an address.
     pub async fn add_all(&mut self, generation: &Generation) -> Result<()> {
-        let (wanted, index) = self.wanted(generation).await?;
+        let wanted = self.wanted(generation).await?;
         let present = self.list().await?;
+        alone(generation, &wanted, &present)?;
         let own = present.iter().filter(|message| !is_ours(message));
         let own: Vec<_> = own.filter_map(address_of).collect();
         routes::add_all(&self.handle, generation, &own, self.index(LOOPBACK).await?).await?;
-        for address in &wanted {
+        for (address, index) in wanted {
             let local = present.iter().any(|message| {
-                address_of(message) == Some(*address)
+                address_of(message) == Some(address)
                     && (!is_ours(message) || message.header.index == index)
             });
             if !local {
-                self.add(index, *address)
+                self.add(index, address)
                     .await
-                    .with_context(|| format!("cannot add the virtual address {address}"))?;
+                    .with_context(|| format!("cannot add the address {address}"))?;
             }
         }
         Ok(())
@@ -87,14 +89,14 @@ impl Addresses {
     ///
     /// When the kernel refuses.
     pub async fn prune(&mut self, generation: &Generation, lingering: &[IpAddr]) -> Result<()> {
-        let (wanted, index) = self.wanted(generation).await?;
+        let wanted = self.wanted(generation).await?;
         routes::prune(&self.handle, generation, lingering).await?;
         for message in self.list().await? {
             let Some(address) = address_of(&message).filter(|_| is_ours(&message)) else {
                 continue;
             };
             // One of ours on another interface is from an earlier configuration.
-            let used = wanted.contains(&address) && message.header.index == index;
+            let used = wanted.get(&address) == Some(&message.header.index);
             if !used && !lingering.contains(&address) {
                 self.handle.address().del(message).execute().await?;
             }
@@ -102,23 +104,33 @@ impl Addresses {
         Ok(())
     }
 
-    /// The virtual addresses, and the index of the interface where they live.
-    async fn wanted(&self, generation: &Generation) -> Result<(Vec<IpAddr>, u32)> {
-        let mut wanted: Vec<IpAddr> = generation
+    /// The virtual addresses and those of SNAT pools, and the index of the interface where each lives.
+    async fn wanted(&self, generation: &Generation) -> Result<BTreeMap<IpAddr, u32>> {
+        let network = &generation.network;
+        let virtual_addresses = generation
             .virtual_servers
             .iter()
             .filter(|server| !server.at.is_prefix())
             .map(|server| server.at.address)
-            .filter(|address| !address.is_loopback())
-            .collect();
-        wanted.sort();
-        wanted.dedup();
-        let interface = generation.network.client_interfaces.first();
-        let index = match interface {
-            Some(interface) if !wanted.is_empty() => self.index(interface).await?,
-            _ => 0,
-        };
-        Ok((wanted, index))
+            .filter(|address| !address.is_loopback());
+        let mut wanted = BTreeMap::new();
+        for (interface, addresses) in [
+            (
+                network.client_interfaces.first(),
+                virtual_addresses.collect::<BTreeSet<_>>(),
+            ),
+            (
+                network.server_interfaces.first(),
+                generation.snat_addresses(),
+            ),
+        ] {
+            let index = match interface {
+                Some(interface) if !addresses.is_empty() => self.index(interface).await?,
+                _ => 0,
+            };
+            wanted.extend(addresses.into_iter().map(|address| (address, index)));
+        }
+        Ok(wanted)
     }
 
     /// Removes every address of ours.
@@ -264,6 +276,31 @@ impl Addresses {
     async fn list(&self) -> Result<Vec<AddressMessage>> {
         Ok(self.handle.address().get().execute().try_collect().await?)
     }
+}
+
+/// Refuses an address of a SNAT pool that the box has for itself: its own connections would share the ports. One that
+/// stands alone on the interface where it belongs is as we would add it (a kernel before 5.18 forgets that we have).
+fn alone(
+    generation: &Generation,
+    wanted: &BTreeMap<IpAddr, u32>,
+    present: &[AddressMessage],
+) -> Result<()> {
+    for address in generation.snat_addresses() {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let own = present.iter().any(|message| {
+            let header = &message.header;
+            let placed = header.prefix_len == length && wanted.get(&address) == Some(&header.index);
+            address_of(message) == Some(address) && !is_ours(message) && !placed
+        });
+        if own {
+            bail!(
+                "the SNAT pool has {address}, which is an address of the box itself\n  \
+                 Connections of the box would share its ports. Take an address that serves nothing else, \
+                 or snat = \"automap\"."
+            );
+        }
+    }
+    Ok(())
 }
 
 fn conf(family: &str, interface: &str, name: &str) -> String {

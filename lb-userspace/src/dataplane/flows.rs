@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     flow::{Flow, Route, split_owners},
     layout::ENDS,
+    pair::{Allocation, CHUNK},
     tcp::{Direction, Phase},
 };
 
-use super::sys::{self, Allocation};
+use super::sys;
 
 /// Every flow record there is; a handle to shared memory.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +58,7 @@ impl FlowTable {
             .allocation
             .first()
             .map_or(0, |allocation| allocation.unused.load(Relaxed));
-        (used as usize + 1).min(self.flows.len()) as u32
+        ((used as usize + 1) * CHUNK as usize).min(self.flows.len()) as u32
     }
 
     /// Every flow in a range of records, half-open and closing ones included.

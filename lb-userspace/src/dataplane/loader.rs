@@ -8,6 +8,11 @@ use aya::{
     util::KernelVersion,
 };
 
+use lb_common::{
+    index::{MAX_SLOTS, WAYS},
+    pair::{CHUNK, MAX_PAIRS},
+};
+
 use super::{FEW_FLOWS, bpffs::PinDirectory};
 
 /// The packet programs, built for the BPF target.
@@ -17,14 +22,19 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SMTPLB_EBPF_OBJECT"
 pub(super) const PINNED: &[&str] = &[
     "CONFIG",
     "SERVICES",
+    "PAIR_INDEX",
     "POOLS",
+    "SNAT_SOURCES",
+    "PORT_SETS",
     "TURNS",
     "MEMBERS",
     "MEMBER_CELLS",
     "SERVICE_CELLS",
-    "KEYS",
-    "FLOWS",
+    "PAIRS",
+    "CHUNKS",
     "FREE",
+    "FLOWS",
+    "FLOW_INDEX",
     "ALLOCATION",
     "DROPS",
     "FLOW_ENDS",
@@ -47,6 +57,37 @@ pub(super) const PINNED: &[&str] = &[
     "EVENTS",
 ];
 
+/// Maps whose capacity follows the number of flows; they belong together.
+const BY_FLOWS: [&str; 6] = [
+    "PAIRS",
+    "CHUNKS",
+    "FREE",
+    "FLOWS",
+    "FLOW_INDEX",
+    "ALLOCATION",
+];
+
+/// Capacities for so many flows: whole chunks, and one more that stays unused.
+struct Capacities {
+    flows: u32,
+    chunks: u32,
+    pairs: u32,
+    buckets: u32,
+}
+
+impl Capacities {
+    fn of(flows: u32) -> Self {
+        let chunks = flows.min(MAX_SLOTS - CHUNK).div_ceil(CHUNK) + 1;
+        Self {
+            flows: chunks * CHUNK,
+            chunks,
+            pairs: chunks.clamp(64, MAX_PAIRS),
+            // A quarter full when the flow table is; twice that with `snat = "none"`, where a flow has two entries.
+            buckets: (flows / (WAYS as u32 / 4)).max(16).next_power_of_two(),
+        }
+    }
+}
+
 /// The loaded object, and what was found when it was.
 pub(super) struct Loaded {
     /// Programs and maps.
@@ -68,11 +109,14 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
     let judges = u32::from(
         KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 17, 0)),
     );
+    let capacities = Capacities::of(flows);
     let mut loader = EbpfLoader::new();
     loader
-        .map_max_entries("FLOWS", flows)
-        .map_max_entries("FREE", flows)
-        .map_max_entries("KEYS", flows.saturating_mul(2))
+        .map_max_entries("FLOWS", capacities.flows)
+        .map_max_entries("CHUNKS", capacities.chunks)
+        .map_max_entries("FREE", capacities.chunks)
+        .map_max_entries("PAIRS", capacities.pairs)
+        .map_max_entries("FLOW_INDEX", capacities.buckets)
         .override_global("KERNEL_LOG", &log, true)
         .override_global("STEER_JUDGES", &judges, true);
     for (name, path) in &paths {
@@ -94,8 +138,8 @@ pub(super) fn load(pins: &PinDirectory, flows: u32, kernel_log: bool) -> Result<
 /// When a pin cannot be removed.
 pub(super) fn drop_small_tables(pins: &PinDirectory) -> Result<()> {
     let info = MapInfo::from_pin(pins.pin("FLOWS"));
-    if info.is_ok_and(|info| info.max_entries() == FEW_FLOWS) {
-        for name in ["KEYS", "FLOWS", "FREE", "ALLOCATION"] {
+    if info.is_ok_and(|info| info.max_entries() == Capacities::of(FEW_FLOWS).flows) {
+        for name in BY_FLOWS {
             pins.unpin(name)?;
         }
     }
@@ -165,6 +209,9 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
         return anyhow!(error).context(format!("cannot load the program {name}"));
     };
     let log = verifier_log.to_string();
+    if let Ok(path) = std::env::var("CORE_LOG") {
+        let _ = std::fs::write(path, &log);
+    }
     let last: Vec<_> = log
         .lines()
         .rev()
@@ -196,7 +243,7 @@ fn check_shapes(pins: &PinDirectory, flows: u32) -> Result<()> {
                 info.value_size()
             );
         }
-        if name == "FLOWS" && info.max_entries() != flows {
+        if name == "FLOWS" && info.max_entries() != Capacities::of(flows).flows {
             log::warn!(
                 "max_flows = {flows} takes effect after a full stop: {} records are in use since an earlier start",
                 info.max_entries()

@@ -10,20 +10,23 @@ mod flows;
 mod jumps;
 mod links;
 mod loader;
+mod pairs;
 mod policies;
+mod ports;
 mod probe;
 mod reset;
 mod routes;
+mod services;
 mod support;
 mod sys;
 mod tables;
 mod trial;
+mod views;
 
 use std::{
-    collections::BTreeMap,
-    fs,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -37,9 +40,12 @@ use aya::{
 };
 use lb_common::{
     event::Cause,
+    index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
+    reason::DropReason,
     service::Config,
     stats::TrafficCell,
+    tcp,
 };
 
 pub use self::{
@@ -49,6 +55,7 @@ pub use self::{
     flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
+    pairs::PairUsage,
     policies::RuleCount,
     probe::{Feature, features},
     sys::event,
@@ -63,9 +70,8 @@ use crate::{
     model::{Generation, Name},
 };
 
-/// Flow records where no virtual server needs them; fewer than can be configured, so that a table of this size is known
-/// to hold no flow.
-pub const FEW_FLOWS: u32 = 64;
+/// Flow records where no virtual server needs them.
+pub const FEW_FLOWS: u32 = 0;
 /// A full sweep takes this many calls of [`KernelPlane::sweep`].
 const SWEEP_CALLS: u64 = 8;
 
@@ -87,6 +93,8 @@ pub struct KernelPlane {
     links: Vec<String>,
     degraded: Vec<DegradedView>,
     adopted: bool,
+    /// What [`Self::exhausted`] told last.
+    exhausted: [Option<u64>; 2],
     /// Tells this daemon from every other.
     instance: u32,
 }
@@ -134,6 +142,7 @@ impl KernelPlane {
             links: Vec::new(),
             degraded: support::degraded(),
             adopted,
+            exhausted: [None; 2],
             instance,
         })
     }
@@ -202,17 +211,27 @@ impl KernelPlane {
         up: impl Fn(u16) -> bool,
         workers: u32,
     ) -> Result<()> {
-        let (port_low, port_count) = snat_ports();
+        let timeouts = &generation.timeouts;
         let config = Config {
             epoch: 0,
-            port_low,
-            port_count,
             generation: 0,
-            flows: 0,
+            chunks: 0,
+            flow_mask: 0,
+            embryonic: 0,
+            by_key: 0,
+            limits: [
+                timeouts.syn,
+                timeouts.established,
+                timeouts.half_closed,
+                timeouts.closing,
+            ]
+            .map(|limit| tcp::ticks(limit.as_millis() as u64)),
             workers,
             owner: std::process::id(),
             instance: self.instance,
             prefixes: 0,
+            seeds: [0; 2],
+            hash: [0; HASH_KEYS],
         };
         let filled = self
             .policies
@@ -269,6 +288,7 @@ impl KernelPlane {
         // The jump tables keep the number of their own load: pins of the one before have another name.
         next.instance = self.instance;
         next.adopted = self.adopted;
+        next.exhausted = self.exhausted;
         next.policies.take_over(&mut self.policies);
         *self = next;
         Ok(())
@@ -345,7 +365,8 @@ impl KernelPlane {
         address: SocketAddr,
         up: bool,
     ) -> Result<()> {
-        self.tables.write_member(number, pool, address, up)
+        self.tables.write_member(number, pool, address, up)?;
+        self.tables.refresh_automap(address)
     }
 
     /// Lets go of what an older smtplb has left in another layout, once it carries nothing.
@@ -456,6 +477,44 @@ impl KernelPlane {
         degraded
     }
 
+    /// SNAT ports in use, by address and member.
+    pub fn ports(&self) -> Vec<PairUsage> {
+        self.tables.usage()
+    }
+
+    /// How many connections were refused for want of ports or records since this was last asked, by reason.
+    pub fn exhausted(&mut self) -> Vec<(DropReason, u64)> {
+        let mut found = Vec::new();
+        for (reason, count) in self.tables.drops() {
+            let seen = match reason {
+                DropReason::PortsExhausted => &mut self.exhausted[0],
+                DropReason::FlowTableFull => &mut self.exhausted[1],
+                _ => continue,
+            };
+            let before = seen.replace(count).unwrap_or(count);
+            if count > before {
+                found.push((reason, count - before));
+            }
+        }
+        found
+    }
+
+    /// SNAT addresses that connections use.
+    pub fn snat_addresses_in_use(&self) -> BTreeSet<IpAddr> {
+        let used = self.ports().into_iter().filter(|usage| usage.used > 0);
+        used.filter_map(|usage| usage.source).collect()
+    }
+
+    /// Chunks of flow records that belong to an address and member, and all of them.
+    pub fn chunks(&self) -> (u64, u64) {
+        self.tables.pairs.chunks()
+    }
+
+    /// Half-open flows.
+    pub fn embryonic(&self) -> u32 {
+        self.tables.embryonic()
+    }
+
     /// How many flows fit.
     pub fn flows_max(&self) -> u64 {
         self.tables.flows_max()
@@ -526,32 +585,4 @@ impl Remover {
     pub fn remove_own(&self) -> Result<()> {
         self.pins.clear().context("cannot remove the pins")
     }
-}
-
-/// Fewer SNAT ports than this are worth a warning.
-const FEW_PORTS: u16 = 8192;
-
-/// SNAT ports: the larger range beside the one that the box's own sockets use, so that they never meet.
-fn snat_ports() -> (u16, u16) {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = text
-        .split_whitespace()
-        .map_while(|word| word.parse::<u16>().ok());
-    let (low, high) = match (bounds.next(), bounds.next()) {
-        (Some(low), Some(high)) => (low, high),
-        _ => (32_768, 60_999),
-    };
-    let below = low.saturating_sub(1024);
-    let above = u16::MAX - high;
-    let (from, count) = match below >= above {
-        true => (1024, below.max(1)),
-        false => (high + 1, above),
-    };
-    if count < FEW_PORTS {
-        log::warn!(
-            "net.ipv4.ip_local_port_range = {low} {high} leaves {count} ports for SNAT, and so {count} passthrough \
-             connections to a member at a time; narrow that range, e.g. to 32768 60999"
-        );
-    }
-    (from, count)
 }

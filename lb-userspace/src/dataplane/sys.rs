@@ -13,10 +13,13 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 use lb_common::{
     access::{Budget, Event, Explanation, Guard, PlaceKey, Policy, Rule, RuleCell},
+    addr::Addr,
     event::FlowEnd,
-    flow::{Flow, FlowKey, Route},
+    flow::{Flow, Route},
+    index::{Bucket, ServiceBucket},
     member::Member,
-    service::{Config, Pool, PrefixKey, Service, ServiceKey},
+    pair::{Allocation, Chunk, Mark, PLACES, Pair, PortSet, Source},
+    service::{Config, Pool, PrefixKey, Service},
     stats::TrafficCell,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -34,12 +37,12 @@ macro_rules! records {
 }
 records!(
     Config,
-    FlowKey,
     Member,
     Pool,
     PrefixKey,
     Service,
-    ServiceKey,
+    ServiceBucket,
+    Source,
     Policy,
     Rule,
     Guard,
@@ -48,15 +51,6 @@ records!(
     PlaceKey,
     Explanation
 );
-
-/// Where new flow records come from; the programs' view is in `lb-ebpf`.
-#[repr(C)]
-#[derive(Debug)]
-pub(super) struct Allocation {
-    /// The highest slot that was ever used.
-    pub unused: lb_common::atomic::AtomicU32,
-    rest: [u32; 3],
-}
 
 /// A type whose values in shared memory may be looked at while the kernel writes them.
 ///
@@ -69,8 +63,16 @@ pub(super) unsafe trait Shared: Sync + 'static {}
 unsafe impl Shared for TrafficCell {}
 // SAFETY: atomics, and a route that is read by `route` only.
 unsafe impl Shared for Flow {}
-// SAFETY: an atomic, and words nobody reads.
+// SAFETY: atomics, and words nobody reads.
 unsafe impl Shared for Allocation {}
+// SAFETY: atomics, and ends that are read by `identity` only.
+unsafe impl Shared for Pair {}
+// SAFETY: atomics, and a word nobody reads.
+unsafe impl Shared for Chunk {}
+// SAFETY: atomics.
+unsafe impl Shared for Bucket {}
+// SAFETY: atomics.
+unsafe impl Shared for PortSet {}
 
 // SAFETY: atomics.
 unsafe impl Shared for BoundCell {}
@@ -139,4 +141,37 @@ pub(super) fn flow_end(bytes: &[u8]) -> Option<FlowEnd> {
 pub(super) fn route(flow: &Flow) -> Route {
     // SAFETY: inside a live mapping; volatile, since the memory is shared with the kernel.
     unsafe { (&raw const flow.route).read_volatile() }
+}
+
+/// Who a pair is, and whether it is in use.
+pub(super) fn identity(pair: &Pair) -> ((Addr, Addr, u16), bool) {
+    // SAFETY: inside a live mapping; volatile, since the memory is shared with the kernel.
+    unsafe {
+        (
+            (
+                (&raw const pair.source).read_volatile(),
+                (&raw const pair.member).read_volatile(),
+                (&raw const pair.port).read_volatile(),
+            ),
+            (&raw const pair.known).read_volatile() != 0,
+        )
+    }
+}
+
+/// A new pair: none of its places has a chunk yet.
+pub(super) fn pair_image(
+    (source, member, port): (Addr, Addr, u16),
+    set: u32,
+    ports: &[u64; PLACES],
+) -> [u8; size_of::<Pair>()] {
+    // SAFETY: integers and atomics of integers: all zeros are a value.
+    let mut pair: Pair = unsafe { std::mem::zeroed() };
+    (pair.source, pair.member, pair.port, pair.known) = (source, member, port, 1);
+    *pair.ports.get_mut() = set;
+    for (place, _) in ports.iter().enumerate().filter(|(_, word)| **word != 0) {
+        *pair.words[Mark::Unbound as usize][place / 64].get_mut() |= 1 << (place % 64);
+        *pair.tops[Mark::Unbound as usize].get_mut() |= 1 << (place / 64);
+    }
+    // SAFETY: of the same size, without padding: the record's size is the sum of its fields'.
+    unsafe { std::mem::transmute(pair) }
 }

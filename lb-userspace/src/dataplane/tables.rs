@@ -2,41 +2,42 @@
 
 use std::{
     collections::{BTreeSet, HashMap as Index, HashSet},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    net::{IpAddr, SocketAddr},
     sync::atomic::Ordering::Relaxed,
 };
 
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
-    maps::{
-        Array, HashMap, Map, MapData, PerCpuArray,
-        lpm_trie::{Key, LpmTrie},
-    },
+    maps::{Array, Map, MapData, MapInfo, PerCpuArray},
 };
 use lb_common::{
     addr::Addr,
     flow::Flow,
-    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIRTUAL_SERVERS, POOL_MEMBERS, VLAN_WORDS},
+    layout::{MAX_MEMBERS, MAX_POOLS, MAX_VIEWS, MAX_VIRTUAL_SERVERS, VLAN_WORDS},
     member::Member,
+    pair::{Allocation, CHUNK},
     reason::DropReason,
-    service::{Config, Pool, PrefixKey, Service, ServiceKey},
+    service::{Config, Pool, Service},
     stats::TrafficCell,
 };
 
 use super::{
     flows::FlowTable,
     loader,
-    sys::{self, Allocation, Record},
+    pairs::{PairUsage, Pairs},
+    ports::LocalPorts,
+    services::{self, Placed, Services},
+    sys::{self, Record},
 };
-use crate::model::{Forward, Generation, Method, Name, Places, Snat};
+use crate::model::{Forward, Generation, Name, Snat};
 
 /// The tables, open.
 pub(super) struct Tables {
     config: Array<MapData, Record<Config>>,
-    services: HashMap<MapData, Record<ServiceKey>, Record<Service>>,
-    prefixes: LpmTrie<MapData, Record<PrefixKey>, Record<Service>>,
-    pools: Array<MapData, Record<Pool>>,
+    services: Services,
+    pub pools: Array<MapData, Record<Pool>>,
     members: Array<MapData, Record<Member>>,
     vlans: Array<MapData, u64>,
     drops: PerCpuArray<MapData, u64>,
@@ -46,6 +47,14 @@ pub(super) struct Tables {
     pub service_cells: &'static [TrafficCell],
     flows: &'static [Flow],
     allocation: &'static [Allocation],
+    /// Where SNAT ports and flow records come from.
+    pub pairs: Pairs,
+    /// Buckets of the table of flows.
+    flow_buckets: u32,
+    /// Of members with `snat = "automap"`: their source, and the own address that it was written for.
+    pub automap: Index<SocketAddr, (u16, Option<IpAddr>)>,
+    /// What the box itself uses.
+    pub local_ports: Option<LocalPorts>,
     /// Programs that are loaded later still name these.
     _mapped: Vec<MapData>,
 }
@@ -67,17 +76,27 @@ impl Tables {
     /// When one is missing or cannot be mapped.
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
         let mut keep = Vec::new();
+        let flows = mapped(ebpf, "FLOWS", &mut keep)?;
+        let index = loader::map(ebpf, "FLOW_INDEX")?;
+        let Map::Array(index) = index else {
+            bail!("FLOW_INDEX is no array");
+        };
+        let info: MapInfo = index.info()?;
+        keep.push(index);
         Ok(Self {
+            pairs: Pairs::open(ebpf, flows, &mut keep)?,
+            flow_buckets: info.max_entries(),
+            automap: Index::new(),
+            local_ports: None,
+            flows,
             config: loader::map(ebpf, "CONFIG")?.try_into()?,
-            services: loader::map(ebpf, "SERVICES")?.try_into()?,
-            prefixes: loader::map(ebpf, "PREFIXES")?.try_into()?,
+            services: Services::open(ebpf)?,
             pools: loader::map(ebpf, "POOLS")?.try_into()?,
             members: loader::map(ebpf, "MEMBERS")?.try_into()?,
             vlans: loader::map(ebpf, "VLANS")?.try_into()?,
             drops: loader::map(ebpf, "DROPS")?.try_into()?,
             member_cells: mapped(ebpf, "MEMBER_CELLS", &mut keep)?,
             service_cells: mapped(ebpf, "SERVICE_CELLS", &mut keep)?,
-            flows: mapped(ebpf, "FLOWS", &mut keep)?,
             allocation: mapped(ebpf, "ALLOCATION", &mut keep)?,
             _mapped: keep,
         })
@@ -110,7 +129,7 @@ impl Tables {
                 );
             }
         }
-        let known_services = self.known_services(epoch);
+        let known_services = self.known_services(epoch)?;
         // What the generation in use names keeps its number until the next but one.
         let in_use = self.members_in_use(u32::from(epoch));
         let mut taken_members: Vec<u16> = in_use;
@@ -168,7 +187,7 @@ impl Tables {
 
     fn members_in_use(&self, epoch: u32) -> Vec<u16> {
         let pools =
-            (1..MAX_POOLS).filter_map(|pool| self.pools.get(&(epoch * MAX_POOLS + pool), 0).ok());
+            (1..MAX_VIEWS).filter_map(|pool| self.pools.get(&(epoch * MAX_VIEWS + pool), 0).ok());
         pools
             .flat_map(|pool| pool.0.members)
             .filter(|number| *number != 0)
@@ -198,47 +217,42 @@ impl Tables {
         up: impl Fn(u16) -> bool,
         mut config: Config,
     ) -> Result<()> {
-        let epoch = self.next_epoch();
+        let old = self.config();
+        let in_use = old.map_or(1, |old| old.epoch);
+        let epoch = in_use ^ 1;
         if generation.pools.len() as u32 >= MAX_POOLS {
             bail!("more than {} pools", MAX_POOLS - 1);
         }
-        self.clear_services(epoch)?;
-        let mut pool_index = Index::new();
-        for (turn, pool) in (1u32..).zip(generation.pools.values()) {
-            let mut record = Pool {
-                method: match pool.method {
-                    Method::LeastConnections => Pool::LEAST_CONNECTIONS,
-                    Method::RoundRobin => Pool::ROUND_ROBIN,
-                },
-                count: pool.members.len().min(POOL_MEMBERS) as u32,
-                turn,
-                members: [0; POOL_MEMBERS],
-            };
-            for (place, member) in record.members.iter_mut().zip(&pool.members) {
+        let before = match old {
+            Some(_) => self.services.read(in_use)?,
+            None => Vec::new(),
+        };
+        self.pairs.begin(in_use)?;
+        self.automap.clear();
+        let local_ports = LocalPorts::read(generation);
+        let views = self.write_pools(generation, numbers, epoch, &local_ports)?;
+        self.local_ports = Some(local_ports);
+        for pool in generation.pools.values() {
+            for member in &pool.members {
                 let number = numbers.members[&(pool.name.clone(), member.address)];
-                *place = number;
                 self.write_member(number, &pool.name, member.address, up(number))?;
             }
-            let index = epoch * MAX_POOLS + turn;
-            self.pools.set(index, Record(record), 0)?;
-            pool_index.insert(pool.name.clone(), index);
         }
+        let mut placed = Vec::new();
         for server in &generation.virtual_servers {
             let (forward, snat) = match &server.forward {
-                Forward::Passthrough {
-                    snat: Snat::None, ..
-                } => (Service::PASSTHROUGH, Service::SNAT_NONE),
-                Forward::Passthrough {
-                    snat: Snat::Automap,
-                    ..
-                } => (Service::PASSTHROUGH, Service::SNAT_AUTOMAP),
-                Forward::Proxy { .. } => (Service::PROXY, Service::SNAT_NONE),
+                Forward::Passthrough { snat, .. } => (Service::PASSTHROUGH, Some(snat.clone())),
+                Forward::Proxy { .. } => (Service::PROXY, None),
             };
             let service = Service {
-                pool: pool_index[&server.pool],
                 virtual_server: numbers.virtual_servers[&server.name],
                 forward,
-                snat,
+                snat: match &snat {
+                    None | Some(Snat::None) => Service::SNAT_NONE,
+                    Some(Snat::Automap) => Service::SNAT_AUTOMAP,
+                    Some(Snat::Pool(_)) => Service::SNAT_POOL,
+                },
+                pool: views[&(server.pool.clone(), snat)],
                 flags: if matches!(
                     server.forward,
                     Forward::Passthrough {
@@ -251,33 +265,36 @@ impl Tables {
                     0
                 },
             };
-            for port in server.at.each_port() {
-                self.add_service(&server.at, port, epoch as u16, service)?;
-            }
-            config.prefixes |= u32::from(server.at.is_prefix());
+            placed.extend(server.at.each_port().map(|port| Placed {
+                at: (server.at.address, server.at.length, port),
+                service,
+            }));
+        }
+        self.keep_gone(&before, &mut placed);
+        let by_key = self.members_by_key(generation)?;
+        config.seeds = old.map_or([0; 2], |old| old.seeds);
+        config.hash = old.map_or_else(|| std::array::from_fn(|_| random()), |old| old.hash);
+        // Both tables go by one seed.
+        let fits = |seed| services::fits(seed, epoch, &placed);
+        let seed = self.pairs.build_index(epoch, &by_key, fits)?;
+        config.seeds[epoch as usize] = seed;
+        self.services.write(seed, epoch, &placed)?;
+        config.prefixes = u32::from(services::any_prefix(&placed));
+        config.by_key = u32::from(!by_key.is_empty());
+        config.generation = old.map_or(1, |old| old.generation + 1);
+        config.chunks = (self.flows.len() as u32) / CHUNK;
+        config.flow_mask = self.flow_buckets - 1;
+        // Half of the records: the others stay free for connections that are really opened.
+        config.embryonic = (self.flows_max() as u32 / 2).max(1);
+        // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
+        // half.
+        config.epoch = in_use;
+        if old.is_some() {
+            self.config.set(0, Record(config), 0)?;
         }
         self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
-        config.generation = self.config().map_or(1, |old| old.generation + 1);
-        config.flows = self.flows.len() as u32;
         self.config.set(0, Record(config), 0)?;
-        Ok(())
-    }
-
-    /// Makes an address or prefix with a port lead to a virtual server.
-    fn add_service(&mut self, at: &Places, port: u16, epoch: u16, service: Service) -> Result<()> {
-        let (address, port) = (Addr::from(at.address), port.to_be());
-        if at.is_prefix() {
-            let key = prefix_key(epoch, port, address, at.length);
-            self.prefixes.insert(&key, Record(service), 0)?;
-        } else {
-            let key = ServiceKey {
-                address,
-                port,
-                epoch,
-            };
-            self.services.insert(Record(key), Record(service), 0)?;
-        }
         Ok(())
     }
 
@@ -299,56 +316,65 @@ impl Tables {
         Ok(())
     }
 
-    /// Forgets the virtual servers of an epoch.
-    fn clear_services(&mut self, epoch: u32) -> Result<()> {
-        let stale: Vec<_> = self
-            .services
-            .keys()
-            .flatten()
-            .filter(|key| u32::from(key.0.epoch) == epoch)
-            .collect();
-        for key in stale {
-            self.services.remove(&key)?;
+    /// Virtual servers of the generation in use that are gone from the next: as long as they carry flows, packets of
+    /// these still have to be found.
+    fn keep_gone(&self, before: &[Placed], placed: &mut Vec<Placed>) {
+        for old in before {
+            if old.service.forward == Service::PROXY {
+                continue;
+            }
+            let cell = &self.service_cells[usize::from(old.service.virtual_server)];
+            let carries =
+                cell.flows_active.load(Relaxed) != 0 || old.service.forward == Service::PASSTHROUGH;
+            let next = placed.iter_mut().find(|next| next.at == old.at);
+            match next {
+                Some(next) if next.service.forward == Service::PROXY && carries => {
+                    next.service.forward = Service::PROXY_AFTER;
+                }
+                None if carries && old.service.forward != Service::PROXY_AFTER => {
+                    let mut gone = *old;
+                    gone.service.forward = Service::GONE;
+                    placed.push(gone);
+                }
+                _ => {}
+            }
         }
-        let stale: Vec<_> = self
-            .prefixes
-            .keys()
-            .flatten()
-            .filter(|key| u32::from(key.data().0.epoch) == epoch)
-            .collect();
-        for key in stale {
-            self.prefixes.remove(&key)?;
+    }
+
+    /// Members whose replies come with the client's address.
+    fn members_by_key(&self, generation: &Generation) -> Result<BTreeSet<(Addr, u16)>> {
+        let mut members = BTreeSet::new();
+        for server in &generation.virtual_servers {
+            if let Forward::Passthrough {
+                snat: Snat::None, ..
+            } = server.forward
+            {
+                for member in &generation.pools[&server.pool].members {
+                    members.insert((member.address.ip().into(), member.address.port().to_be()));
+                }
+            }
         }
-        Ok(())
+        // Of an earlier generation: any member may have been one.
+        if self.pairs.lanes_bound() {
+            for number in 1..MAX_MEMBERS {
+                let record = self.members.get(&number, 0)?.0;
+                if record.port != 0 {
+                    members.insert((record.address, record.port));
+                }
+            }
+        }
+        Ok(members)
     }
 
     /// The number of each virtual server in use, by its addresses, prefix lengths and ports.
-    fn known_services(&self, epoch: u16) -> Index<(IpAddr, u8, u16), u16> {
-        let mut known = Index::new();
-        for (key, service) in self.services.iter().flatten() {
-            let (key, service) = (key.0, service.0);
-            if key.epoch == epoch {
-                let address = key.address.to_ip();
-                let length = if address.is_ipv4() { 32 } else { 128 };
-                known.insert(
-                    (address, length, u16::from_be(key.port)),
-                    service.virtual_server,
-                );
-            }
-        }
-        for (key, service) in self.prefixes.iter().flatten() {
-            let (bits, key) = (key.prefix_len() - EXACT_BITS, key.data().0);
-            if key.epoch == epoch {
-                let address = key.address.to_ip();
-                let length = if address.is_ipv4() { bits - 96 } else { bits };
-                let place = (address, length as u8, u16::from_be(key.port));
-                known.insert(place, service.0.virtual_server);
-            }
-        }
-        known
+    fn known_services(&self, epoch: u16) -> Result<Index<(IpAddr, u8, u16), u16>> {
+        let placed = self.services.read(u32::from(epoch))?.into_iter();
+        Ok(placed
+            .map(|placed| (placed.at, placed.service.virtual_server))
+            .collect())
     }
 
-    /// Writes what a monitor found, and the box's own address on the way to the member.
+    /// Writes what a monitor found.
     ///
     /// # Errors
     ///
@@ -362,13 +388,17 @@ impl Tables {
     ) -> Result<()> {
         let record = Member {
             address: address.ip().into(),
-            automap: own_address_towards(address).map_or(Addr::UNSET, Addr::from),
             port: address.port().to_be(),
             available: u16::from(up),
             pool_hash: pool_hash(pool),
         };
         self.members.set(u32::from(number), Record(record), 0)?;
         Ok(())
+    }
+
+    /// How much of every pair is in use.
+    pub(super) fn usage(&self) -> Vec<PairUsage> {
+        self.pairs.usage()
     }
 
     /// How often a packet or connection was not carried, by reason.
@@ -392,10 +422,24 @@ impl Tables {
 
     /// How many flow records there are.
     pub(super) fn flows_max(&self) -> u64 {
-        self.flows.len() as u64 - 1
+        self.flows.len() as u64 - u64::from(CHUNK)
+    }
+
+    /// Half-open flows now.
+    pub(super) fn embryonic(&self) -> u32 {
+        self.allocation[0].embryonic.load(Relaxed)
     }
 }
 
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Maps an array into memory.
+///
+/// # Errors
+///
+/// When it is missing or cannot be mapped.
 pub(super) fn mapped<T: sys::Shared>(
     ebpf: &mut Ebpf,
     name: &str,
@@ -407,19 +451,6 @@ pub(super) fn mapped<T: sys::Shared>(
     let array = sys::map_array(&data).with_context(|| format!("cannot map {name} into memory"))?;
     keep.push(data);
     Ok(array)
-}
-
-/// Bits of a [`PrefixKey`] that always count: epoch and port.
-const EXACT_BITS: u32 = 32;
-
-fn prefix_key(epoch: u16, port: u16, address: Addr, length: u8) -> Key<Record<PrefixKey>> {
-    let mapped = if address.is_v4() { 96 } else { 0 };
-    let key = PrefixKey {
-        epoch,
-        port,
-        address,
-    };
-    Key::new(EXACT_BITS + mapped + u32::from(length), Record(key))
 }
 
 /// Nobody counts there now.
@@ -449,15 +480,4 @@ fn pool_hash(name: &Name) -> u32 {
     name.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
-}
-
-/// The address the kernel would use towards a member: connecting a UDP socket asks the routing table, and sends nothing.
-fn own_address_towards(member: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = match member {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(member).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

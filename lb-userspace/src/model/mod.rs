@@ -37,10 +37,31 @@ pub struct Generation {
     pub pools: BTreeMap<Name, Arc<Pool>>,
     /// Every monitor, used or not.
     pub monitors: BTreeMap<Name, Arc<Monitor>>,
+    /// Every SNAT pool, used or not.
+    pub snat_pools: BTreeMap<Name, Arc<SnatPool>>,
+    /// How long passthrough flows may idle.
+    pub timeouts: Timeouts,
     /// Every policy, used or not.
     pub policies: BTreeMap<Name, Arc<Policy>>,
     /// Where certificates and keys lie; the files are read by `tls/`.
     pub certificates: BTreeMap<Name, Arc<Certificate>>,
+}
+
+impl Generation {
+    /// The addresses of the SNAT pools that virtual servers use.
+    pub fn snat_addresses(&self) -> BTreeSet<IpAddr> {
+        let pools = self.virtual_servers.iter().filter_map(|server| {
+            let Forward::Passthrough {
+                snat: Snat::Pool(name),
+                ..
+            } = &server.forward
+            else {
+                return None;
+            };
+            self.snat_pools.get(name)
+        });
+        pools.flat_map(|pool| pool.addresses.clone()).collect()
+    }
 }
 
 /// `mode`.
@@ -63,10 +84,62 @@ pub struct Network {
     pub attach: Attach,
     /// How many passthrough flows are tracked at once (`max_flows`).
     pub max_flows: u32,
+    /// Ports of the box's own addresses that SNAT may use; absent: those beside the range of the box's own sockets.
+    pub snat_ports: Option<PortRange>,
+    /// Ports that SNAT never uses.
+    pub snat_exclude: Vec<PortRange>,
     /// VLANs whose tagged frames reach virtual servers (`vlans`); empty: every VLAN.
     pub vlans: BTreeSet<u16>,
     /// What guards every virtual server before its own policy; has no connection rate.
     pub guard: Guard,
+}
+
+/// Ports from one to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest; never below the lowest.
+    pub last: u16,
+}
+
+/// `[timeouts]`: how long a passthrough flow may idle, by phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Half-open: the client has not acknowledged the member's SYN.
+    pub syn: Duration,
+    /// Open both ways.
+    pub established: Duration,
+    /// One side has finished.
+    pub half_closed: Duration,
+    /// Both have; so long a SNAT port rests.
+    pub closing: Duration,
+}
+
+impl Default for Timeouts {
+    /// RFC 5382 §5, REQ-5: at least 2 h 4 min established, 4 min in transitory states. RFC 9293 §3.6.1: a member holds a
+    /// connection that it closed in TIME-WAIT, on Linux for 60 s.
+    fn default() -> Self {
+        Self {
+            syn: Duration::from_secs(64),
+            established: Duration::from_secs(2 * 3600 + 4 * 60),
+            half_closed: Duration::from_secs(4 * 60),
+            closing: Duration::from_secs(60),
+        }
+    }
+}
+
+/// `[snat.NAME]`: addresses of the box that serve SNAT alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnatPool {
+    /// The table's name.
+    pub name: Name,
+    /// Never empty, unique, at most [`lb_common::pair::SOURCE_PAIRS`] of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports; absent: 1024 to 65535.
+    pub ports: Option<PortRange>,
+    /// Ports of these addresses that are never used.
+    pub exclude: Vec<PortRange>,
 }
 
 /// `[log]`.
@@ -199,12 +272,14 @@ pub enum Forward {
 }
 
 /// `virtual_server.snat`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Snat {
     /// The client's address stays; the members route replies through this box.
     None,
     /// The box's own address on the way to the member.
     Automap,
+    /// An address of a SNAT pool, in turn.
+    Pool(Name),
 }
 
 /// `virtual_server.client_tls`, with the certificates it needs.

@@ -7,8 +7,8 @@ mod policy;
 use std::{fmt::Write as _, path::Path, time::Duration};
 
 use super::{
-    Attach, ClientTls, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, Probe, Snat,
-    StartTls, VirtualServer,
+    Attach, ClientTls, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, PortRange, Probe,
+    Snat, SnatPool, StartTls, VirtualServer,
 };
 
 /// One table of the file.
@@ -80,13 +80,19 @@ pub fn tables(generation: &Generation) -> Vec<Table> {
             Mode::PassthroughOnly => "passthrough-only",
         },
     );
-    let mut tables = vec![top, network(generation), log(generation)];
+    let mut tables = vec![
+        top,
+        network(generation),
+        log(generation),
+        timeouts(generation),
+    ];
     tables.extend(
         generation
             .virtual_servers
             .iter()
             .map(|server| virtual_server(server)),
     );
+    tables.extend(generation.snat_pools.values().map(|pool| snat_pool(pool)));
     for certificate in generation.certificates.values() {
         let mut table = named("certificate", "certificate", &certificate.name);
         table.word("chain", &path(&certificate.chain));
@@ -122,6 +128,10 @@ fn network(generation: &Generation) -> Table {
         },
     );
     table.number("max_flows", network.max_flows);
+    if let Some(ports) = network.snat_ports {
+        table.word("snat_ports", &range(ports));
+    }
+    ranges(&mut table, "snat_exclude", &network.snat_exclude);
     // An empty list would be an error; without one every VLAN is meant.
     if !network.vlans.is_empty() {
         let vlans: Vec<_> = network.vlans.iter().map(ToString::to_string).collect();
@@ -138,6 +148,40 @@ fn log(generation: &Generation) -> Table {
     table.number("flows", generation.log.flows);
     table.number("flows_per_second", generation.log.flows_per_second);
     table
+}
+
+fn timeouts(generation: &Generation) -> Table {
+    let timeouts = &generation.timeouts;
+    let mut table = Table::new("timeouts", "timeouts");
+    for (key, value) in [
+        ("syn", timeouts.syn),
+        ("established", timeouts.established),
+        ("half_closed", timeouts.half_closed),
+        ("closing", timeouts.closing),
+    ] {
+        table.word(key, &duration(value));
+    }
+    table
+}
+
+fn snat_pool(pool: &SnatPool) -> Table {
+    let mut table = named("SNAT pool", "snat", &pool.name);
+    let addresses: Vec<_> = pool.addresses.iter().map(ToString::to_string).collect();
+    table.list("addresses", addresses.iter().map(String::as_str));
+    if let Some(ports) = pool.ports {
+        table.word("ports", &range(ports));
+    }
+    ranges(&mut table, "exclude", &pool.exclude);
+    table
+}
+
+fn range(range: PortRange) -> String {
+    format!("{}-{}", range.first, range.last)
+}
+
+fn ranges(table: &mut Table, key: &'static str, all: &[PortRange]) {
+    let all: Vec<_> = all.iter().map(|one| range(*one)).collect();
+    table.list(key, all.iter().map(String::as_str));
 }
 
 fn virtual_server(server: &VirtualServer) -> Table {
@@ -170,6 +214,7 @@ fn virtual_server(server: &VirtualServer) -> Table {
                 match snat {
                     Snat::None => "none",
                     Snat::Automap => "automap",
+                    Snat::Pool(name) => name,
                 },
             );
             if *proxy_protocol {

@@ -20,6 +20,8 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// Of everything else.
 pub const ACK: u8 = 0x10;
+/// No more data from the sender.
+pub const FIN: u8 = 0x01;
 /// The virtual server.
 pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(10, 0, 1, 100), 465);
 

@@ -3,6 +3,7 @@
 mod network;
 mod policy;
 mod pool;
+mod snat;
 mod virtual_server;
 
 use std::{
@@ -33,6 +34,7 @@ const DEFAULT_FLOWS_PER_SECOND: u32 = 1000;
 struct Known<'r, 'd> {
     /// Every pool by its name.
     pools: BTreeMap<&'d str, &'r raw::Pool<'d>>,
+    snat_pools: BTreeMap<&'d str, &'r raw::SnatPool<'d>>,
     monitors: BTreeSet<&'d str>,
     certificates: BTreeSet<&'d str>,
     policies: Vec<&'d str>,
@@ -69,6 +71,12 @@ pub(super) fn generation(
         let certificate = certificate(raw, directory)?;
         Some((certificate.name.clone(), Arc::new(certificate)))
     }));
+    let mut addresses = BTreeMap::new();
+    let snat_pools = all(raw.snat_pools.iter().map(|pool| {
+        let pool = snat::pool(pool, &raw, &mut addresses, faults)?;
+        Some((pool.name.clone(), Arc::new(pool)))
+    }));
+    let timeouts = snat::timeouts(&raw.timeouts);
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
@@ -81,6 +89,8 @@ pub(super) fn generation(
         monitors: monitors?.into_iter().collect(),
         policies: policies?,
         certificates: certificates?.into_iter().collect(),
+        snat_pools: snat_pools?.into_iter().collect(),
+        timeouts: timeouts?,
     })
 }
 
@@ -89,6 +99,11 @@ impl<'r, 'd> Known<'r, 'd> {
         let mut known = Self {
             pools: raw
                 .pools
+                .iter()
+                .map(|pool| (pool.name.value, pool))
+                .collect(),
+            snat_pools: raw
+                .snat_pools
                 .iter()
                 .map(|pool| (pool.name.value, pool))
                 .collect(),
@@ -211,6 +226,16 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
     for monitor in &raw.monitors {
         if !monitors.contains(&monitor.name.value) {
             unused(&monitor.name, &monitor.object, "pool", faults);
+        }
+    }
+    let used: BTreeSet<_> = raw
+        .virtual_servers
+        .iter()
+        .filter_map(|server| server.snat.get())
+        .collect();
+    for pool in &raw.snat_pools {
+        if !used.contains(&pool.name.value) {
+            unused(&pool.name, &pool.object, "virtual server", faults);
         }
     }
     let certificates: BTreeSet<_> = raw

@@ -70,6 +70,12 @@ pub(super) fn network(
         server_interfaces: server_interfaces?,
         attach: network.attach.clone().or(Attach::Auto)?,
         max_flows: network.max_flows.clone().or(DEFAULT_FLOWS)?,
+        snat_ports: match &network.snat_ports {
+            Field::Absent => None,
+            Field::Wrong => return None,
+            Field::Is(ports) => Some(ports.value),
+        },
+        snat_exclude: network.snat_exclude.clone().or(Vec::new())?,
         vlans: vlans(&network.vlans, faults)?,
     })
 }

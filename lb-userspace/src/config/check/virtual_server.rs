@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::layout::{MAX_PLACES, MAX_VIRTUAL_SERVERS};
 
-use super::{Known, all, policy, reference};
+use super::{Known, all, policy, reference, snat};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
@@ -63,7 +63,7 @@ pub(super) fn virtual_server(
             ..
         }) => {
             same_family(raw, known, faults);
-            passthrough(raw, faults)
+            passthrough(raw, known, faults)
         }
         Field::Is(At {
             value: Plane::Proxy,
@@ -186,7 +186,11 @@ fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut
     }
 }
 
-fn passthrough(raw: &raw::VirtualServer<'_>, faults: &mut Faults) -> Option<Forward> {
+fn passthrough(
+    raw: &raw::VirtualServer<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<Forward> {
     let proxy_keys = [
         ("client_tls", place(&raw.client_tls)),
         ("starttls", place(&raw.starttls)),
@@ -205,7 +209,7 @@ fn passthrough(raw: &raw::VirtualServer<'_>, faults: &mut Faults) -> Option<Forw
             "Remove it, or set forward = \"proxy\".",
         );
     }
-    let snat = raw.snat.clone().or(Snat::Automap)?;
+    let snat = snat::choice(raw, known, faults)?;
     let proxy_protocol = raw.proxy_protocol.clone().or(false)?;
     clean.then_some(Forward::Passthrough {
         snat,
@@ -218,15 +222,15 @@ fn proxy(
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) -> Option<Forward> {
-    if let Field::Is(At {
-        value: Snat::None,
-        at,
-    }) = raw.snat
-    {
+    let snat = snat::choice(raw, known, faults);
+    if let (Some(Snat::None | Snat::Pool(_)), Field::Is(given)) = (snat, &raw.snat) {
         faults.error(
-            at,
+            given.at,
             &raw.object,
-            "has snat = \"none\" with forward = \"proxy\"",
+            format!(
+                "has snat = {} with forward = \"proxy\"",
+                quoted(given.value)
+            ),
             "The proxy plane connects to members from the box's own address.",
             "Remove it, or set forward = \"passthrough\".",
         );

@@ -4,6 +4,7 @@ mod address;
 mod policy;
 mod pool;
 mod ports;
+mod snat;
 pub(super) mod source;
 mod virtual_server;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use lb_common::layout::DEFAULT_FLOWS;
 pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
+pub(super) use snat::{SnatPool, Timeouts};
 use toml::de::{DeTable, DeValue};
 pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
 
@@ -19,7 +21,7 @@ use super::{
     diagnostic::{Faults, quoted},
     reader::{At, Field, Section},
 };
-use crate::model::{Attach, Mode};
+use crate::model::{Attach, Mode, PortRange};
 
 /// Consequence of a key that an object cannot do without.
 const INCOMPLETE: &str = "Without it there is nothing to do.";
@@ -33,6 +35,8 @@ pub(super) struct Raw<'d> {
     pub(super) certificates: Vec<Certificate<'d>>,
     pub(super) pools: Vec<Pool<'d>>,
     pub(super) monitors: Vec<Monitor<'d>>,
+    pub(super) snat_pools: Vec<SnatPool<'d>>,
+    pub(super) timeouts: Timeouts,
     pub(super) policies: Vec<Policy<'d>>,
 }
 
@@ -44,6 +48,8 @@ pub(super) struct Network<'d> {
     pub(super) server_interfaces: Field<Vec<At<&'d str>>>,
     pub(super) attach: Field<Attach>,
     pub(super) max_flows: Field<u32>,
+    pub(super) snat_ports: Field<PortRange>,
+    pub(super) snat_exclude: Field<Vec<PortRange>>,
     pub(super) vlans: Field<Vec<At<u32>>>,
     pub(super) guard: Guard<'d>,
 }
@@ -115,17 +121,17 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .into_iter()
         .map(|(name, section)| monitor(name, section, faults))
         .collect();
+    let snat_pools = top
+        .named("snat", "SNAT pool", faults)
+        .into_iter()
+        .map(|(name, section)| snat::read(name, section, faults))
+        .collect();
+    let timeouts = snat::timeouts(&mut top, faults);
     let policies = top
         .named("policy", "policy", faults)
         .into_iter()
         .map(|(name, section)| policy::read(name, section, faults))
         .collect();
-    top.later_tables(
-        "snat",
-        "SNAT pool",
-        "Remove it, and use `snat = \"automap\"` or `snat = \"none\"`.",
-        faults,
-    );
     top.finish(faults);
     Raw {
         mode,
@@ -135,6 +141,8 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         certificates,
         pools,
         monitors,
+        snat_pools,
+        timeouts,
         policies,
     }
 }
@@ -205,6 +213,8 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             server_interfaces: interfaces(),
             attach: Field::Absent,
             max_flows: Field::Absent,
+            snat_ports: Field::Absent,
+            snat_exclude: Field::Absent,
             vlans: Field::Absent,
             guard: Guard::none(),
         };
@@ -238,6 +248,8 @@ fn network<'d>(top: &mut Section<'d, '_>, faults: &mut Faults) -> Network<'d> {
             &format!("max_flows = {DEFAULT_FLOWS}"),
             faults,
         ),
+        snat_ports: snat::range("snat_ports", &mut section, faults),
+        snat_exclude: snat::ranges("snat_exclude", &mut section, faults),
         // 0 and 4095 are no VLANs (IEEE 802.1Q-2022 §9.6).
         vlans: section.integers("vlans", 1..=4094, "vlans = [10, 20]", faults),
         guard: Guard::read(&mut section, faults),

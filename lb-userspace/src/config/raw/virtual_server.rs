@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use super::{INCOMPLETE, address, policy::Guard, ports, source};
 use crate::{
     config::{
-        diagnostic::{Faults, did_you_mean, quoted},
-        phrase::not_yet,
+        diagnostic::Faults,
         reader::{At, Field, Section},
     },
-    model::{Snat, StartTls},
+    model::StartTls,
 };
 
 /// One virtual server.
@@ -22,7 +21,8 @@ pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) ports: Field<Vec<(u16, u16)>>,
     pub(in crate::config) forward: Field<Plane>,
     pub(in crate::config) pool: Field<&'d str>,
-    pub(in crate::config) snat: Field<Snat>,
+    /// A word, or the name of a SNAT pool.
+    pub(in crate::config) snat: Field<&'d str>,
     pub(in crate::config) client_tls: Field<Encryption>,
     pub(in crate::config) starttls: Field<StartTls>,
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
@@ -81,7 +81,7 @@ pub(super) fn read<'d>(
         "pool = \"msa\"",
         faults,
     );
-    let snat = snat(&mut section, faults);
+    let snat = section.string("snat", "snat = \"automap\"", faults);
     let client_tls = section.choice(
         "client_tls",
         &[
@@ -157,31 +157,4 @@ pub(super) fn port_number(
     section
         .integer(key, 1..=65_535, "port = 25", faults)
         .and_then(|port| u16::try_from(port.value).ok())
-}
-
-fn snat(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Snat> {
-    let words = [("automap", Snat::Automap), ("none", Snat::None)];
-    section
-        .string("snat", "snat = \"automap\"", faults)
-        .and_then(|given| {
-            if let Some((_, snat)) = words.iter().find(|(word, _)| *word == given.value) {
-                return Some(*snat);
-            }
-            // A slip of the pen is told from the name of a SNAT pool by its likeness to a word.
-            let guess = did_you_mean(given.value, words.iter().map(|(word, _)| *word));
-            let instead = "Write snat = \"automap\" or snat = \"none\".";
-            if guess.is_empty() {
-                let what = format!("the SNAT pool {}", quoted(given.value));
-                not_yet(given.at, &section.object, &what, instead, faults);
-            } else {
-                faults.error(
-                    given.at,
-                    &section.object,
-                    format!("has an unknown snat {}{guess}", quoted(given.value)),
-                    "It would be open whose address the members see.",
-                    instead,
-                );
-            }
-            None
-        })
 }

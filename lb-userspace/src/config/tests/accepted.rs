@@ -33,6 +33,8 @@ fn every_key_reaches_the_model() {
             max_flows: lb_common::layout::DEFAULT_FLOWS,
             vlans: BTreeSet::new(),
             guard: Guard::default(),
+            snat_ports: None,
+            snat_exclude: Vec::new(),
         }
     );
     let [smtps, submission] = &generation.virtual_servers[..] else {

@@ -26,7 +26,7 @@ fn every_fault_is_told_with_place_consequence_and_remedy() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     let cases = include_str!("later.txt");
-    walk(cases, 24);
+    walk(cases, 21);
     for case in cases.split("\n\n") {
         assert!(case.contains("is not yet supported"), "{case}");
     }

@@ -1,0 +1,231 @@
+//! The table that leads a client's packet to its flow: two buckets of one cache line each, by a hash of the packet's key.
+//!
+//! An entry is put in and taken out by compare-and-swap, and says the slot; whether it is the right one the record says.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use lb_common::{
+    bits::lowest,
+    flow::{Flow, FlowKey, Route},
+    index::{Bucket, Hash, WAYS},
+    service::Config,
+    tcp::{Direction, Phase},
+};
+
+use crate::{Tables, atomic, opaque::opaque};
+
+/// A bucket that is filled beyond this shares new entries with the other one.
+const HALF: u32 = 10;
+/// Entries of a bucket that may have the same tag: so many are looked at.
+const TWINS: u32 = 3;
+/// How often a vacancy is tried while other CPUs are faster.
+const TRIES: u32 = 4;
+
+/// The slot of the flow that packets with this key belong to; 0 for none.
+#[inline(always)]
+pub(crate) fn find<T: Tables>(
+    tables: &T,
+    config: &Config,
+    key: &FlowKey,
+    direction: Direction,
+) -> u32 {
+    let hash = Hash::of(&config.hash, key);
+    for choice in 0..2 {
+        let Some(bucket) = tables.flow_bucket(hash.bucket(choice, config.flow_mask)) else {
+            return 0;
+        };
+        let mut twins = tagged(bucket, hash.tag());
+        for _ in 0..TWINS {
+            if twins == 0 {
+                break;
+            }
+            let slot = entry(bucket, twins) & 0x00ff_ffff;
+            twins &= twins - 1;
+            if let Some(flow) = tables.flow(slot)
+                && live(flow)
+                && matches(&flow.route, direction, key)
+            {
+                return slot;
+            }
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn live(flow: &Flow) -> bool {
+    let phase = flow.phase.load(Relaxed);
+    phase != Phase::Free as u32 && phase != Phase::Claimed as u32
+}
+
+/// As [`Route::matches`], with what tells most flows apart first.
+#[inline(always)]
+pub(crate) fn matches(route: &Route, direction: Direction, key: &FlowKey) -> bool {
+    let other = &route.leave[(direction as usize & 1) ^ 1];
+    // One chain of differences: the verifier would follow every branch of a comparison.
+    let ports = u32::from(other.dport ^ key.sport) | u32::from(other.sport ^ key.dport);
+    let mut different = ports;
+    for word in 0..4 {
+        different |= other.dst.0[word] ^ key.src.0[word];
+        different |= other.src.0[word] ^ key.dst.0[word];
+    }
+    opaque(u64::from(different)) == 0
+}
+
+/// Enters a claimed, filled record under one of its keys; false when there is no room.
+///
+/// Of two CPUs that do it for the same connection at most one goes on: each looks for a [`rival`] after it has entered its
+/// own, so the later one sees the earlier. If both see each other both give up, and the client sends its SYN again.
+#[inline(always)]
+pub(crate) fn enter<T: Tables>(tables: &T, slot: u32, direction: Direction) -> bool {
+    let (Some(config), Some(flow)) = (tables.config(), tables.flow(slot)) else {
+        return false;
+    };
+    let hash = Hash::of(&config.hash, &flow.route.key(direction));
+    let entry = hash.tag() << 24 | slot;
+    let (first, second) = (
+        hash.bucket(0, config.flow_mask),
+        hash.bucket(1, config.flow_mask),
+    );
+    let room = tables.room(first);
+    let (better, other) = match room < WAYS as u32 - HALF && tables.room(second) > room {
+        true => (second, first),
+        false => (first, second),
+    };
+    tables.put(better, entry) || tables.put(other, entry)
+}
+
+/// How many entries a bucket has room for.
+#[inline(always)]
+pub(crate) fn room<T: Tables>(tables: &T, bucket: u32) -> u32 {
+    tables
+        .flow_bucket(bucket)
+        .map_or(0, |bucket| count(equal(bucket, 0, 0)))
+}
+
+/// Puts an entry into a bucket; false when it is full, or has too many of the same tag.
+#[inline(always)]
+pub(crate) fn put<T: Tables>(tables: &T, bucket: u32, entry: u32) -> bool {
+    let Some(bucket) = tables.flow_bucket(bucket) else {
+        return false;
+    };
+    if count(tagged(bucket, entry >> 24)) >= TWINS {
+        return false;
+    }
+    let mut vacant = equal(bucket, 0, 0);
+    for _ in 0..TRIES {
+        if vacant == 0 {
+            return false;
+        }
+        let place = lowest(opaque(vacant)) as usize & (WAYS - 1);
+        if atomic::swap_if(&bucket.entries[place], 0, entry) {
+            return true;
+        }
+        vacant &= vacant - 1;
+    }
+    false
+}
+
+/// Is another record of the same connection entered?
+#[inline(always)]
+pub(crate) fn rival<T: Tables>(tables: &T, slot: u32, direction: Direction) -> bool {
+    let (Some(config), Some(flow)) = (tables.config(), tables.flow(slot)) else {
+        return false;
+    };
+    let hash = Hash::of(&config.hash, &flow.route.key(direction));
+    for choice in 0..2 {
+        let Some(bucket) = tables.flow_bucket(hash.bucket(choice, config.flow_mask)) else {
+            return false;
+        };
+        let mut twins = tagged(bucket, hash.tag());
+        for _ in 0..TWINS {
+            if twins == 0 {
+                break;
+            }
+            let other = entry(bucket, twins) & 0x00ff_ffff;
+            twins &= twins - 1;
+            // An ended one makes room: a client may use its port again.
+            if other != slot && tables.same(slot, other) && !tables.forget(other) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Do two records, neither of them free, carry connections between the same ends? Of flows with one client and virtual
+/// server that is the same question as with one client and member.
+#[inline(always)]
+pub(crate) fn same<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
+    let (Some(one), Some(other)) = (tables.flow(one), tables.flow(other)) else {
+        return false;
+    };
+    other.phase.load(Relaxed) != Phase::Free as u32
+        && (equal_keys(&one.route.leave[1], &other.route.leave[1])
+            || equal_keys(&one.route.leave[0], &other.route.leave[0]))
+}
+
+#[inline(always)]
+fn equal_keys(one: &FlowKey, other: &FlowKey) -> bool {
+    let mut different = u32::from(one.sport ^ other.sport) | u32::from(one.dport ^ other.dport);
+    for word in 0..4 {
+        different |= one.src.0[word] ^ other.src.0[word];
+        different |= one.dst.0[word] ^ other.dst.0[word];
+    }
+    opaque(u64::from(different)) == 0
+}
+
+/// Takes a flow's entry out.
+#[inline(always)]
+pub(crate) fn leave<T: Tables>(tables: &T, slot: u32, direction: Direction) {
+    let (Some(config), Some(flow)) = (tables.config(), tables.flow(slot)) else {
+        return;
+    };
+    let hash = Hash::of(&config.hash, &flow.route.key(direction));
+    let entry = hash.tag() << 24 | slot;
+    for choice in 0..2 {
+        tables.clear(hash.bucket(choice, config.flow_mask), entry);
+    }
+}
+
+/// Takes an entry out of a bucket, if it is there.
+#[inline(always)]
+pub(crate) fn clear<T: Tables>(tables: &T, bucket: u32, entry: u32) {
+    let Some(bucket) = tables.flow_bucket(bucket) else {
+        return;
+    };
+    let found = equal(bucket, 0, entry);
+    if found != 0 {
+        let place = lowest(opaque(found)) as usize & (WAYS - 1);
+        atomic::swap_if(&bucket.entries[place], entry, 0);
+    }
+}
+
+/// The first entry of a bucket that a mask names.
+#[inline(always)]
+pub(crate) fn entry(bucket: &Bucket, mask: u64) -> u32 {
+    bucket.entries[lowest(opaque(mask)) as usize & (WAYS - 1)].load(Relaxed)
+}
+
+/// Which entries have a tag: a bit each.
+#[inline(always)]
+fn tagged(bucket: &Bucket, tag: u32) -> u64 {
+    equal(bucket, 24, tag)
+}
+
+/// Which entries, shifted, equal a value: a bit each. Without a branch, and all alike: the verifier would follow every
+/// combination.
+#[inline(always)]
+pub(crate) fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
+    let mut mask = 0;
+    for place in 0..WAYS {
+        let different = (bucket.entries[place].load(Relaxed) >> shift) ^ value;
+        mask |= (opaque(u64::from(different).wrapping_sub(1)) >> 63) << place;
+    }
+    mask
+}
+
+#[inline(always)]
+fn count(mask: u64) -> u32 {
+    lb_common::bits::ones(opaque(mask))
+}

@@ -1,0 +1,416 @@
+//! Pairs of SNAT address and member: their numbers, usable ports and the table that leads replies to them.
+//!
+//! A pair keeps its number, and so its flows, as long as it has any: from generation to generation and from daemon to
+//! daemon.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::atomic::Ordering::SeqCst,
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData},
+};
+use lb_common::{
+    addr::Addr,
+    index::{BY_KEY, Bucket, PAIR_BUCKETS, WAYS, pair_bucket},
+    pair::{CHUNK, Chunk, MAX_SOURCES, Mark, PLACES, Pair, PortSet, SOURCE_PAIRS, Source},
+    tcp::Phase,
+};
+
+use super::{
+    loader,
+    ports::Ports,
+    sys::{self, Record},
+    tables::mapped,
+};
+
+/// Seeds tried before the table of pairs is given up.
+const SEEDS: u32 = 10_000;
+
+/// What a pair is known by: SNAT address, member's address and port (network order). Lanes have their number as the port.
+pub(super) type Identity = (Addr, Addr, u16);
+
+/// The tables of pairs, open.
+pub(super) struct Pairs {
+    records: Array<MapData, [u8; size_of::<Pair>()]>,
+    sources: Array<MapData, Record<Source>>,
+    pairs: &'static [Pair],
+    chunks: &'static [Chunk],
+    index: &'static [Bucket],
+    sets: &'static [PortSet],
+    flows: &'static [lb_common::flow::Flow],
+    /// Every pair that is in use, by what it is known by.
+    numbers: BTreeMap<Identity, u16>,
+    /// Sources written for the generation that is being built.
+    next_source: u32,
+}
+
+/// How much of a pair is in use.
+#[derive(Debug, Clone, Copy)]
+pub struct PairUsage {
+    /// The SNAT address; nothing where the client's address stays.
+    pub source: Option<std::net::IpAddr>,
+    /// The member.
+    pub member: Option<std::net::SocketAddr>,
+    /// Ports that carry a flow.
+    pub used: u32,
+    /// Ports whose flow has ended, and that rest.
+    pub resting: u32,
+    /// Ports that flows may have.
+    pub usable: u32,
+}
+
+impl Pairs {
+    /// Takes the tables out of the loaded object, and finds what earlier daemons left in them.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or cannot be mapped.
+    pub(super) fn open(
+        ebpf: &mut Ebpf,
+        flows: &'static [lb_common::flow::Flow],
+        keep: &mut Vec<MapData>,
+    ) -> Result<Self> {
+        let Map::Array(data) = loader::map(ebpf, "PAIRS")? else {
+            bail!("PAIRS is no array");
+        };
+        let pairs: &[Pair] = sys::map_array(&data).context("cannot map PAIRS into memory")?;
+        let mut this = Self {
+            records: Map::Array(data).try_into()?,
+            sources: loader::map(ebpf, "SNAT_SOURCES")?.try_into()?,
+            pairs,
+            chunks: mapped(ebpf, "CHUNKS", keep)?,
+            index: mapped(ebpf, "PAIR_INDEX", keep)?,
+            sets: mapped(ebpf, "PORT_SETS", keep)?,
+            flows,
+            numbers: BTreeMap::new(),
+            next_source: 1,
+        };
+        for (number, pair) in (0u16..).zip(pairs).skip(1) {
+            let (identity, known) = sys::identity(pair);
+            if known {
+                this.numbers.insert(identity, number);
+            }
+        }
+        Ok(this)
+    }
+
+    /// Begins a generation: pairs that neither `kept` ones nor any flow needs give their numbers back.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a record.
+    pub(super) fn begin(&mut self, epoch_in_use: u32) -> Result<()> {
+        let in_use: BTreeSet<u32> = self
+            .epoch(epoch_in_use)
+            .iter()
+            .flat_map(|bucket| &bucket.entries)
+            .map(|entry| entry.load(SeqCst) & 0xffff)
+            .collect();
+        let stale: Vec<_> = self
+            .numbers
+            .iter()
+            .filter(|(identity, number)| {
+                !in_use.contains(&u32::from(**number))
+                    && !self.bound(**number)
+                    && identity.0 != Addr::UNSET
+            })
+            .map(|(identity, number)| (*identity, *number))
+            .collect();
+        for (identity, number) in stale {
+            let empty = [0; size_of::<Pair>()];
+            self.records.set(u32::from(number), empty, 0)?;
+            self.numbers.remove(&identity);
+        }
+        self.next_source = 1;
+        Ok(())
+    }
+
+    /// Does any flow, live or resting, belong to it?
+    fn bound(&self, number: u16) -> bool {
+        self.pairs[usize::from(number)].tops[Mark::Bound as usize].load(SeqCst) != 0
+    }
+
+    fn epoch(&self, epoch: u32) -> &'static [Bucket] {
+        let from = ((epoch & 1) * PAIR_BUCKETS) as usize;
+        &self.index[from..from + PAIR_BUCKETS as usize]
+    }
+
+    /// Writes a source: its pairs are found or made.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many sources or pairs.
+    pub(super) fn source(&mut self, epoch: u32, pairs: &[(Identity, &Ports)]) -> Result<u16> {
+        let index = self.next_source;
+        if index >= MAX_SOURCES {
+            bail!(
+                "more than {} members with a kind of SNAT each",
+                MAX_SOURCES - 1
+            );
+        }
+        self.next_source += 1;
+        let index = (epoch & 1) * MAX_SOURCES + index;
+        self.write_source(index, pairs)?;
+        Ok(index as u16)
+    }
+
+    /// Writes a source anew.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many pairs.
+    pub(super) fn write_source(&mut self, index: u32, pairs: &[(Identity, &Ports)]) -> Result<()> {
+        let mut source = Source {
+            count: pairs.len().min(SOURCE_PAIRS) as u32,
+            pairs: [0; 2 * SOURCE_PAIRS],
+        };
+        let numbers: Vec<u16> = pairs
+            .iter()
+            .take(SOURCE_PAIRS)
+            .map(|(identity, ports)| self.pair(*identity, ports))
+            .collect::<Result<_>>()?;
+        for (to, number) in source.pairs.iter_mut().zip(numbers.iter().cycle()) {
+            *to = *number;
+        }
+        self.sources.set(index, Record(source), 0)?;
+        Ok(())
+    }
+
+    /// Makes a pair if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many.
+    pub(super) fn make(&mut self, identity: Identity, ports: &Ports) -> Result<()> {
+        self.pair(identity, ports).map(drop)
+    }
+
+    /// The number of a pair: the one it has, else a free one.
+    fn pair(&mut self, identity: Identity, ports: &Ports) -> Result<u16> {
+        let set = self.set(ports)?;
+        if let Some(number) = self.numbers.get(&identity).copied() {
+            self.change_ports(number, set);
+            return Ok(number);
+        }
+        let number = (1..self.pairs.len().min(BY_KEY as usize))
+            .map(|number| number as u16)
+            .find(|number| {
+                !sys::identity(&self.pairs[usize::from(*number)]).1
+            })
+            .with_context(|| {
+                format!(
+                    "more than {} pairs of SNAT address and member; a higher max_flows makes room for more",
+                    self.pairs.len() - 1
+                )
+            })?;
+        let image = sys::pair_image(identity, u32::from(set), &ports.0);
+        self.records.set(u32::from(number), image, 0)?;
+        self.numbers.insert(identity, number);
+        Ok(number)
+    }
+
+    /// The number of a set of ports: the one it has, else one that no pair uses.
+    fn set(&self, ports: &Ports) -> Result<u16> {
+        let same = |set: &PortSet| {
+            let words = set.words.iter().map(|word| word.load(SeqCst));
+            words.eq(ports.0.iter().copied())
+        };
+        if let Some(number) = self.sets.iter().skip(1).position(same) {
+            return Ok(number as u16 + 1);
+        }
+        let used: BTreeSet<u32> = self
+            .numbers
+            .values()
+            .map(|number| self.pairs[usize::from(*number)].ports.load(SeqCst))
+            .collect();
+        let free = (1..self.sets.len())
+            .find(|number| !used.contains(&(*number as u32)))
+            .with_context(|| format!("more than {} sets of SNAT ports", self.sets.len() - 1))?;
+        for (to, word) in self.sets[free].words.iter().zip(ports.0.iter()) {
+            to.store(*word, SeqCst);
+        }
+        Ok(free as u16)
+    }
+
+    /// Other ports than before: flows on ports that are no longer usable go on, and nobody gets these ports again.
+    fn change_ports(&self, number: u16, set: u16) {
+        let pair = &self.pairs[usize::from(number)];
+        let before = pair.ports.swap(u32::from(set), SeqCst) as usize;
+        if before == usize::from(set) {
+            return;
+        }
+        for place in 0..PLACES {
+            let old = self.sets[before].words[place].load(SeqCst);
+            let new = self.sets[usize::from(set)].words[place].load(SeqCst);
+            if old == new {
+                continue;
+            }
+            let bound = pair.chunks[place].load(SeqCst);
+            if bound == 0 {
+                mark(pair, Mark::Unbound, place, new != 0);
+                continue;
+            }
+            let chunk = &self.chunks[bound as usize];
+            chunk.free.fetch_and(new, SeqCst);
+            chunk.resting.fetch_and(new, SeqCst);
+            for at in 0..CHUNK {
+                let flow = &self.flows[(bound * CHUNK + at) as usize];
+                let added = new & !old & 1 << at;
+                if flow.phase.load(SeqCst) == Phase::Free as u32 {
+                    chunk.free.fetch_or(added, SeqCst);
+                }
+            }
+            mark(pair, Mark::Free, place, chunk.free.load(SeqCst) != 0);
+        }
+    }
+
+    /// Builds the table of pairs for a generation, and tells its seed, which `fits` elsewhere too. `by_key`: members whose
+    /// replies come with the client's address.
+    ///
+    /// # Errors
+    ///
+    /// When no seed is found for which no bucket overflows.
+    pub(super) fn build_index(
+        &self,
+        epoch: u32,
+        by_key: &BTreeSet<(Addr, u16)>,
+        fits: impl Fn(u64) -> bool,
+    ) -> Result<u64> {
+        let entries: Vec<(Identity, u32)> = self
+            .numbers
+            .iter()
+            .filter(|(identity, _)| identity.0 != Addr::UNSET)
+            .map(|(identity, number)| (*identity, u32::from(*number)))
+            .chain(
+                by_key
+                    .iter()
+                    .map(|(member, port)| ((Addr::UNSET, *member, *port), BY_KEY)),
+            )
+            .collect();
+        let random = RandomState::new();
+        for attempt in 0..SEEDS {
+            let mut hasher = random.build_hasher();
+            hasher.write_u32(attempt);
+            let seed = hasher.finish();
+            let Some(table) = arrange(seed, epoch, &entries).filter(|_| fits(seed)) else {
+                continue;
+            };
+            for (bucket, entries) in self.epoch(epoch).iter().zip(table) {
+                for (cell, entry) in bucket.entries.iter().zip(entries) {
+                    cell.store(entry, SeqCst);
+                }
+            }
+            return Ok(seed);
+        }
+        bail!(
+            "no table holds {} pairs of SNAT address and member",
+            entries.len()
+        )
+    }
+
+    /// Enters a pair into the table in use.
+    ///
+    /// # Errors
+    ///
+    /// When its bucket has no place for it; the next generation finds another seed.
+    pub(super) fn enter(&self, seed: u64, epoch: u32, identity: Identity) -> Result<()> {
+        let number = u32::from(self.numbers[&identity]);
+        let (source, member, port) = identity;
+        let (bucket, tag) = pair_bucket(seed, epoch, &source, &member, port);
+        let entry = tag << 16 | number;
+        for cell in &self.index[bucket as usize].entries {
+            match cell.load(SeqCst) {
+                0 => {
+                    cell.store(entry, SeqCst);
+                    return Ok(());
+                }
+                found if found == entry => return Ok(()),
+                found if found >> 16 == tag => break,
+                _ => {}
+            }
+        }
+        bail!("the table of pairs has no place for {:?}", source.to_ip())
+    }
+
+    /// Do flows of lanes live?
+    pub(super) fn lanes_bound(&self) -> bool {
+        let lanes = self.numbers.iter();
+        lanes
+            .filter(|(identity, _)| identity.0 == Addr::UNSET)
+            .any(|(_, number)| self.bound(*number))
+    }
+
+    /// How much of every pair is in use.
+    pub(super) fn usage(&self) -> Vec<PairUsage> {
+        self.numbers
+            .iter()
+            .map(|((source, member, port), number)| {
+                let pair = &self.pairs[usize::from(*number)];
+                let set = &self.sets[pair.ports.load(SeqCst) as usize % self.sets.len()];
+                let mut usage = PairUsage {
+                    source: (*source != Addr::UNSET).then(|| source.to_ip()),
+                    member: (*source != Addr::UNSET).then(|| member.to_socket_addr(*port)),
+                    used: 0,
+                    resting: 0,
+                    usable: set
+                        .words
+                        .iter()
+                        .map(|word| word.load(SeqCst).count_ones())
+                        .sum(),
+                };
+                for (place, bound) in pair.chunks.iter().enumerate() {
+                    let bound = bound.load(SeqCst) as usize;
+                    let Some(chunk) = self.chunks.get(bound).filter(|_| bound != 0) else {
+                        continue;
+                    };
+                    let resting = chunk.resting.load(SeqCst);
+                    let usable = set.words[place].load(SeqCst);
+                    usage.resting += resting.count_ones();
+                    usage.used += (usable & !chunk.free.load(SeqCst) & !resting).count_ones();
+                }
+                usage
+            })
+            .collect()
+    }
+
+    /// Chunks bound to a pair, and all of them.
+    pub(super) fn chunks(&self) -> (u64, u64) {
+        let bound = |chunk: &&Chunk| chunk.pair.load(SeqCst) != 0;
+        (
+            self.chunks.iter().filter(bound).count() as u64,
+            self.chunks.len() as u64 - 1,
+        )
+    }
+}
+
+fn arrange(seed: u64, epoch: u32, entries: &[(Identity, u32)]) -> Option<Vec<[u32; WAYS]>> {
+    let mut table = vec![[0; WAYS]; PAIR_BUCKETS as usize];
+    for ((source, member, port), number) in entries {
+        let (bucket, tag) = pair_bucket(seed, epoch, source, member, *port);
+        let bucket = &mut table[(bucket % PAIR_BUCKETS) as usize];
+        // Two with the same tag could not be told apart.
+        if bucket.iter().any(|entry| *entry != 0 && entry >> 16 == tag) {
+            return None;
+        }
+        *bucket.iter_mut().find(|entry| **entry == 0)? = tag << 16 | number;
+    }
+    Some(table)
+}
+
+fn mark(pair: &Pair, kind: Mark, place: usize, on: bool) {
+    let (word, top) = (
+        &pair.words[kind as usize][place / 64],
+        &pair.tops[kind as usize],
+    );
+    if on {
+        word.fetch_or(1 << (place % 64), SeqCst);
+        top.fetch_or(1 << (place / 64), SeqCst);
+    } else {
+        word.fetch_and(!(1 << (place % 64)), SeqCst);
+    }
+}
