@@ -332,6 +332,12 @@ fn the_first_passthrough_server_may_come_by_reload() -> Result<()> {
                 status.is_ok_and(|status| status.kernel.attachments.is_empty())
             })?;
         }
+        let resized = full.replace("[network]", "[network]\nmax_flows = 4096");
+        scene.daemon.reconfigure(&resized)?;
+        let output = scene.daemon.verb(&["reload"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(78), "{output:?}");
+        ensure!(said.contains("max_flows: 262144 → 4096"), "{said}");
         for held in &mut open {
             let broken = held.broken();
             ensure!(broken.is_empty(), "{broken:?}");
@@ -357,6 +363,89 @@ fn two_starts_at_once_come_one_after_the_other() -> Result<()> {
         ensure!(log.contains("is starting; waiting for it"), "{log}");
         scene.daemon.stop()?;
         ensure!(!daemon::has_pins(&daemon::bpffs(scene.lab)));
+        Ok(())
+    })
+}
+
+/// The passthrough virtual servers as proxies on the same places.
+fn proxied(site: &str) -> String {
+    let tables = site.split("\n\n").map(|table| {
+        let lines = table.lines().filter(|line| !line.starts_with("snat"));
+        let table = lines.collect::<Vec<_>>().join("\n");
+        table.replace(
+            "forward = \"passthrough\"",
+            "forward = \"proxy\"\nserver_tls = \"none\"\nclient_tls = \"none\"",
+        )
+    });
+    tables.collect::<Vec<_>>().join("\n\n")
+}
+
+#[test]
+fn flows_of_what_becomes_a_proxy_go_on() -> Result<()> {
+    play_site(|scene| {
+        let mut open = held(scene, 465, Mode::Implicit, 5)?;
+        let text = proxied(&site(scene));
+        scene.daemon.reconfigure(&text)?;
+        scene.daemon.good_verb(&["reload"])?;
+        let log = || scene.daemon.log();
+        wait_until(PATIENCE, "the note about what goes on", || {
+            log().contains("flows go on until they end")
+        })?;
+        // A second look would take the packet programs away.
+        let generation = scene.daemon.status()?.generation;
+        scene.daemon.good_verb(&["reload"])?;
+        ensure!(scene.daemon.status()?.generation > generation);
+        let text = Message::new("proxied", 0, Sizes::Exactly(20_000), 1).text();
+        for held in &mut open {
+            let broken = held.send_over_each(&text);
+            ensure!(broken.is_empty(), "{broken:?}");
+        }
+        open.into_iter().for_each(Held::close);
+        wait_until(PATIENCE, "the packet programs to go", || {
+            let status = scene.daemon.status();
+            status.is_ok_and(|status| status.kernel.attachments.is_empty())
+        })
+    })
+}
+
+#[test]
+fn a_reload_that_fails_at_its_switch_changes_nothing() -> Result<()> {
+    play_site(|scene| {
+        let mut open = held(scene, 465, Mode::Implicit, 5)?;
+        scene.site.members[0].crash(&scene.lab.members[0])?;
+        scene.daemon.wait_for_member("m1", "down", PATIENCE)?;
+        let before = scene.daemon.status()?;
+        // No monitor any more, so every member is up; and a prefix that holds the box's own address.
+        let mut text: String = site(scene)
+            .lines()
+            .filter(|line| !line.starts_with("monitor = "))
+            .collect::<Vec<_>>()
+            .join("\n");
+        text.push_str(
+            "\n[virtual_server.wide]\naddress = \"10.71.0.0/24\"\nport = 4465\nforward = \"passthrough\"\npool = \"tls-v4\"\n",
+        );
+        scene.daemon.reconfigure(&text)?;
+        let output = scene.daemon.verb(&["reload"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "{output:?}");
+        ensure!(said.contains("the box's own address"), "{said}");
+        let after = scene.daemon.status()?;
+        ensure!(after.generation == before.generation, "{after:?}");
+        ensure!(after.kernel.attachments == before.kernel.attachments);
+        let members = scene.daemon.members()?;
+        let up = |name: &str| {
+            let mut named = members.iter().filter(|member| member.name == name);
+            named.any(|member| member.state == "up")
+        };
+        ensure!(!up("m1") && up("m2"), "{members:?}");
+        let text = Message::new("unswitched", 0, Sizes::Exactly(20_000), 1).text();
+        for held in &mut open {
+            // Those on the member that is down have lost it by themselves.
+            let _ = held.send_over_each(&text);
+        }
+        for _ in 0..6 {
+            ensure!(connects(scene, Family::V4, 465)?, "465 no longer answers");
+        }
         Ok(())
     })
 }

@@ -259,6 +259,39 @@ fn flows_of_another_layout_go_on_beside() -> Result<()> {
 }
 
 #[test]
+fn a_start_of_another_layout_that_fails_harms_no_flow() -> Result<()> {
+    play_site(|scene| {
+        let client = &scene.lab.clients[0].namespace;
+        let options = Options {
+            mode: Mode::Implicit,
+            ca: Some(scene.site.ca.clone()),
+            ..Options::to((Family::V4.virtual_address(), 465).into())
+        };
+        let mut open = client.enter(|| Held::open(&options, 10))?;
+        scene.daemon.stop_for_restart()?;
+        let bpffs = daemon::bpffs(scene.lab);
+        let own = format!("v{}", lb_common::layout::ABI_VERSION);
+        std::fs::rename(bpffs.join(&own), bpffs.join("v0"))?;
+        let failed = scene
+            .daemon
+            .fail_beside(std::path::Path::new("/proc/nowhere/admin.sock"))?;
+        ensure!(!failed.status.success(), "{failed:?}");
+        ensure!(bpffs.join("v0").exists(), "the other layout is gone");
+        ensure!(!bpffs.join(&own).exists(), "the failed one has left pins");
+        let text = Message::new("failed-beside", 0, Sizes::Exactly(20_000), 1).text();
+        let broken = open.send_over_each(&text);
+        ensure!(broken.is_empty(), "{broken:?}");
+        scene.daemon.start_again()?;
+        let broken = open.send_over_each(&text);
+        ensure!(broken.is_empty(), "{broken:?}");
+        // A stop takes down what was there before it, too.
+        scene.daemon.stop()?;
+        ensure!(!daemon::has_pins(&bpffs), "something is still pinned");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_stop_takes_everything_down() -> Result<()> {
     play_site(|scene| {
         scene.daemon.stop()?;

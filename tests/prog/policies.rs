@@ -346,7 +346,7 @@ fn a_source_that_connects_too_often_waits() {
                 "of another"
             );
             assert_eq!(rig.drops("rate-limited"), 2);
-            let mut events = rig.plane.take_events().expect("the events");
+            let mut events = rig.plane.events().expect("the events");
             let mut kinds = Vec::new();
             while let Some(item) = events.next() {
                 kinds.push(event(&item).expect("an event").kind);
@@ -371,7 +371,7 @@ fn logged_matches_are_reported() {
             let sent = syn("10.0.1.2:40000", SERVICES[0].1);
             rig.send(&sent.bytes(), "c0");
             let names = rig.plane.rule_names();
-            let mut ring = rig.plane.take_events().expect("the events");
+            let mut ring = rig.plane.events().expect("the events");
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
                 events.push(event(&item).expect("an event"));
@@ -542,13 +542,7 @@ fn a_connection_is_explained_and_nothing_changes() {
             assert!(rig.plane.flows().is_empty());
             assert_eq!(hits(rig, "bad"), [0, 0]);
             assert_eq!(rig.plane.drops().values().sum::<u64>(), 0);
-            assert!(
-                rig.plane
-                    .take_events()
-                    .expect("the events")
-                    .next()
-                    .is_none()
-            );
+            assert!(rig.plane.events().expect("the events").next().is_none());
         },
     );
 }

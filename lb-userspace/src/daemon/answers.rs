@@ -456,7 +456,7 @@ fn flow_view(flow: &FlowSnapshot, names: &HashMap<u16, String>, now: u32) -> Flo
 }
 
 /// The tick of now, by the clock that the programs read.
-fn now_tick() -> u32 {
+pub(super) fn now_tick() -> u32 {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
     tcp::tick(now.as_nanos() as u64)

@@ -1,20 +1,23 @@
 //! Policies while the daemon runs: events to the log, questions about them answered.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use aya::maps::{MapData, RingBuf};
 use jiff::{SignedDuration, Timestamp};
 use lb_common::{
     access::{Action, Event},
     reason::DropReason,
 };
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::running::Shared;
 use crate::{
     admin::{
-        Refusal,
+        Refusal, RefusalKind,
         view::{ExplanationView, PolicyView, RuleView, VerdictView},
     },
     dataplane::{self, KernelPlane, Question},
@@ -25,10 +28,36 @@ use crate::{
 /// Between two looks at the ring: it holds the events of a second at the highest rate.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// Below the state directory: who holds it reads.
+const LOCK: &str = "firewall-log.lock";
+
 /// Prints events until another daemon takes over.
-pub(super) async fn log_events(shared: Arc<Shared>, mut ring: RingBuf<MapData>) {
+///
+/// Of two daemons side by side only one reads: each remembers its own place in the ring buffer, so it is opened when the
+/// other has let go of the lock, which lies below `state`.
+pub(super) async fn log_events(shared: Arc<Shared>, state: PathBuf) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let path = state.join(LOCK);
+    let lock = File::create(&path)
+        .inspect_err(|error| log::warn!("cannot open {}: {error}", path.display()))
+        .ok();
+    while let Some(lock) = &lock
+        && flock(lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    {
+        beat.tick().await;
+        if !shared.plane().is_owner() {
+            return;
+        }
+    }
+    let opened = shared.plane().events();
+    let mut ring = match opened {
+        Ok(ring) => ring,
+        Err(error) => {
+            log::error!("no firewall log: {error:#}");
+            return;
+        }
+    };
     loop {
         beat.tick().await;
         let (rules, owner) = {
@@ -182,10 +211,22 @@ pub(super) fn explain(
         interface: interface.clone(),
         vlan: question.vlan,
     };
+    if asked.from.is_ipv4() != asked.to.is_ipv4() {
+        return Err(Refusal::new(
+            RefusalKind::Request,
+            "the two addresses are of different families",
+        ));
+    }
+    if !dataplane::has_interface(&asked.interface) {
+        return Err(Refusal::unknown(format!(
+            "there is no interface {}",
+            asked.interface
+        )));
+    }
     let found = shared
         .plane()
         .explain(&asked)
-        .map_err(|error| Refusal::unknown(format!("{error:#}")))?;
+        .map_err(|error| Refusal::failed(format!("{error:#}")))?;
     let numbers = &running.numbers;
     let server = generation.virtual_servers.iter().find(|server| {
         found.virtual_server != 0 && numbers.virtual_servers[&server.name] == found.virtual_server

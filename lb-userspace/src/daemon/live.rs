@@ -94,9 +94,7 @@ pub(super) fn pools(
         if let Some(before) = before
             && before.name == member.name
         {
-            if pool.monitor.is_none() {
-                before.set_up(true);
-            }
+            // Without a monitor it is up from the flip on, not before: the old generation may stay.
             return before.clone();
         }
         let up = pool.monitor.is_none()

@@ -16,7 +16,15 @@ mod running;
 mod signals;
 mod turn;
 
-use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::stats::TrafficCell;
@@ -52,6 +60,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_PROBES: Duration = Duration::from_secs(2);
 /// How long the start waits for another one to end.
 const START_TURN: Duration = Duration::from_secs(30);
+/// Flows looked at for addresses that go on after a start: those of prefixes may be many.
+const LEFT_BEHIND: usize = 4096;
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
 
@@ -116,7 +126,7 @@ async fn serve(
         false => FEW_FLOWS,
     };
     let plane = KernelPlane::load(&options.bpffs, flows, options.kernel_log)?;
-    let adopted = plane.adopted();
+    let (adopted, beside) = (plane.adopted(), plane.has_others());
     let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
     let started = start(
@@ -129,31 +139,49 @@ async fn serve(
     let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
         Err(failure) => {
-            if !adopted {
+            if beside && !adopted {
+                // Addresses and forwarding are what the other layout lives by, too.
+                if let Err(error) = remover.remove_own() {
+                    log::error!("after the failed start: {error:#}");
+                }
+            } else if !adopted {
                 take_back(&remover, &generation, &mut addresses).await;
             }
             return Err(failure);
         }
     };
-    drop(turn);
-    let events = shared.plane().take_events();
-    if let Some(events) = events {
-        tokio::spawn(firewall::log_events(shared.clone(), events));
-    }
+    tokio::spawn(firewall::log_events(shared.clone(), options.state.clone()));
     tokio::spawn(admin::server::serve(listener, shared.clone()));
-    say_ready(&shared);
     let flow_log = FlowLog::new(&options.state);
+    let lingering = match adopted {
+        true => left_behind(&shared),
+        false => Vec::new(),
+    };
+    let mut lingering_snat: Vec<IpAddr> = match adopted {
+        true => shared.plane().snat_addresses_in_use().into_iter().collect(),
+        false => Vec::new(),
+    };
+    let configured = shared.running().generation.snat_addresses();
+    lingering_snat.retain(|address| !configured.contains(address));
+    let former = vec![Former {
+        running: shared.running(),
+        until: None,
+    }];
     let mut daemon = Daemon {
         options,
         shared,
         addresses,
         watches,
         orders,
-        lingering: Vec::new(),
-        lingering_snat: Vec::new(),
-        former: Vec::new(),
+        lingering,
+        lingering_snat,
+        former,
+        pruned: false,
         flow_log,
     };
+    daemon.let_go().await;
+    drop(turn);
+    say_ready(&daemon.shared);
     let stop = daemon.watch(&mut signals).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.end(stop, &mut signals).await;
@@ -168,12 +196,38 @@ struct Daemon {
     watches: Watches,
     orders: mpsc::Receiver<Order>,
     /// Virtual servers that a reload has removed, whose connections go on.
-    lingering: Vec<(IpAddr, &'static TrafficCell)>,
+    lingering: Vec<Lingering>,
     /// Addresses of SNAT pools that no virtual server uses any more, but connections do.
     lingering_snat: Vec<IpAddr>,
     /// Generations that something may be left of.
-    former: Vec<Arc<Running>>,
+    former: Vec<Former>,
+    /// Addresses that nothing needs any more were removed since the last flip.
+    pruned: bool,
     flow_log: FlowLog,
+}
+
+/// A virtual server that takes nothing new, or nothing new this way.
+struct Lingering {
+    address: IpAddr,
+    cell: &'static TrafficCell,
+    /// It goes on in the proxy plane: only its flows are waited for.
+    flows_alone: bool,
+}
+
+impl Lingering {
+    fn goes_on(&self) -> bool {
+        match self.flows_alone {
+            true => self.cell.flows() > 0,
+            false => self.cell.active() > 0,
+        }
+    }
+}
+
+/// A generation that is in use no more.
+struct Former {
+    running: Arc<Running>,
+    /// It had an interface that the next has not: flows that began until this tick may need the programs there.
+    until: Option<u32>,
 }
 
 type Started = (Arc<Shared>, Watches, mpsc::Receiver<Order>, UnixListener);
@@ -191,8 +245,7 @@ async fn start(
     if !plane.other_owner().is_some_and(is_alive) {
         plane.forget_sessions();
     }
-    let mut roster = Roster::load(&options.state);
-    roster.forget_others(&generation);
+    let roster = Roster::load(&options.state);
     let pools = live::pools(&generation, &numbers, &plane, &roster, None);
     let services = live::services(&generation, &numbers, &plane, &pools, &certificates, None)?;
     let listeners = match services.is_empty() {
@@ -215,18 +268,20 @@ async fn start(
     first_probes(&shared, &numbers).await;
     let running = shared.running();
     addresses.add_all(&running.generation).await?;
-    addresses.prune(&running.generation, &[]).await?;
     addresses.enable_forwarding(&running.generation)?;
-    attach(&shared, &running.generation)?;
+    if needs_packets(&running.generation) {
+        shared.plane().attach(&running.generation)?;
+    }
     let listener = admin::server::bind(&options.admin)
         .and_then(UnixListener::from_std)
         .with_context(|| format!("cannot open the admin socket {}", options.admin.display()))?;
+    heed_roster(&shared, &options.state, &mut watches);
     apply(&shared, listeners)?;
+    lock(&shared.roster).forget_others(&running.generation);
     log::debug!("configuration {} is in use", options.config.display());
     Ok((shared, watches, orders, listener))
 }
 
-/// Waits a moment for the first findings on these members.
 async fn first_probes(shared: &Shared, numbers: &[u16]) {
     let deadline = Instant::now() + FIRST_PROBES;
     let mut beat = interval(Duration::from_millis(5));
@@ -235,17 +290,49 @@ async fn first_probes(shared: &Shared, numbers: &[u16]) {
     }
 }
 
-/// Swaps the packet programs in place, or attaches them; without a generation they pass everything.
-fn attach(shared: &Shared, generation: &Generation) -> Result<(), Failure> {
-    let mut plane = shared.plane();
-    match needs_packets(generation) {
-        true => {
-            plane.attach(generation)?;
-            plane.detach_others(generation, generation)?;
-        }
-        false => plane.detach_packets(generation)?,
+/// What was said of members to the earlier daemon while this one started holds here, too.
+fn heed_roster(shared: &Shared, state: &Path, watches: &mut Watches) {
+    let running = shared.running();
+    let roster = Roster::load(state);
+    let mut changed = false;
+    for (pool, member) in running.members() {
+        let admin = roster.get(pool, &member.name).admin;
+        changed |= member.admin() != admin;
+        member.set_admin(admin);
     }
-    Ok(())
+    *lock(&shared.roster) = roster;
+    if changed {
+        let probed: Vec<u16> = lock(&shared.health).keys().copied().collect();
+        let known = |number: u16| probed.contains(&number);
+        watches.set(live::targets(&running.generation, &running.pools, known));
+    }
+}
+
+/// What an earlier daemon's flows still need: those of virtual servers that this configuration does not pass through.
+fn left_behind(shared: &Shared) -> Vec<Lingering> {
+    let running = shared.running();
+    let numbers = &running.numbers.virtual_servers;
+    let servers = || running.generation.virtual_servers.iter();
+    let known: Vec<u16> = servers().map(|server| numbers[&server.name]).collect();
+    let passed: Vec<u16> = servers()
+        .filter(|server| matches!(server.forward, Forward::Passthrough { .. }))
+        .map(|server| numbers[&server.name])
+        .collect();
+    let plane = shared.plane();
+    let flows = plane.flow_table().all().filter(|flow| !flow.phase.ended());
+    let left: BTreeSet<(u16, IpAddr)> = flows
+        .filter(|flow| !passed.contains(&flow.virtual_server))
+        .map(|flow| (flow.virtual_server, flow.route.address().0.to_ip()))
+        .take(LEFT_BEHIND)
+        .collect();
+    left.into_iter()
+        .map(|(number, address)| Lingering {
+            address,
+            cell: plane.service_cell(number),
+            flows_alone: known.contains(&number),
+        })
+        .filter(Lingering::goes_on)
+        .collect()
 }
 
 /// Starts the proxy, takes the steering over and flips the tables.
@@ -287,7 +374,6 @@ fn start_proxy(shared: &Shared, listeners: Vec<WorkerListeners>) -> Result<(), F
     Ok(())
 }
 
-/// How many workers the proxy has.
 fn workers(shared: &Shared) -> u32 {
     lock(&shared.proxy)
         .as_ref()
@@ -389,7 +475,10 @@ impl Daemon {
         if let Err(error) = plane.tell_time(jiff::Timestamp::now()) {
             log::error!("{error:#}");
         }
-        if !has_passthrough(&running.generation) && self.lingering.is_empty() {
+        if !has_passthrough(&running.generation) && self.former.is_empty() {
+            if thorough && let Err(error) = plane.refresh_places() {
+                log::error!("{error:#}");
+            }
             return;
         }
         if let Err(error) = plane.sweep() {
@@ -494,7 +583,6 @@ fn needs_packets(generation: &Generation) -> bool {
                     .any(|server| guarded(&server.guard))))
 }
 
-/// The cores this process may run on.
 fn cpus() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return vec![0];
@@ -506,7 +594,6 @@ fn cpus() -> Vec<usize> {
         .collect()
 }
 
-/// Is this the process id of a running smtplb?
 fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "smtplb")
 }

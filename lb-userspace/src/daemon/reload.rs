@@ -3,13 +3,11 @@
 //! Everything that can be wrong is looked at before anything changes. What can fail after that comes before the flip and
 //! is taken back when it does. Connections of what is gone go on until they end; only then is the last of it removed.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
-
-use anyhow::Context as _;
-use lb_common::stats::TrafficCell;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    Daemon, cpus, first_probes, has_passthrough, live, needs_packets, refresh, running::Running,
+    Daemon, Former, Lingering, answers::now_tick, cpus, first_probes, has_passthrough, live,
+    needs_packets, refresh, running::Running, turn::Turn,
 };
 use crate::{
     admin::{
@@ -17,11 +15,16 @@ use crate::{
         view::{ChangeView, ReloadView},
     },
     config,
-    dataplane::check_interfaces,
+    dataplane::{FEW_FLOWS, check_interfaces},
     failure::{Exit, Failure, OrExit as _},
-    model::{Generation, diff},
+    model::{Forward, Generation, VirtualServer, diff},
+    pool::Admin,
     proxy,
 };
+use anyhow::Context as _;
+
+/// How long a reload waits for a start to end; meanwhile the daemon does nothing else.
+const RELOAD_TURN: Duration = Duration::from_secs(5);
 
 /// A file that was read and found good, with what it names.
 struct Read {
@@ -49,15 +52,39 @@ impl Daemon {
             changes: changes(&old.generation, &read.generation, &renewed),
             warnings: read.warnings,
         };
-        check_fixed(&old.generation, &read.generation)?;
+        let held = self.shared.plane().flows_max() + 1;
+        check_fixed(&old.generation, &read.generation, held)?;
         if dry_run {
             return Ok(view);
         }
-        let next = self.build(&old, read.generation, read.certificates).await?;
-        if let Err(failure) = self.switch(&old, &next).await {
-            self.take_back(&old).await;
-            return Err(failure.into());
+        // A start meanwhile would take half-made tables over.
+        let _turn = Turn::take(&self.options.state, RELOAD_TURN)
+            .await
+            .or_exit(Exit::Temporary)?;
+        if !self.shared.plane().is_owner() {
+            return Err(anyhow::anyhow!(
+                "another smtplb has taken over; this one is ending. Nothing was changed."
+            ))
+            .or_exit(Exit::Temporary)
+            .map_err(Refusal::from);
         }
+        let forwarding = self.addresses.forwarding();
+        let tried = read.generation.clone();
+        let next = match self.build(&old, read.generation, read.certificates).await {
+            Ok(next) => match self.switch(&old, &next).await {
+                Ok(()) => Ok(next),
+                Err(failure) => Err(failure),
+            },
+            Err(failure) => Err(failure),
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(failure) => {
+                self.addresses.restore_forwarding_since(forwarding);
+                self.take_back(&old, &tried).await;
+                return Err(failure.into());
+            }
+        };
         self.settle(&old, &next);
         view.applied = true;
         view.generation = u64::from(self.shared.plane().generation());
@@ -96,6 +123,7 @@ impl Daemon {
         generation: Generation,
         certificates: live::Certificates,
     ) -> Result<Arc<Running>, Failure> {
+        self.lingering.retain(Lingering::goes_on);
         let next = {
             let mut plane = self.shared.plane();
             if has_passthrough(&generation) {
@@ -152,13 +180,18 @@ impl Daemon {
             super::start_proxy(&self.shared, listeners)?;
         }
         let workers = super::workers(&self.shared);
+        let ready = next.unwatched().filter(|it| it.admin() == Admin::Ready);
+        let unwatched: BTreeSet<u16> = ready.map(|member| member.id).collect();
         let mut plane = self.shared.plane();
         plane.apply(
             &next.generation,
             &next.numbers,
-            |number| next.takes_new(number),
+            |number| next.takes_new(number) || unwatched.contains(&number),
             workers,
         )?;
+        for member in next.unwatched() {
+            member.set_up(true);
+        }
         // A probe may have ended between the two.
         refresh(&self.shared, next, &mut plane);
         drop(plane);
@@ -167,7 +200,7 @@ impl Daemon {
     }
 
     /// After a switch that failed before the flip: what it added goes, what it stopped starts.
-    async fn take_back(&mut self, old: &Running) {
+    async fn take_back(&mut self, old: &Running, tried: &Generation) {
         self.shared.services.replace(old.services.iter().cloned());
         let targets = live::targets(&old.generation, &old.pools, |_| true);
         self.watches.set(targets);
@@ -177,6 +210,14 @@ impl Daemon {
         let attached = match needs_packets(&old.generation) {
             true => plane.attach(&old.generation),
             false => Ok(()),
+        };
+        // What the new one had attached must not stay beside; what lingers needs what was there before.
+        let attached = match (attached, self.former.is_empty()) {
+            (Ok(()), true) => match needs_packets(&old.generation) {
+                true => plane.detach_others(tried, &old.generation),
+                false => plane.detach_packets(tried),
+            },
+            (attached, _) => attached,
         };
         for error in [pruned.err(), attached.err()].into_iter().flatten() {
             log::error!("after the failed reload: {error:#}");
@@ -189,26 +230,50 @@ impl Daemon {
         let plane = self.shared.plane();
         for server in &old.generation.virtual_servers {
             let number = old.numbers.virtual_servers[&server.name];
-            let stays = next
-                .numbers
-                .virtual_servers
-                .values()
-                .any(|known| *known == number);
-            let cell: &'static TrafficCell = plane.service_cell(number);
-            if !stays && cell.active() > 0 {
-                log::info!(
+            let mut known = next.generation.virtual_servers.iter();
+            let stays = known.find(|server| next.numbers.virtual_servers[&server.name] == number);
+            if stays.is_some_and(|stays| !is_passthrough(server) || is_passthrough(stays)) {
+                continue;
+            }
+            let lingering = Lingering {
+                address: server.at.address,
+                cell: plane.service_cell(number),
+                flows_alone: stays.is_some(),
+            };
+            if !lingering.goes_on() {
+                continue;
+            }
+            match lingering.flows_alone {
+                true => log::info!(
+                    "virtual server {:?} is a proxy now; {} flows go on until they end",
+                    &*server.name,
+                    lingering.cell.flows()
+                ),
+                false => log::info!(
                     "virtual server {:?} takes nothing new; {} connections go on until they end",
                     &*server.name,
-                    cell.active()
-                );
-                self.lingering.push((server.at.address, cell));
+                    lingering.cell.active()
+                ),
             }
+            self.lingering.push(lingering);
         }
         drop(plane);
         let mut gone = old.generation.snat_addresses();
         gone.retain(|address| !next.generation.snat_addresses().contains(address));
         self.lingering_snat.extend(gone);
-        self.former.push(old.clone());
+        let [before, now] = [&old.generation.network, &next.generation.network];
+        let mut left = before
+            .client_interfaces
+            .iter()
+            .chain(&before.server_interfaces);
+        let leaves = left.any(|name| {
+            !now.client_interfaces.contains(name) && !now.server_interfaces.contains(name)
+        });
+        self.pruned = false;
+        self.former.push(Former {
+            running: old.clone(),
+            until: (leaves && has_passthrough(&old.generation)).then(now_tick),
+        });
     }
 
     /// Removes what an earlier generation needed, once no connection needs it any more.
@@ -216,19 +281,33 @@ impl Daemon {
         if self.former.is_empty() {
             return;
         }
-        self.lingering.retain(|(_, cell)| cell.active() > 0);
+        let before = self.lingering_addresses().len();
+        self.lingering.retain(Lingering::goes_on);
         let used = self.shared.plane().snat_addresses_in_use();
         self.lingering_snat.retain(|address| used.contains(address));
         let running = self.shared.running();
         let lingering = self.lingering_addresses();
-        if let Err(error) = self.addresses.prune(&running.generation, &lingering).await {
-            log::error!("cannot remove virtual addresses: {error:#}");
+        if before != lingering.len() || !self.pruned {
+            let pruned = self.addresses.prune(&running.generation, &lingering).await;
+            self.pruned = pruned.is_ok();
+            if let Err(error) = pruned {
+                log::error!("cannot remove virtual addresses: {error:#}");
+            }
         }
-        if !self.lingering.is_empty() {
+        if !self.lingering.is_empty() || !self.lingering_snat.is_empty() {
             return;
         }
+        if let Some(until) = self.former.iter().filter_map(|former| former.until).max() {
+            let table = self.shared.plane().flow_table();
+            if table.any_older(until) {
+                return;
+            }
+        }
         let mut plane = self.shared.plane();
-        for former in self.former.drain(..) {
+        for Former {
+            running: former, ..
+        } in self.former.drain(..)
+        {
             let detached = match needs_packets(&running.generation) {
                 true => plane.detach_others(&former.generation, &running.generation),
                 false => plane.detach_packets(&former.generation),
@@ -244,11 +323,15 @@ impl Daemon {
     }
 
     fn lingering_addresses(&self) -> Vec<IpAddr> {
-        let virtual_addresses = self.lingering.iter().map(|(address, _)| *address);
+        let virtual_addresses = self.lingering.iter().map(|lingering| lingering.address);
         virtual_addresses
             .chain(self.lingering_snat.iter().copied())
             .collect()
     }
+}
+
+const fn is_passthrough(server: &VirtualServer) -> bool {
+    matches!(server.forward, Forward::Passthrough { .. })
 }
 
 fn changes(
@@ -267,7 +350,9 @@ fn changes(
 }
 
 /// What only a start can change is refused by name, and so is a file that was read while it was being written.
-fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
+///
+/// `held`: how many flow records there are.
+fn check_fixed(old: &Generation, new: &Generation, held: u64) -> Result<(), Failure> {
     if new.virtual_servers.is_empty() && !old.virtual_servers.is_empty() {
         return Err(anyhow::anyhow!(
             "the file has no virtual server, and {} are served\n  \
@@ -277,10 +362,16 @@ fn check_fixed(old: &Generation, new: &Generation) -> Result<(), Failure> {
         ))
         .or_exit(Exit::Config);
     }
-    let (before, after) = (old.network.max_flows, new.network.max_flows);
-    if has_passthrough(old) && before != after {
+    let after = new.network.max_flows;
+    let before = match has_passthrough(old) {
+        true => old.network.max_flows,
+        // Tables that an earlier generation needed stay as large as they are.
+        false if has_passthrough(new) && held > u64::from(FEW_FLOWS) => held as u32,
+        false => after,
+    };
+    if before != after {
         return Err(anyhow::anyhow!(
-            "network max_flows: {before} → {after} cannot change while flows are carried\n  \
+            "network max_flows: {before} → {after} cannot change while the kernel plane is up\n  \
              The tables of flows get their size when the kernel plane starts. Nothing was changed.\n  \
              Set max_flows = {before} again, or stop and start: systemctl stop smtplb && systemctl start smtplb."
         ))

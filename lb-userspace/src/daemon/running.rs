@@ -34,6 +34,15 @@ impl Running {
             .flat_map(|(name, pool)| pool.members().iter().map(move |member| (name, member)))
     }
 
+    /// The members that no monitor watches: they are up.
+    pub(super) fn unwatched(&self) -> impl Iterator<Item = &Arc<LiveMember>> {
+        let pools = self.generation.pools.values();
+        pools
+            .filter(|pool| pool.monitor.is_none())
+            .filter_map(|pool| self.pools.get(&pool.name))
+            .flat_map(|pool| pool.members())
+    }
+
     /// A member by its pool's name and its own.
     pub(super) fn member(&self, pool: &str, name: &str) -> Option<&Arc<LiveMember>> {
         let members = self.pools.get(pool)?.members();

@@ -193,13 +193,28 @@ impl Addresses {
         Ok(())
     }
 
-    /// Sets forwarding back to what it was.
-    pub fn restore_forwarding(&mut self) {
-        for (path, old) in self.forwarding.drain(..).rev() {
+    /// How many settings were changed until now, for [`Self::restore_forwarding_since`].
+    pub fn forwarding(&self) -> usize {
+        self.forwarding.len()
+    }
+
+    /// Sets back what was changed since there were so many.
+    pub fn restore_forwarding_since(&mut self, count: usize) {
+        let count = count.min(self.forwarding.len());
+        if count == self.forwarding.len() {
+            return;
+        }
+        for (path, old) in self.forwarding.drain(count..).rev() {
             if let Err(error) = fs::write(&path, &old) {
                 log::warn!("cannot set {path} back to {old}: {error}");
             }
         }
+        self.remember();
+    }
+
+    /// Sets forwarding back to what it was.
+    pub fn restore_forwarding(&mut self) {
+        self.restore_forwarding_since(0);
         let _ = fs::remove_file(self.state.join(FORWARDING_FILE));
     }
 

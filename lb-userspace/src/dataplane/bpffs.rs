@@ -26,6 +26,8 @@ pub(super) struct PinDirectory {
     _root: Option<OwnedFd>,
     /// Where this process has mounted it itself.
     mounted: Option<PathBuf>,
+    /// Directories of other layouts that were there before this one was opened.
+    before: Vec<PathBuf>,
 }
 
 impl PinDirectory {
@@ -61,11 +63,14 @@ impl PinDirectory {
         };
         let path = base.join(format!("v{ABI_VERSION}"));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self {
+        let mut pins = Self {
             path,
             _root: keep,
             mounted,
-        })
+            before: Vec::new(),
+        };
+        pins.before = pins.others();
+        Ok(pins)
     }
 
     /// Where a pin of this name lies.
@@ -100,6 +105,25 @@ impl PinDirectory {
         paths.filter(is_layout).collect()
     }
 
+    /// Has an smtplb of another layout, which came later, got as far as to steer? Its pin of this name is its last step
+    /// before it serves.
+    pub(super) fn has_successor(&self, last: &str) -> bool {
+        let others = self.others();
+        let mut later = others.iter().filter(|path| !self.before.contains(path));
+        later.any(|path| path.join(last).exists())
+    }
+
+    /// Removes the layouts that were there before this one.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be removed.
+    pub(super) fn clear_earlier(&self) -> io::Result<()> {
+        let others = self.others();
+        let mut earlier = others.iter().filter(|path| self.before.contains(path));
+        earlier.try_for_each(|path| clear_directory(path))
+    }
+
     /// Removes one pin; what nobody else holds is gone from the kernel.
     ///
     /// # Errors
@@ -112,7 +136,8 @@ impl PinDirectory {
         }
     }
 
-    /// Removes every pin, the directory, and the mount if this process made it.
+    /// Removes every pin of this layout, its directory, and, when no other layout is there, the mount if this process
+    /// made it.
     ///
     /// # Errors
     ///
@@ -122,10 +147,9 @@ impl PinDirectory {
             self.unpin(&name)?;
         }
         fs::remove_dir(&self.path)?;
-        for other in self.others() {
-            clear_directory(&other)?;
-        }
-        if let Some(root) = &self.mounted {
+        if let Some(root) = &self.mounted
+            && self.others().is_empty()
+        {
             unmount_bpffs(root);
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use jiff::Timestamp;
 use lb_common::{
     access::{Explanation, Spending},
@@ -42,6 +42,11 @@ pub struct Found {
     pub snat: Option<Addr>,
 }
 
+/// Is there an interface of this name?
+pub fn has_interface(name: &str) -> bool {
+    interface_index(name).is_some()
+}
+
 impl KernelPlane {
     /// Every rule of every policy, with its counters.
     pub fn rule_counts(&self) -> Vec<RuleCount> {
@@ -76,9 +81,15 @@ impl KernelPlane {
         self.policies.refresh_places()
     }
 
-    /// The events of the firewall log, once.
-    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.policies.take_events()
+    /// Opens the ring buffer of the firewall log. Only one process may read it at a time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn events(&self) -> Result<RingBuf<MapData>> {
+        let data =
+            MapData::from_pin(self.pins.pin("EVENTS")).context("no ring buffer is pinned")?;
+        Ok(RingBuf::try_from(Map::RingBuf(data))?)
     }
 
     /// Asks the programs what would become of a connection.

@@ -72,6 +72,12 @@ impl FlowTable {
         self.range(0..u32::MAX)
     }
 
+    /// Does a flow that began before this tick go on?
+    pub fn any_older(self, tick: u32) -> bool {
+        self.all()
+            .any(|flow| flow.created <= tick && !flow.phase.ended())
+    }
+
     /// The flows of a member that have not ended, in portions that can be ended at once.
     pub fn of_member(self, member: u16) -> impl Iterator<Item = Vec<FlowSnapshot>> {
         let mut flows = self

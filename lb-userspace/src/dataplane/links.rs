@@ -85,6 +85,9 @@ pub(super) fn attach(
                 hook: Hook::Tc,
                 why: Why::NoDriver(format!("{}", error.root_cause())),
             };
+            for interface in &interfaces {
+                pins.unpin(&format!("link-balance_{}-{interface}", Hook::Xdp.suffix()))?;
+            }
             attach_all(ebpf, pins, jumps, &interfaces, choice.hook)?
         }
         attached => attached?,

@@ -51,7 +51,7 @@ use lb_common::{
 pub use self::{
     addresses::Addresses,
     ends::FlowEnds,
-    explain::{Found, Question},
+    explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
     links::check_interfaces,
     loader::OBJECT,
@@ -158,11 +158,16 @@ impl KernelPlane {
         (config.instance != self.instance).then_some(config.owner)
     }
 
-    /// Is the generation in use this daemon's?
+    /// Is the generation in use this daemon's? Not when one of another layout has come after it, either.
     pub fn is_owner(&self) -> bool {
-        self.tables
-            .config()
-            .is_some_and(|config| config.instance == self.instance)
+        let config = self.tables.config();
+        config.is_some_and(|config| config.instance == self.instance)
+            && !self.pins.has_successor(links::STEERING)
+    }
+
+    /// Is there the work of an smtplb of another layout?
+    pub fn has_others(&self) -> bool {
+        !self.pins.others().is_empty()
     }
 
     /// Number of the generation in use; 0 before the first.
@@ -228,12 +233,15 @@ impl KernelPlane {
             seeds: [0; 2],
             hash: [0; HASH_KEYS],
         };
-        self.policies
+        let filled = self
+            .policies
             .fill(generation, numbers, self.tables.next_epoch())
             .context("cannot fill the policies of the kernel plane")?;
         self.tables
             .apply(generation, numbers, up, config)
-            .context("cannot fill the tables of the kernel plane")
+            .context("cannot fill the tables of the kernel plane")?;
+        self.policies.flipped(filled);
+        Ok(())
     }
 
     /// Attaches the packet programs, or swaps them in place.
@@ -277,8 +285,8 @@ impl KernelPlane {
             return Ok(());
         }
         let mut next = Self::load_pinned(self.pins.clone(), flows, kernel_log)?;
+        // The jump tables keep the number of their own load: pins of the one before have another name.
         next.instance = self.instance;
-        next.jumps = Jumps::new(self.instance);
         next.adopted = self.adopted;
         next.exhausted = self.exhausted;
         next.policies.take_over(&mut self.policies);
@@ -557,13 +565,24 @@ pub struct Remover {
 }
 
 impl Remover {
-    /// Removes programs, pins and tables.
+    /// Removes programs, pins and tables, also those of the layouts that were there before.
     ///
     /// # Errors
     ///
     /// When a pin cannot be removed.
     pub fn remove(&self, generation: &Generation) -> Result<()> {
         links::detach_filters(&generation.network, None);
+        let earlier = self.pins.clear_earlier();
+        self.remove_own()?;
+        earlier.context("cannot remove the pins of another layout")
+    }
+
+    /// Removes the pins of this layout alone: what another one carries goes on.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn remove_own(&self) -> Result<()> {
         self.pins.clear().context("cannot remove the pins")
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use jiff::Timestamp;
@@ -44,8 +44,6 @@ pub(super) struct PolicyTables {
     cells: PerCpuArray<MapData, Record<RuleCell>>,
     budgets: PerCpuArray<MapData, Record<Budget>>,
     explanation: Array<MapData, Record<Explanation>>,
-    /// Nobody else takes it; gone once the log has it.
-    events: Option<RingBuf<MapData>>,
     /// Programs that are loaded later still name these.
     _mapped: Vec<MapData>,
     /// What this daemon has filled in.
@@ -66,6 +64,9 @@ struct Filled {
     /// What the programs were told of the time.
     scheduled: u64,
 }
+
+/// The policies of a generation that may come into use.
+pub(super) struct FilledPolicies(Vec<Filled>);
 
 impl Filled {
     fn bits(&self, test: impl Fn(&Rule) -> bool) -> u64 {
@@ -115,7 +116,6 @@ impl PolicyTables {
             cells: loader::map(ebpf, "RULE_CELLS")?.try_into()?,
             budgets: loader::map(ebpf, "BUDGETS")?.try_into()?,
             explanation: loader::map(ebpf, "EXPLANATION")?.try_into()?,
-            events: Some(loader::map(ebpf, "EVENTS")?.try_into()?),
             _mapped: keep,
             filled: Vec::new(),
         })
@@ -136,7 +136,7 @@ impl PolicyTables {
         generation: &Generation,
         numbers: &Numbers,
         epoch: u32,
-    ) -> Result<()> {
+    ) -> Result<FilledPolicies> {
         let known = self.known_rules(epoch ^ 1)?;
         let mut taken: Vec<bool> = vec![false; (EPOCHS * MAX_RULES) as usize];
         for number in known.values() {
@@ -180,8 +180,12 @@ impl PolicyTables {
         }
         self.fill_places(&filled, epoch)?;
         self.fill_guards(generation, numbers, &filled, epoch)?;
-        self.filled = filled;
-        Ok(())
+        Ok(FilledPolicies(filled))
+    }
+
+    /// What was filled in is in use now.
+    pub(super) fn flipped(&mut self, filled: FilledPolicies) {
+        self.filled = filled.0;
     }
 
     /// Where the rules of an epoch count, by their hash.
@@ -445,11 +449,6 @@ impl PolicyTables {
     /// When the table cannot be read.
     pub(super) fn explanation(&self) -> Result<Explanation> {
         Ok(self.explanation.get(&0, 0)?.0)
-    }
-
-    /// The events, once.
-    pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.events.take()
     }
 }
 

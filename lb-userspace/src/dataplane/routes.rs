@@ -74,12 +74,27 @@ pub(super) async fn prune(
     let wanted = wanted(generation);
     for route in list(handle).await? {
         let stays = prefix(&route)
-            .is_some_and(|prefix| wanted.contains(&prefix) || lingering.contains(&prefix.0));
+            .is_some_and(|prefix| wanted.contains(&prefix) || is_used(prefix, lingering));
         if !stays {
             handle.route().del(route).execute().await?;
         }
     }
     Ok(())
+}
+
+/// Is one of the addresses in the prefix?
+fn is_used((first, length): Prefix, lingering: &[IpAddr]) -> bool {
+    lingering.iter().any(|address| match (first, address) {
+        (IpAddr::V4(first), IpAddr::V4(address)) => {
+            let differs = first.to_bits() ^ address.to_bits();
+            differs.leading_zeros() >= u32::from(length)
+        }
+        (IpAddr::V6(first), IpAddr::V6(address)) => {
+            let differs = first.to_bits() ^ address.to_bits();
+            differs.leading_zeros() >= u32::from(length)
+        }
+        _ => false,
+    })
 }
 
 fn wanted(generation: &Generation) -> BTreeSet<Prefix> {
@@ -109,11 +124,13 @@ async fn list(handle: &Handle) -> Result<Vec<RouteMessage>> {
         RouteMessageBuilder::<Ipv4Addr>::new().build(),
         RouteMessageBuilder::<Ipv6Addr>::new().build(),
     ] {
-        let all: Vec<RouteMessage> = handle.route().get(any).execute().try_collect().await?;
-        ours.extend(
-            all.into_iter()
-                .filter(|route| route.header.protocol == OURS),
-        );
+        let mut all = handle.route().get(any).execute();
+        // A box with a full table has a million others: none of them is kept.
+        while let Some(route) = all.try_next().await? {
+            if route.header.protocol == OURS {
+                ours.push(route);
+            }
+        }
     }
     Ok(ours)
 }

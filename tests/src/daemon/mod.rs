@@ -115,6 +115,21 @@ impl<'lab> Daemon<'lab> {
         Ok(())
     }
 
+    /// Starts a next daemon beside this one, with another admin socket, which has to fail.
+    ///
+    /// # Errors
+    /// When it serves instead, or does not end.
+    pub fn fail_beside(&self, admin: &Path) -> Result<Output> {
+        let mut command = command(self.lab)?;
+        let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        if let Some(place) = arguments.iter().position(|word| word == "--admin") {
+            arguments[place + 1] = admin.into();
+        }
+        command = Command::new(program()?);
+        command.args(arguments);
+        run_to_its_end(self.lab, command)
+    }
+
     fn wait_for_serving(&mut self, from: usize) -> Result<()> {
         self.process.wait_for_line(START, from, "serving").map(drop)
     }
@@ -362,7 +377,10 @@ pub fn refused_as(
     wrap: impl FnOnce(Command) -> Command,
 ) -> Result<Output> {
     fs::write(config_path(lab), config)?;
-    let mut command = wrap(command(lab)?);
+    run_to_its_end(lab, wrap(command(lab)?))
+}
+
+fn run_to_its_end(lab: &Lab, mut command: Command) -> Result<Output> {
     command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())

@@ -13,7 +13,7 @@ use super::{
     read,
 };
 use crate::{
-    admin::client::Client,
+    admin::client::{Client, ClientError},
     config,
     failure::{Exit, Failure},
 };
@@ -135,8 +135,20 @@ fn daemon(paths: &Paths) -> Finding {
             "Use a newer kernel, or the service as it is installed.",
         ),
         Err(error) => {
+            let (level, remedy) = match error {
+                ClientError::Unreachable { .. } => (Level::Ok, ""),
+                ClientError::Denied { .. } => (
+                    Level::Unknown,
+                    "Look as root, or as the user that it runs as.",
+                ),
+                _ => (
+                    Level::Warning,
+                    "Look at its log; restart it after an upgrade.",
+                ),
+            };
             let said = error.to_string();
-            Finding::ok("daemon", said.lines().next().unwrap_or_default())
+            let first = said.lines().next().unwrap_or_default();
+            Finding::new("daemon", level, first, remedy)
         }
     }
 }
