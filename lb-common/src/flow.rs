@@ -174,6 +174,8 @@ const _: () = assert!(
 
 /// In [`Flow::generation`]: the member sent the last reset that counted, not the client.
 const RESET_BY_MEMBER: u32 = 1 << 31;
+/// In [`Flow::generation`]: the log has been told of the end.
+const REPORTED: u32 = 1 << 30;
 
 impl Flow {
     /// Notes who sent a reset.
@@ -182,6 +184,19 @@ impl Flow {
         let generation = self.generation.load(Relaxed) & !RESET_BY_MEMBER;
         let by = (direction as u32) << 31;
         self.generation.store(generation | by, Relaxed);
+    }
+
+    /// Has the log been told of its end?
+    #[inline(always)]
+    pub fn is_reported(&self) -> bool {
+        self.generation.load(Relaxed) & REPORTED != 0
+    }
+
+    /// Notes that the log has been told of its end.
+    #[inline(always)]
+    pub fn note_reported(&self) {
+        self.generation
+            .store(self.generation.load(Relaxed) | REPORTED, Relaxed);
     }
 
     /// Who sent the last reset; forward is the client.

@@ -19,9 +19,11 @@ use crate::{
     Tables, atomic,
     marks::{self, NONE},
     opaque::opaque,
-    ports,
+    ports, report,
 };
 
+/// Ticks without a packet after which a connection that has ended is told of: its last words may come twice.
+const LAST_WORDS: u32 = 5;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
@@ -135,6 +137,11 @@ pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
     let phase = Phase::from_u32(record.phase.load(Relaxed));
     if phase == Phase::Free {
         return rested(tables, config, record, slot, now);
+    }
+    // Its port rests on, but nobody has to wait for the log line until then.
+    if phase.ended() && !record.is_reported() && idle(record, now) > LAST_WORDS {
+        record.note_reported();
+        report::end(tables, slot, phase, Cause::Expired);
     }
     if !expired(config, record, phase, now) || !tables.release(slot, phase, Cause::Expired) {
         return false;

@@ -350,7 +350,9 @@ pub(crate) fn release<T: Tables>(tables: &T, slot: u32, phase: Phase, cause: Cau
     if let Some(cell) = tables.service_cell(u32::from(virtual_server)) {
         count_traffic(cell, flow);
     }
-    report::end(tables, slot, phase, cause);
+    if !flow.is_reported() {
+        report::end(tables, slot, phase, cause);
+    }
     true
 }
 
