@@ -5,6 +5,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
+use lb_common::pair::CHUNK;
+
 use super::{
     Daemon, Former, Lingering, answers::now_tick, cpus, first_probes, has_passthrough, live,
     needs_packets, refresh, running::Running, turn::Turn,
@@ -21,7 +24,6 @@ use crate::{
     pool::Admin,
     proxy,
 };
-use anyhow::Context as _;
 
 /// How long a reload waits for a start to end; meanwhile the daemon does nothing else.
 const RELOAD_TURN: Duration = Duration::from_secs(5);
@@ -52,7 +54,7 @@ impl Daemon {
             changes: changes(&old.generation, &read.generation, &renewed),
             warnings: read.warnings,
         };
-        let held = self.shared.plane().flows_max() + 1;
+        let held = self.shared.plane().flows_max();
         check_fixed(&old.generation, &read.generation, held)?;
         if dry_run {
             return Ok(view);
@@ -365,8 +367,14 @@ fn check_fixed(old: &Generation, new: &Generation, held: u64) -> Result<(), Fail
     let after = new.network.max_flows;
     let before = match has_passthrough(old) {
         true => old.network.max_flows,
-        // Tables that an earlier generation needed stay as large as they are.
-        false if has_passthrough(new) && held > u64::from(FEW_FLOWS) => held as u32,
+        // Tables that an earlier generation needed stay as large as they are, in whole chunks.
+        false
+            if has_passthrough(new)
+                && held > u64::from(FEW_FLOWS)
+                && held != u64::from(after).next_multiple_of(u64::from(CHUNK)) =>
+        {
+            held as u32
+        }
         false => after,
     };
     if before != after {
