@@ -75,6 +75,10 @@ reasons! {
     PolicyReset = 18 "policy-reset",
     /// The client's network connects too often; the new connection is dropped and may be retried.
     RateLimited = 19 "rate-limited",
+    /// A first packet while half-open connections have their share; it was answered with a SYN cookie, and the connection is made when the client brings it back.
+    SynCookie = 20 "syn-cookie",
+    /// A member's answer to a connection that a SYN cookie has opened, neither SYN and ACK nor RST.
+    Unexpected = 21 "unexpected",
 }
 
 /// Capacity of the counter array; room for reasons to come.
