@@ -39,7 +39,7 @@ reasons! {
     Truncated = 0 "truncated",
     /// No member of the pool is up; the stack answers with RST.
     NoMember = 1 "no-member",
-    /// Every flow record is in use by a live flow, or half-open flows have their share; the new connection is dropped and may be retried.
+    /// Every flow record is in use by a live flow; the new connection is dropped and may be retried.
     FlowTableFull = 2 "flow-table-full",
     /// Every port of every SNAT address towards the member is in use; the new connection is dropped and may be retried.
     PortsExhausted = 3 "ports-exhausted",
