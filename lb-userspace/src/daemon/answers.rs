@@ -160,7 +160,7 @@ impl Source for Shared {
         let running = self.running();
         let carried = Carried::by(self.flow_table().all());
         let plane = self.plane();
-        let workers = super::workers(self);
+        let workers = super::start::workers(self);
         let pools = running.pools.iter().map(|(name, pool)| PoolView {
             name: name.to_string(),
             method: method_word(running.generation.pools[name].method).to_owned(),

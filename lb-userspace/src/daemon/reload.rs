@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use lb_common::pair::CHUNK;
 
 use super::{
-    Daemon, Former, Lingering, answers::now_tick, cpus, first_probes, has_passthrough, live,
-    needs_packets, refresh, running::Running, turn::Turn,
+    Daemon, Former, Lingering, answers::now_tick, cpus, has_passthrough, live, needs_packets,
+    refresh, running::Running, start, turn::Turn,
 };
 use crate::{
     admin::{
@@ -162,7 +162,7 @@ impl Daemon {
             .filter(|number| !known.contains(number))
             .collect();
         self.watches.set(targets);
-        first_probes(&self.shared, &fresh).await;
+        start::first_probes(&self.shared, &fresh).await;
         Ok(next)
     }
 
@@ -176,12 +176,12 @@ impl Daemon {
         // Who is accepted just before the flip still finds the old one, and just after it the new one.
         let both = old.services.iter().chain(&next.services).cloned();
         self.shared.services.replace(both);
-        if !next.services.is_empty() && super::workers(&self.shared) == 0 {
+        if !next.services.is_empty() && start::workers(&self.shared) == 0 {
             let listeners =
                 proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?;
-            super::start_proxy(&self.shared, listeners)?;
+            start::start_proxy(&self.shared, listeners)?;
         }
-        let workers = super::workers(&self.shared);
+        let workers = start::workers(&self.shared);
         let ready = next.unwatched().filter(|it| it.admin() == Admin::Ready);
         let unwatched: BTreeSet<u16> = ready.map(|member| member.id).collect();
         let mut plane = self.shared.plane();
