@@ -14,7 +14,10 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
-use super::{links::LOOPBACK, routes};
+use super::{
+    links::{LOOPBACK, check_interfaces},
+    routes,
+};
 use crate::model::{Forward, Generation};
 
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
@@ -65,10 +68,10 @@ impl Addresses {
     pub async fn add_all(&mut self, generation: &Generation) -> Result<()> {
         let wanted = self.wanted(generation).await?;
         let present = self.list().await?;
-        alone(generation, &wanted, &present)?;
-        let own = present.iter().filter(|message| !is_ours(message));
-        let own: Vec<_> = own.filter_map(address_of).collect();
-        routes::add_all(&self.handle, generation, &own, self.index(LOOPBACK).await?).await?;
+        if let Some(conflict) = conflicts(generation, &wanted, &present).into_iter().next() {
+            bail!(conflict);
+        }
+        routes::add_all(&self.handle, generation, self.index(LOOPBACK).await?).await?;
         for (address, index) in wanted {
             let local = present.iter().any(|message| {
                 address_of(message) == Some(address)
@@ -278,29 +281,58 @@ impl Addresses {
     }
 }
 
-/// Refuses an address of a SNAT pool that the box has for itself: its own connections would share the ports. One that
-/// stands alone on the interface where it belongs is as we would add it (a kernel before 5.18 forgets that we have).
-fn alone(
+/// What a start on this box would refuse in a generation for the addresses that the box has; nothing where the box has
+/// other interfaces, and so is another one.
+///
+/// # Errors
+///
+/// When the kernel does not tell its addresses.
+pub fn address_conflicts(generation: &Generation) -> Result<Vec<String>> {
+    if check_interfaces(&generation.network).is_err() {
+        return Ok(Vec::new());
+    }
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build()?.block_on(async {
+        let addresses = Addresses::open(Path::new(""))?;
+        let wanted = addresses.wanted(generation).await?;
+        Ok(conflicts(generation, &wanted, &addresses.list().await?))
+    })
+}
+
+/// What the box's own addresses forbid. An address of a SNAT pool is refused, since connections of the box would share
+/// its ports, unless it stands alone on the interface where it belongs, as we would add it.
+fn conflicts(
     generation: &Generation,
     wanted: &BTreeMap<IpAddr, u32>,
     present: &[AddressMessage],
-) -> Result<()> {
-    for address in generation.snat_addresses() {
+) -> Vec<String> {
+    let own = || present.iter().filter(|message| !is_ours(message));
+    let pools = generation.snat_pools.values();
+    let addresses =
+        pools.flat_map(|pool| pool.addresses.iter().map(move |address| (pool, *address)));
+    let used = generation.snat_addresses();
+    let used = addresses.filter(|(_, address)| used.contains(address));
+    let taken = used.filter(|(_, address)| {
         let length = if address.is_ipv4() { 32 } else { 128 };
-        let own = present.iter().any(|message| {
+        own().any(|message| {
             let header = &message.header;
-            let placed = header.prefix_len == length && wanted.get(&address) == Some(&header.index);
-            address_of(message) == Some(address) && !is_ours(message) && !placed
-        });
-        if own {
-            bail!(
-                "the SNAT pool has {address}, which is an address of the box itself\n  \
+            let placed = header.prefix_len == length && wanted.get(address) == Some(&header.index);
+            address_of(message) == Some(*address) && !placed
+        })
+    });
+    let mut found: Vec<_> = taken
+        .map(|(pool, address)| {
+            format!(
+                "SNAT pool {:?} has {address}, which is an address of the box itself\n  \
                  Connections of the box would share its ports. Take an address that serves nothing else, \
-                 or snat = \"automap\"."
-            );
-        }
-    }
-    Ok(())
+                 or snat = \"automap\".",
+                pool.name
+            )
+        })
+        .collect();
+    let own: Vec<_> = own().filter_map(address_of).collect();
+    found.extend(routes::conflicts(generation, &own));
+    found
 }
 
 fn conf(family: &str, interface: &str, name: &str) -> String {

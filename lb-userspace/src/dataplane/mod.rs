@@ -49,7 +49,7 @@ use lb_common::{
 };
 
 pub use self::{
-    addresses::Addresses,
+    addresses::{Addresses, address_conflicts},
     ends::FlowEnds,
     explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
