@@ -292,6 +292,7 @@ impl Daemon {
             }
             until_refresh -= 1;
             self.tend(until_refresh == 0);
+            self.addresses.announce().await;
             self.let_go().await;
             self.end_due().await;
             if until_refresh == 0 {

@@ -15,6 +15,7 @@ use netlink_packet_route::address::{
 use rtnetlink::Handle;
 
 use super::{
+    announce::Announcements,
     links::{LOOPBACK, check_interfaces},
     routes,
 };
@@ -33,6 +34,7 @@ pub struct Addresses {
     state: PathBuf,
     /// Settings we changed, and what they were.
     forwarding: Vec<(String, String)>,
+    announcements: Announcements,
 }
 
 impl Addresses {
@@ -55,6 +57,7 @@ impl Addresses {
                 .filter(|(path, _)| path.starts_with("/proc/sys/net/ipv"))
                 .map(|(path, old)| (path.to_owned(), old.to_owned()))
                 .collect(),
+            announcements: Announcements::default(),
         })
     }
 
@@ -81,6 +84,7 @@ impl Addresses {
                 self.add(index, address)
                     .await
                     .with_context(|| format!("cannot add the address {address}"))?;
+                self.announcements.add(address, index);
             }
         }
         Ok(())
@@ -101,10 +105,16 @@ impl Addresses {
             // One of ours on another interface is from an earlier configuration.
             let used = wanted.get(&address) == Some(&message.header.index);
             if !used && !lingering.contains(&address) {
+                self.announcements.forget(address, message.header.index);
                 self.handle.address().del(message).execute().await?;
             }
         }
         Ok(())
+    }
+
+    /// Tells neighbours of addresses that were added, for the next few seconds; to be called once a second.
+    pub async fn announce(&mut self) {
+        self.announcements.tell(&self.handle).await;
     }
 
     /// The virtual addresses and those of SNAT pools, and the index of the interface where each lives.

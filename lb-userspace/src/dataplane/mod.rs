@@ -1,6 +1,7 @@
 //! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
 
 mod addresses;
+mod announce;
 mod beside;
 mod bpffs;
 mod clsact;
@@ -94,7 +95,7 @@ pub struct KernelPlane {
     degraded: Vec<DegradedView>,
     adopted: bool,
     /// What [`Self::exhausted`] told last.
-    exhausted: [Option<u64>; 2],
+    exhausted: [u64; 2],
     /// Tells this daemon from every other.
     instance: u32,
 }
@@ -128,7 +129,7 @@ impl KernelPlane {
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
         let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
-        Ok(Self {
+        let mut plane = Self {
             ebpf,
             pins,
             tables,
@@ -142,9 +143,12 @@ impl KernelPlane {
             links: Vec::new(),
             degraded: support::degraded(),
             adopted,
-            exhausted: [None; 2],
+            exhausted: [0; 2],
             instance,
-        })
+        };
+        // What an earlier daemon has told of is no news.
+        plane.exhausted();
+        Ok(plane)
     }
 
     /// Were the tables of an earlier daemon taken over?
@@ -467,10 +471,11 @@ impl KernelPlane {
     /// What this kernel or our privileges do not allow, and what follows from it.
     pub fn degraded(&self) -> Vec<DegradedView> {
         let mut degraded = [&self.degraded, self.jumps.left_out()].concat();
-        if !reset::may_send() {
+        if !reset::may_send() || !announce::may_announce() {
             degraded.push(DegradedView {
                 lacks: "cap-net-raw".to_owned(),
-                why: "connections of a member that is ended are reset when their peers speak next"
+                why: "connections of a member that is ended are reset when their peers speak next, and neighbours are \
+                      not told of new addresses"
                     .to_owned(),
             });
         }
@@ -491,7 +496,7 @@ impl KernelPlane {
                 DropReason::FlowTableFull => &mut self.exhausted[1],
                 _ => continue,
             };
-            let before = seen.replace(count).unwrap_or(count);
+            let before = std::mem::replace(seen, count);
             if count > before {
                 found.push((reason, count - before));
             }
