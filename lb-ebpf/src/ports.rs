@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     bits::lowest,
-    pair::{CHUNK, Chunk, Mark, PLACES, SOURCE_PAIRS, slot},
+    pair::{CHUNK, Chunk, Mark, PLACES, SOURCE_PAIRS, first, slot},
     tcp::Phase,
 };
 
@@ -60,10 +60,7 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
     }
     let start = match count {
         1 => 0,
-        // Scattered: in plain turns a member might always meet the same address when members are taken in turn too.
-        _ => (atomic::draw(&allocation.turn).wrapping_mul(0x9e37_79b9) >> 16)
-            .checked_rem(count)
-            .unwrap_or(0),
+        _ => first(atomic::draw(&allocation.turn), count),
     };
     let pair = |step: u32| {
         let place = opaque(u64::from(start + step)) as usize;
@@ -84,14 +81,14 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
             }
         }
     }
-    let first = pair(0);
-    let got = tables.take_port(first, level::YIELDING);
+    let turn = pair(0);
+    let got = tables.take_port(turn, level::YIELDING);
     if got != 0 || pressed != 0 {
         return got;
     }
     // The record of a pair without a free port is worth nothing to another.
     let unbound = tables
-        .pair(first)
+        .pair(turn)
         .is_some_and(|pair| pair.tops[Mark::Unbound as usize].load(Relaxed) != 0);
     if !unbound {
         return NO_PORT;
@@ -103,7 +100,7 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
             .unwrap_or(0)
             + 1;
         if tables.sweep_chunk(next) {
-            let got = tables.take_port(first, level::RESTED);
+            let got = tables.take_port(turn, level::RESTED);
             if got != 0 {
                 return got;
             }
