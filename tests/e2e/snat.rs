@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_userspace::admin::view::ExplanationView;
 use tests::{
     client::{Held, Mode, Options},
     daemon::{
@@ -132,6 +133,51 @@ fn mail_comes_from_every_address_of_a_pool() -> Result<()> {
             .iter()
             .find(|address| list.contains(&format!(" {address}/")));
         ensure!(left.is_none(), "{left:?} is left: {list}");
+        Ok(())
+    })
+}
+
+/// `smtplb explain --json`
+fn explain(scene: &Scene<'_>, from: SocketAddr, to: SocketAddr) -> Result<ExplanationView> {
+    let (from, to) = (from.to_string(), to.to_string());
+    let said = scene
+        .daemon
+        .good_verb(&["explain", "--from", &from, "--to", &to, "--json"])?;
+    Ok(serde_json::from_str(&said)?)
+}
+
+#[test]
+fn explain_names_the_address_and_port_that_the_next_connection_gets() -> Result<()> {
+    play_pooled("20000-20001", |scene| {
+        let lab = scene.lab;
+        for family in Family::ALL {
+            let server = SocketAddr::new(family.virtual_address(), 465);
+            let client = &lab.clients[0];
+            let anybody = SocketAddr::new(client.address(family), 1);
+            let mut held = Vec::new();
+            for _ in 0..2 * 2 * lab.members.len() {
+                let told = explain(scene, anybody, server)?;
+                held.push(connect(client, server)?);
+                let from = held.last().context("one")?.local_addr()?;
+                let flows = scene.daemon.open_flows()?;
+                let flow = flows.iter().find(|flow| flow.client == from);
+                let flow = flow.context("no flow of the connection")?;
+                let snat = told.snat.zip(told.snat_port).map(SocketAddr::from);
+                ensure!(
+                    (snat, told.member_address) == (Some(flow.snat), Some(flow.member)),
+                    "{told:?}, then {flow:?}"
+                );
+                let told = explain(scene, from, server)?;
+                ensure!(told.flow.as_deref() == Some("established"), "{told:?}");
+                ensure!(told.snat_port == Some(flow.snat.port()), "{told:?}");
+            }
+            let told = explain(scene, anybody, server)?;
+            ensure!(told.verdict == "refused", "{told:?}");
+            ensure!(
+                told.reason.as_deref() == Some("ports-exhausted"),
+                "{told:?}"
+            );
+        }
         Ok(())
     })
 }

@@ -252,7 +252,6 @@ pub(super) fn explain(
         (_, Some(_)) => "refused",
         _ => "carried",
     };
-    let snat = found.snat.map(|address| address.to_ip());
     Ok(ExplanationView {
         from: question.from,
         to: question.to,
@@ -266,6 +265,8 @@ pub(super) fn explain(
         pool: server.map(|server| server.pool.to_string()),
         member: member.as_ref().map(|member| member.0.clone()),
         member_address: member.map(|member| member.1),
-        snat,
+        snat: found.snat.map(|source| source.ip()),
+        snat_port: found.snat.map(|source| source.port()),
+        flow: found.flow.map(|phase| phase.word().to_owned()),
     })
 }

@@ -401,6 +401,16 @@ impl Tables {
         self.pairs.usage()
     }
 
+    /// What the next connection to a member would come from, one of whose SNAT addresses is `like`; `None`: every port is
+    /// in use.
+    pub(super) fn next_source(&self, member: u16, like: Addr) -> Option<SocketAddr> {
+        let record = self.members.get(&u32::from(member), 0).ok()?.0;
+        let turn = self.allocation[0].turn.load(Relaxed);
+        let identity = (like, record.address, record.port);
+        let (address, port) = self.pairs.next(&identity, self.config()?.epoch, turn)?;
+        Some(SocketAddr::new(address.to_ip(), port))
+    }
+
     /// How often a packet or connection was not carried, by reason.
     pub(super) fn drops(&self) -> Vec<(DropReason, u64)> {
         DropReason::ALL
