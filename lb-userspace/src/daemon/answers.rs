@@ -273,6 +273,7 @@ impl Source for Shared {
         let mut events = proxy.as_ref().map_or_else(BTreeMap::new, Proxy::events);
         let suppressed = plane.refused(Spending::Events);
         events.insert("firewall-events-suppressed".to_owned(), suppressed);
+        events.insert("lines-left-out".to_owned(), self.lines.left_out());
         Stats {
             drops: plane.drops(),
             events,

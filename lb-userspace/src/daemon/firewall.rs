@@ -80,7 +80,7 @@ pub(super) async fn log_events(shared: Arc<Shared>, state: PathBuf) {
         };
         while let Some(item) = ring.next() {
             if let Some(event) = dataplane::event(&item) {
-                names.line(&event).print();
+                shared.lines.say(names.line(&event));
             }
         }
     }

@@ -17,7 +17,7 @@ mod signals;
 mod start;
 mod turn;
 
-use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_common::stats::TrafficCell;
@@ -41,12 +41,15 @@ use crate::{
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation, Guard},
     monitor::Watches,
+    telemetry::lines::Lines,
 };
 
 /// How long sessions may go on after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the start waits for another one to end.
 const START_TURN: Duration = Duration::from_secs(30);
+/// How long the end waits for who reads the last lines of the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
 
@@ -71,10 +74,23 @@ pub struct RunOptions {
 ///
 /// With the exit code that says whose fault it is.
 pub fn run(options: RunOptions) -> Result<(), Failure> {
+    let output = |started: std::io::Result<Lines>| started.context("cannot write a log");
+    let (out, err) = (
+        output(Lines::start(std::io::stdout()))?,
+        output(Lines::start(std::io::stderr()))?,
+    );
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level)
         .format_target(false)
+        .target(env_logger::Target::Pipe(Box::new(err.clone())))
         .init();
+    let ended = run_until_told(options, out.clone());
+    out.finish(LAST_LINES);
+    err.finish(LAST_LINES);
+    ended
+}
+
+fn run_until_told(options: RunOptions, out: Lines) -> Result<(), Failure> {
     let (generation, warnings) = config::load(&options.config)?;
     for warning in warnings {
         log::warn!("{warning}");
@@ -94,13 +110,14 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(options, generation, certificates))
+    runtime.block_on(serve(options, generation, certificates, out))
 }
 
 async fn serve(
     options: RunOptions,
     generation: Generation,
     certificates: live::Certificates,
+    out: Lines,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let turn = Turn::take(&options.state, START_TURN)
@@ -120,6 +137,7 @@ async fn serve(
         certificates,
         plane,
         &mut addresses,
+        out,
     );
     let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
@@ -222,15 +240,12 @@ fn say_ready(shared: &Shared) {
         .iter()
         .filter(|server| matches!(server.forward, Forward::Passthrough { .. }))
         .count();
-    let line = format!(
+    shared.lines.say(format_args!(
         "serving {} virtual servers ({passthrough} passthrough, {} proxy), generation {}",
         servers.len(),
         servers.len() - passthrough,
         shared.plane().generation()
-    );
-    let mut out = std::io::stdout().lock();
-    // A closed standard output is no reason to end.
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
@@ -348,8 +363,8 @@ impl Daemon {
         }
     }
 
-    /// Ends: sessions first, then, if nobody else goes on, everything else.
-    async fn end(&mut self, stop: Stop, signals: &mut Signals) {
+    /// Ends: sessions first, then, if nobody else goes on, everything else. Told again, it waits for no session.
+    async fn end(&mut self, mut stop: Stop, signals: &mut Signals) {
         log::info!(
             "{}",
             match stop {
@@ -361,12 +376,26 @@ impl Daemon {
         let proxy = lock(&self.shared.proxy).take();
         if let Some(proxy) = proxy {
             proxy.stop_accepting();
-            let drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
-            tokio::select! {
-                report = drained => if let Ok(report) = report {
-                    log::info!("{} sessions ended in order, {} were cut", report.finished, report.cut);
-                },
-                _ = signals.stop() => log::info!("told again: sessions are cut"),
+            let cutter = proxy.cutter();
+            let mut drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
+            let report = tokio::select! {
+                report = &mut drained => report,
+                again = signals.stop() => {
+                    log::info!("told again: sessions are cut");
+                    cutter.cut();
+                    // A stop of the service may overtake its restart.
+                    if again == Stop::Down {
+                        stop = Stop::Down;
+                    }
+                    drained.await
+                }
+            };
+            if let Ok(report) = report {
+                log::info!(
+                    "{} sessions ended in order, {} were cut",
+                    report.finished,
+                    report.cut
+                );
             }
         }
         if stop == Stop::Down && self.shared.plane().is_owner() {

@@ -23,7 +23,7 @@ use crate::{
     model::{Forward, Generation},
     monitor::Watches,
     proxy::{self, Proxy, WorkerListeners},
-    telemetry::session::StdoutLog,
+    telemetry::lines::Lines,
 };
 
 /// How long the start waits for the first probes: a good member answers sooner.
@@ -41,6 +41,7 @@ pub(super) async fn start(
     certificates: live::Certificates,
     plane: KernelPlane,
     addresses: &mut Addresses,
+    lines: Lines,
 ) -> Result<Started, Failure> {
     let numbers = plane.number(&generation)?;
     if !plane.other_owner().is_some_and(super::is_alive) {
@@ -62,7 +63,7 @@ pub(super) async fn start(
         services,
     };
     let (sender, orders) = mpsc::channel(orders::WAITING);
-    let shared = Arc::new(Shared::new(running, plane, roster, sender));
+    let shared = Arc::new(Shared::new(running, plane, roster, sender, lines));
     let mut watches = Watches::new(shared.clone());
     let numbers: Vec<u16> = targets.iter().map(|target| target.member.id).collect();
     watches.set(targets);
@@ -167,8 +168,12 @@ pub(super) fn start_proxy(shared: &Shared, listeners: Vec<WorkerListeners>) -> R
         .collect::<std::io::Result<_>>()
         .context("cannot share the proxy's listeners")?;
     if !listeners.is_empty() {
-        let proxy = Proxy::start(shared.services.clone(), listeners, Arc::new(StdoutLog))
-            .context("cannot start the proxy")?;
+        let proxy = Proxy::start(
+            shared.services.clone(),
+            listeners,
+            Arc::new(shared.lines.clone()),
+        )
+        .context("cannot start the proxy")?;
         *lock(&shared.proxy) = Some(proxy);
     }
     shared.plane().steer(&handles)?;
