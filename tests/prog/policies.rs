@@ -36,6 +36,7 @@ fn rule(name: &str, source: &[(&str, &str)], action: Action) -> Rule {
         name: name.into(),
         enabled: true,
         source: source.into(),
+        source_file: None,
         vlans: Vec::new(),
         interfaces: Vec::new(),
         schedule: None,
