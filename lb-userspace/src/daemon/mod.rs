@@ -4,6 +4,7 @@
 //! what it did, unless an earlier daemon's work is there: that stays as it is.
 
 mod answers;
+mod earlier;
 mod ending;
 mod firewall;
 mod flow_log;
@@ -29,6 +30,7 @@ use tokio::{
 
 pub use self::live::{certificate_warnings, load_certificates};
 use self::{
+    earlier::Earlier,
     flow_log::FlowLog,
     orders::Order,
     running::{Running, Shared, lock},
@@ -167,7 +169,7 @@ async fn serve(
     let configured = shared.running().generation.snat_addresses();
     lingering_snat.retain(|address| !configured.contains(address));
     let former = vec![Former {
-        running: shared.running(),
+        generation: shared.running().generation.clone(),
         until: None,
     }];
     let mut daemon = Daemon {
@@ -179,6 +181,7 @@ async fn serve(
         lingering,
         lingering_snat,
         former,
+        earlier: Earlier::default(),
         pruned: false,
         flow_log,
     };
@@ -204,6 +207,8 @@ struct Daemon {
     lingering_snat: Vec<IpAddr>,
     /// Generations that something may be left of.
     former: Vec<Former>,
+    /// What sessions may still have of them.
+    earlier: Earlier,
     /// Addresses that nothing needs any more were removed since the last flip.
     pruned: bool,
     flow_log: FlowLog,
@@ -228,7 +233,7 @@ impl Lingering {
 
 /// A generation that is in use no more.
 struct Former {
-    running: Arc<Running>,
+    generation: Generation,
     /// It had an interface that the next has not: flows that began until this tick may need the programs there.
     until: Option<u32>,
 }

@@ -131,7 +131,7 @@ impl Daemon {
             if has_passthrough(&generation) {
                 plane.grow(generation.network.max_flows, self.options.kernel_log)?;
             }
-            let numbers = plane.number(&generation)?;
+            let numbers = plane.number_beside(&generation, &self.earlier.held())?;
             let roster = super::lock(&self.shared.roster);
             let pools = live::pools(&generation, &numbers, &plane, &roster, Some(old));
             let services = live::services(
@@ -197,6 +197,8 @@ impl Daemon {
         // A probe may have ended between the two.
         refresh(&self.shared, next, &mut plane);
         drop(plane);
+        // What has ended by now is logged by the names that it had.
+        self.flow_log.read(&self.shared);
         self.shared.set_running(next.clone());
         Ok(())
     }
@@ -272,8 +274,9 @@ impl Daemon {
             !now.client_interfaces.contains(name) && !now.server_interfaces.contains(name)
         });
         self.pruned = false;
+        self.earlier.add(old);
         self.former.push(Former {
-            running: old.clone(),
+            generation: old.generation.clone(),
             until: (leaves && has_passthrough(&old.generation)).then(now_tick),
         });
     }
@@ -306,10 +309,7 @@ impl Daemon {
             }
         }
         let mut plane = self.shared.plane();
-        for Former {
-            running: former, ..
-        } in self.former.drain(..)
-        {
+        for former in self.former.drain(..) {
             let detached = match needs_packets(&running.generation) {
                 true => plane.detach_others(&former.generation, &running.generation),
                 false => plane.detach_packets(&former.generation),

@@ -60,7 +60,7 @@ pub use self::{
     policies::RuleCount,
     probe::{Feature, features},
     sys::event,
-    tables::Numbers,
+    tables::{Held, Numbers},
 };
 use self::{
     beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
@@ -185,7 +185,16 @@ impl KernelPlane {
     ///
     /// When there are too many.
     pub fn number(&self, generation: &Generation) -> Result<Numbers> {
-        self.tables.number(generation)
+        self.number_beside(generation, &Held::default())
+    }
+
+    /// As [`Self::number`], and nobody new gets one that is `held`.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many.
+    pub fn number_beside(&self, generation: &Generation, held: &Held) -> Result<Numbers> {
+        self.tables.number(generation, held)
     }
 
     /// The last state that the tables know of a member.

@@ -71,6 +71,15 @@ pub struct Numbers {
     pub virtual_servers: Index<Name, u16>,
 }
 
+/// Numbers that something out of the tables' sight may still count under.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Of members.
+    pub members: BTreeSet<u16>,
+    /// Of virtual servers.
+    pub virtual_servers: BTreeSet<u16>,
+}
+
 impl Tables {
     /// Takes the tables out of the loaded object.
     ///
@@ -114,12 +123,13 @@ impl Tables {
             .filter(|config| config.generation != 0)
     }
 
-    /// Finds a number for every member and virtual server: the one it had, else one that nobody uses.
+    /// Finds a number for every member and virtual server: the one it had, else one that nobody uses and that is not
+    /// `held`.
     ///
     /// # Errors
     ///
     /// When there are more of them than numbers.
-    pub(super) fn number(&self, generation: &Generation) -> Result<Numbers> {
+    pub(super) fn number(&self, generation: &Generation, held: &Held) -> Result<Numbers> {
         let mut numbers = Numbers::default();
         let epoch = self.config().map_or(0, |config| config.epoch as u16);
         let mut known_members = Index::new();
@@ -150,6 +160,7 @@ impl Tables {
                 }
             }
         }
+        taken_members.extend(&held.members);
         let mut free = (1..MAX_MEMBERS as u16)
             .filter(|number| !taken_members.contains(number) && idle(self.member_cells, *number));
         for key in fresh {
@@ -159,7 +170,8 @@ impl Tables {
             reset(&self.member_cells[usize::from(number)]);
             numbers.members.insert(key, number);
         }
-        let taken: Vec<u16> = known_services.values().copied().collect();
+        let known = known_services.values().copied();
+        let taken: Vec<u16> = known.chain(held.virtual_servers.iter().copied()).collect();
         // A virtual server that was split keeps its number once.
         let mut given = HashSet::new();
         let mut fresh = Vec::new();
@@ -335,7 +347,7 @@ impl Tables {
                 Some(next) if next.service.forward == Service::PROXY && carries => {
                     next.service.forward = Service::PROXY_AFTER;
                 }
-                None if carries && old.service.forward != Service::PROXY_AFTER => {
+                None if carries => {
                     let mut gone = *old;
                     gone.service.forward = Service::GONE;
                     placed.push(gone);
