@@ -20,7 +20,7 @@ use crate::{
         Refusal, RefusalKind,
         view::{ExplanationView, PolicyView, RuleView, VerdictView},
     },
-    dataplane::{self, KernelPlane, Question},
+    dataplane::{self, Found, KernelPlane, Question},
     model::{Generation, Name},
     telemetry::firewall::FirewallEvent,
 };
@@ -223,10 +223,12 @@ pub(super) fn explain(
             asked.interface
         )));
     }
-    let found = shared
-        .plane()
-        .explain(&asked)
-        .map_err(|error| Refusal::failed(format!("{error:#}")))?;
+    let table = shared.plane().flow_table();
+    let found = match Found::open(table, &asked) {
+        Some(open) => Ok(open),
+        None => shared.plane().explain(&asked),
+    };
+    let found = found.map_err(|error| Refusal::failed(format!("{error:#}")))?;
     let numbers = &running.numbers;
     let server = generation.virtual_servers.iter().find(|server| {
         found.virtual_server != 0 && numbers.virtual_servers[&server.name] == found.virtual_server

@@ -12,7 +12,7 @@ use lb_common::{
     tcp::Phase,
 };
 
-use super::{FlowSnapshot, KernelPlane, RuleCount, policies::interface_index};
+use super::{FlowTable, KernelPlane, RuleCount, policies::interface_index};
 use crate::model::{Name, policy::Action};
 
 /// Who asks to be let in.
@@ -43,6 +43,26 @@ pub struct Found {
     pub snat: Option<SocketAddr>,
     /// The phase of the flow that it would belong to: the client has it open already, and no rule is asked.
     pub flow: Option<Phase>,
+}
+
+impl Found {
+    /// The answer where the client has the very connection open. Looks at every record, and holds nobody up.
+    pub fn open(table: FlowTable, question: &Question) -> Option<Self> {
+        let socket = |(address, port): (Addr, u16)| address.to_socket_addr(port);
+        let flow = table.all().find(|flow| {
+            socket(flow.route.client()) == question.from
+                && socket(flow.route.address()) == question.to
+                && !flow.phase.ended()
+        })?;
+        Some(Self {
+            virtual_server: flow.virtual_server,
+            rules: [const { None }; 4],
+            refused: None,
+            member: flow.member,
+            snat: Some(socket(flow.route.snat())),
+            flow: Some(flow.phase),
+        })
+    }
 }
 
 /// Is there an interface of this name?
@@ -104,16 +124,6 @@ impl KernelPlane {
         let Some(ingress) = interface_index(&question.interface) else {
             bail!("there is no interface {}", question.interface);
         };
-        if let Some(flow) = self.open_flow(question) {
-            return Ok(Found {
-                virtual_server: flow.virtual_server,
-                rules: [const { None }; 4],
-                refused: None,
-                member: flow.member,
-                snat: Some(flow.route.snat()).map(|(address, port)| address.to_socket_addr(port)),
-                flow: Some(flow.phase),
-            });
-        }
         let packet = syn(question).context("the two addresses are of different families")?;
         self.run_packet("explain_tc", &packet, ingress)?;
         let found = self.policies.explanation()?;
@@ -137,16 +147,6 @@ impl KernelPlane {
             member,
             snat: snat.flatten(),
             flow: None,
-        })
-    }
-
-    /// The flow between the two ends of a question, while it goes on.
-    fn open_flow(&self, question: &Question) -> Option<FlowSnapshot> {
-        let socket = |(address, port): (Addr, u16)| address.to_socket_addr(port);
-        self.flow_table().all().find(|flow| {
-            socket(flow.route.client()) == question.from
-                && socket(flow.route.address()) == question.to
-                && !flow.phase.ended()
         })
     }
 }
