@@ -270,7 +270,7 @@ fn neighbours_learn_of_new_addresses_without_asking() -> Result<()> {
         let (later, at_start): (Vec<_>, Vec<_>) = stale
             .iter()
             .partition(|(_, address, _)| address.to_string().ends_with("101"));
-        at_start.iter().try_for_each(|one| learns(one))?;
+        at_start.iter().try_for_each(&learns)?;
         for (host, address, _) in &later {
             let said = owner(host, *address)?;
             ensure!(said.contains(STRANGER), "{address} is not ours yet: {said}");
@@ -283,6 +283,6 @@ fn neighbours_learn_of_new_addresses_without_asking() -> Result<()> {
         }
         daemon.reconfigure(config.text())?;
         daemon.good_verb(&["reload"])?;
-        later.iter().try_for_each(|one| learns(one))
+        later.iter().try_for_each(learns)
     })
 }
