@@ -32,7 +32,7 @@ use lb_common::stats::TrafficCell;
 pub use self::{
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
-    worker::{DrainReport, Proxy},
+    worker::{Cutter, DrainReport, Proxy},
 };
 use crate::{
     model::{Name, Places, StartTls},
