@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn no_client_gets_more_than_it_takes() {
+    fn no_client_gets_more_than_it_takes_and_every_host_takes_536() {
         for (offered, got) in [
             (0, 536),
             (535, 536),

@@ -153,7 +153,7 @@ pub struct Flow {
     pub last_seen: AtomicU32,
     /// Tick of the first packet.
     pub created: AtomicU32,
-    /// Number of the generation that made it; the highest bit tells who sent the last reset.
+    /// Number of the generation that made it; the highest bits tell of resets, the log and whether it was established.
     pub generation: AtomicU32,
     /// Packets forward and reverse.
     pub packets: [AtomicU32; 2],
@@ -184,6 +184,8 @@ const _: () = assert!(
 const RESET_BY_MEMBER: u32 = 1 << 31;
 /// In [`Flow::generation`]: the log has been told of the end.
 const REPORTED: u32 = 1 << 30;
+/// In [`Flow::generation`]: it was established once.
+const ESTABLISHED: u32 = 1 << 29;
 
 impl Flow {
     /// Notes who sent a reset.
@@ -205,6 +207,19 @@ impl Flow {
     pub fn note_reported(&self) {
         self.generation
             .store(self.generation.load(Relaxed) | REPORTED, Relaxed);
+    }
+
+    /// Was it ever established?
+    #[inline(always)]
+    pub fn was_established(&self) -> bool {
+        self.generation.load(Relaxed) & ESTABLISHED != 0
+    }
+
+    /// Notes that it is established.
+    #[inline(always)]
+    pub fn note_established(&self) {
+        self.generation
+            .store(self.generation.load(Relaxed) | ESTABLISHED, Relaxed);
     }
 
     /// Who sent the last reset; forward is the client.

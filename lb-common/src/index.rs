@@ -112,7 +112,8 @@ pub const fn pair_bucket(
     let hash = mix(seed, member, more);
     (
         (epoch & 1) * PAIR_BUCKETS + ((hash >> 32) as u32 & (PAIR_BUCKETS - 1)),
-        (hash >> 48) as u32,
+        // Never 0, which empty entries say.
+        (hash >> 48) as u32 | 1,
     )
 }
 

@@ -79,6 +79,8 @@ reasons! {
     SynCookie = 20 "syn-cookie",
     /// A member's answer to a connection that a SYN cookie has opened, neither SYN and ACK nor RST.
     Unexpected = 21 "unexpected",
+    /// The first packet of a connection was met on two processors at once, and this was the later one; the client repeats it.
+    Raced = 22 "raced",
 }
 
 /// Capacity of the counter array; room for reasons to come.

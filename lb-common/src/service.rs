@@ -121,7 +121,8 @@ map_record!(
 const FILTER: usize = 8;
 
 impl Config {
-    /// May a packet to this address be ours? Says yes to one in some hundred others, and to all when it was told so.
+    /// May a packet to this address be ours? With a handful of addresses it says yes to one in a hundred others, with some
+    /// hundred to most.
     #[inline(always)]
     pub const fn concerns(&self, to: &Addr) -> bool {
         let (word, bit) = Self::filtered(to);
@@ -163,5 +164,46 @@ impl Config {
             Phase::Closing => self.limits[Limit::Closing as usize],
             Phase::Reset => RESET_LIMIT,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            epoch: 0,
+            generation: 1,
+            chunks: 0,
+            flow_mask: 0,
+            embryonic: 0,
+            by_key: 0,
+            limits: [0; LIMITS],
+            workers: 0,
+            owner: 0,
+            instance: 0,
+            prefixes: 0,
+            seeds: [0; 2],
+            hash: [0; HASH_KEYS],
+            cookie: [0; 2],
+            filter: [0; FILTER],
+        }
+    }
+
+    #[test]
+    fn the_filter_lets_through_what_it_was_told_and_little_else() {
+        let mut config = config();
+        let v4 = |host: u32| Addr::from(core::net::Ipv4Addr::from(0x0a48_0000 + host));
+        let v6 = |host: u16| Addr::from(core::net::Ipv6Addr::new(0xfd72, 0, 0, 0, 0, 0, 0, host));
+        for host in 0..4 {
+            config.let_through(&v4(host));
+            config.let_through(&v6(host as u16));
+        }
+        assert!((0..4).all(|host| config.concerns(&v4(host)) && config.concerns(&v6(host as u16))));
+        let others = (4..4096).filter(|host| config.concerns(&v4(*host))).count();
+        assert!(others < 200, "{others} of 4092 others");
+        config.let_all_through();
+        assert!((0..4096).all(|host| config.concerns(&v4(host))));
     }
 }

@@ -102,7 +102,7 @@ impl Phase {
     pub const fn after(self, direction: Direction, flags: Flags) -> Self {
         if flags.any(Flags::RST) {
             return match self {
-                Self::Free | Self::Claimed => self,
+                Self::Free | Self::Claimed | Self::Closing => self,
                 _ => Self::Reset,
             };
         }
@@ -166,15 +166,23 @@ pub const RESET_LIMIT: u32 = 2;
 /// fifth and sixth SYN.
 pub const DEFAULT_LIMITS: [u32; LIMITS] = [60, 7440, 240, 56];
 
-/// How far a sender may be ahead of what the other side has acknowledged, bytes: as much as Linux buffers at most unless
-/// told otherwise (`net.ipv4.tcp_wmem`).
-const AHEAD: u32 = 1 << 22;
+/// How far a sender may be from what the other side has acknowledged, bytes: as much as Linux buffers at most unless told
+/// otherwise (`net.ipv4.tcp_wmem`).
+const NEAR: u32 = 1 << 22;
+/// How far an acknowledgement may go beyond the one before, bytes: a hole is filled, and much waited behind it.
+const LEAP: u32 = 1 << 25;
 
-/// Is this a sequence number that its sender may have come to, given what the other side has acknowledged? Who sees
-/// neither side can only guess it, once in a thousand times (RFC 5961 §1.2). Others are carried, but end nothing.
+/// May a sender be at this sequence number, given what the other side has acknowledged? Who sees neither side has to sweep
+/// the numbers, and may then shorten how long a flow may idle (RFC 5961 §1.2), but ends nothing.
 #[inline(always)]
 pub const fn plausible(sequence: u32, acknowledged: u32) -> bool {
-    sequence.wrapping_sub(acknowledged) < AHEAD
+    sequence.wrapping_sub(acknowledged).wrapping_add(NEAR) < 2 * NEAR
+}
+
+/// Does an acknowledgement go beyond the one before?
+#[inline(always)]
+pub const fn advances(acknowledged: u32, before: u32) -> bool {
+    acknowledged.wrapping_sub(before).wrapping_sub(1) < LEAP
 }
 
 /// A tick is 2^30 ns, 1.07 s: a shift of the monotonic clock instead of a division.
@@ -241,16 +249,39 @@ mod tests {
 
     #[test]
     fn a_reset_ends_every_live_phase() {
-        for phase in [Syn, Established, FinClient, FinMember, Closing] {
+        for phase in [Syn, Established, FinClient, FinMember] {
             assert_eq!(phase.after(Reverse, Flags(RST)), Reset);
         }
         assert_eq!(Claimed.after(Forward, Flags(RST)), Claimed);
+        assert_eq!(
+            Closing.after(Forward, Flags(RST)),
+            Closing,
+            "its port rests on"
+        );
         assert_eq!(
             Reset.after(Forward, Flags(ACK)),
             Established,
             "the reset was not believed"
         );
         assert_eq!(Reset.after(Forward, Flags(SYN)), Reset);
+    }
+
+    #[test]
+    fn numbers_are_judged_around_the_end_of_their_space() {
+        let acknowledged = u32::MAX - 5;
+        for (distance, near, further) in [
+            (0, true, false),
+            (1, true, true),
+            (-1, true, false),
+            (1 << 23, false, true),
+            (1 << 26, false, false),
+            (-(1 << 23), false, false),
+            (i32::MIN, false, false),
+        ] {
+            let number = acknowledged.wrapping_add_signed(distance);
+            assert_eq!(plausible(number, acknowledged), near, "{distance}");
+            assert_eq!(advances(number, acknowledged), further, "{distance}");
+        }
     }
 
     #[test]

@@ -34,9 +34,20 @@ use crate::{
 /// Do half-open connections have their share?
 #[inline(always)]
 pub(crate) fn is_time<T: Tables>(tables: &T, config: &Config) -> bool {
+    half_open(tables) >= config.embryonic
+}
+
+/// Do they have half of it?
+#[inline(always)]
+pub(crate) fn is_near<T: Tables>(tables: &T, config: &Config) -> bool {
+    half_open(tables) >= config.embryonic / 2
+}
+
+#[inline(always)]
+fn half_open<T: Tables>(tables: &T) -> u32 {
     tables
         .allocation()
-        .is_some_and(|allocation| allocation.embryonic.load(Relaxed) >= config.embryonic)
+        .map_or(0, |allocation| allocation.embryonic.load(Relaxed))
 }
 
 /// May a packet of no flow bring a cookie back?
@@ -132,6 +143,13 @@ pub fn redeem<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict,
     if class == NONE || service.forward != Service::PASSTHROUGH {
         return Err(DropReason::NoFlow);
     }
-    flow::open(tables, service, packet, class)?;
-    Ok(Verdict::Jump(Jump::Shift))
+    match flow::open(tables, service, packet, class) {
+        Ok(()) => Ok(Verdict::Jump(Jump::Shift)),
+        Err(DropReason::Raced) => Err(DropReason::Raced),
+        // Its client believes that it is connected; the stack tells it that it is not.
+        Err(reason) => {
+            tables.count_drop(reason);
+            Err(DropReason::NoFlow)
+        }
+    }
 }

@@ -16,7 +16,7 @@ use lb_common::{
 };
 
 use crate::{
-    Tables, atomic,
+    Tables, atomic, cookie,
     marks::{self, NONE},
     opaque::{self, opaque},
     ports, report,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Ticks without a packet after which a connection that has ended is told of: its last words may come twice.
 const LAST_WORDS: u32 = 5;
+/// Ticks that a half-open flow may idle while there are many: clients repeat their SYN after 1, 2 and 4 seconds.
+const EMBRYONIC_CROWD: u32 = 5;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
@@ -69,7 +71,7 @@ pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
     let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
     let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-    if !(embryonic || expired(config, record, phase, now))
+    if !(embryonic || expired(tables, config, record, phase, now))
         || !tables.release(slot, phase, Cause::Reclaimed)
     {
         return false;
@@ -143,7 +145,8 @@ pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
         record.note_reported();
         report::end(tables, slot, phase, Cause::Expired);
     }
-    if !expired(config, record, phase, now) || !tables.release(slot, phase, Cause::Expired) {
+    if !expired(tables, config, record, phase, now) || !tables.release(slot, phase, Cause::Expired)
+    {
         return false;
     }
     restore(tables, record, slot);
@@ -179,8 +182,14 @@ pub(crate) fn restore<T: Tables>(tables: &T, record: &Flow, slot: u32) {
 }
 
 #[inline(always)]
-fn expired(config: &Config, record: &Flow, phase: Phase, now: u64) -> bool {
-    idle(record, now) > config.idle_limit(phase)
+fn expired<T: Tables>(tables: &T, config: &Config, record: &Flow, phase: Phase, now: u64) -> bool {
+    let limit = config.idle_limit(phase);
+    // A few first packets a second must not keep the others from having their own.
+    let limit = match phase == Phase::Syn && cookie::is_near(tables, config) {
+        true => limit.min(EMBRYONIC_CROWD),
+        false => limit,
+    };
+    idle(record, now) > limit
 }
 
 /// Ticks since the last packet. Another CPU's clock may be a tick ahead: that is no idle time.

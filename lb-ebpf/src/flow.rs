@@ -14,7 +14,7 @@ use lb_common::{
     pair::Mark,
     reason::DropReason,
     service::Service,
-    tcp::{Direction, Flags, Phase, plausible, tick},
+    tcp::{Direction, Flags, Phase, advances, plausible, tick},
 };
 
 use crate::{Packet, Tables, atomic, expire, index, opaque, ports, report, service, shift};
@@ -121,7 +121,7 @@ pub(crate) fn open<T: Tables>(
     match tables.fill(got, owners, u32::from(service.snat)) {
         filled::DONE => Ok(()),
         // The same SYN on another CPU was first, or the member could not tell the client's connections apart.
-        filled::TWICE => Err(DropReason::PortsExhausted),
+        filled::TWICE => Err(DropReason::Raced),
         _ => Err(DropReason::FlowTableFull),
     }
 }
@@ -258,7 +258,7 @@ pub(crate) fn touch(flow: &Flow, note: &Note, now: u64) -> bool {
 #[inline(always)]
 fn acknowledge(next: &AtomicU32, acknowledged: u32) {
     let before = next.load(Relaxed);
-    if acknowledged != before && plausible(acknowledged, before) {
+    if advances(acknowledged, before) {
         next.store(acknowledged, Relaxed);
     }
 }
@@ -303,15 +303,35 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         (Phase::Syn, Direction::Forward) if !flags.any(Flags::RST) => {
             flow.packets[1].load(Relaxed) != 0 && acknowledged == other.load(Relaxed)
         }
-        // Nor does anyone else know how far the talk is.
+        // Who has sent a reset and talks on did not send it.
+        (Phase::Reset, _) => {
+            flow.was_established()
+                && flow.reset_by() as u32 == direction as u32
+                && flags.any(Flags::ACK)
+                && plausible(acknowledged, other.load(Relaxed))
+        }
+        // Nobody outside speaks in a member's name, if the network's edge lets no such packet in.
+        (_, Direction::Reverse) => true,
+        // Nor does anyone outside know how far the talk is.
         _ if flags.any(Flags::FIN | Flags::RST) => plausible(note.next, own.load(Relaxed)),
-        _ => flags.any(Flags::ACK) && plausible(acknowledged, other.load(Relaxed)),
+        _ => flags.any(Flags::ACK),
     };
     if !believed {
         return;
     }
+    let mut flags = flags;
+    if phase == Phase::Syn && note.data && direction == Direction::Reverse {
+        // Whichever of its numbers was noted, this is the one it uses.
+        own.store(note.next, Relaxed);
+    }
     if flags.any(Flags::RST) {
-        flow.note_reset(direction);
+        // A member believes only the number that it expects next (RFC 5961 §3). Another may be that number by the time it
+        // arrives: then this side says no more.
+        let exact = direction == Direction::Reverse || note.next == own.load(Relaxed);
+        match exact || phase == Phase::Syn {
+            true => flow.note_reset(direction),
+            false => flags = Flags(Flags::FIN),
+        }
     } else {
         acknowledge(other, acknowledged);
     }
@@ -343,6 +363,9 @@ fn turn<T: Tables>(tables: &T, slot: u32, flow: &Flow, direction: Direction, fla
 fn moved<T: Tables>(tables: &T, slot: u32, flow: &Flow, from: Phase, to: Phase) {
     if from == Phase::Syn && to != Phase::Syn {
         embryonic(tables, u32::MAX);
+        if !to.ended() {
+            flow.note_established();
+        }
     }
     if !from.ended() && to.ended() {
         count_active(tables, flow, u64::MAX);

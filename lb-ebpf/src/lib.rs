@@ -166,6 +166,14 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
         return Ok(Verdict::Pass);
     }
     if cookie::is_time(tables, config) {
+        if tables.peek(service.pool) == 0 {
+            return Err(DropReason::NoMember);
+        }
+        // What the client comes back with must not be led to its last connection.
+        let hit = flow::Found(tables.look_up(key)).hit();
+        if hit != Hit::NONE {
+            tables.forget(hit.slot());
+        }
         return Ok(Verdict::Jump(Jump::Bake));
     }
     flow::open(tables, service, &deep.packet, lb_common::cookie::NONE)?;

@@ -61,7 +61,10 @@ fn same(entry: &ServiceEntry, address: &Addr, port: u16) -> bool {
 pub(crate) fn reply<T: Tables>(tables: &T, config: &Config, key: &FlowKey) -> (u32, bool) {
     let number = pair(tables, config, &key.dst, key);
     if number != 0 {
-        return (of_pair(tables, number, key), false);
+        let slot = of_pair(tables, number, key);
+        if slot != 0 || config.by_key == 0 {
+            return (slot, false);
+        }
     }
     let by_key = config.by_key != 0 && pair(tables, config, &Addr::UNSET, key) == BY_KEY;
     (0, by_key)

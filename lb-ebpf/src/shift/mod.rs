@@ -105,7 +105,7 @@ pub fn shift<F: Reshape, T: Tables>(
     if plan.becomes != Becomes::ITSELF {
         // Nobody cuts what has no payload, or so little.
         if !whole {
-            return Err(DropReason::Truncated);
+            return Err(DropReason::Unexpected);
         }
         let end =
             segment::header_length(packet).max(segment::HANDSHAKE) + flow.shift[0].load(Relaxed);
@@ -220,7 +220,12 @@ fn back_to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bo
         return false;
     }
     let told = flow.shift[0].load(Relaxed) != 0;
-    if waits(flow.header.load(Relaxed)) {
+    if !waits(flow.header.load(Relaxed)) {
+        // Once more, not another: the client has been told of the first.
+        if packet.sequence.wrapping_add(1) != flow.next[1].load(Relaxed) {
+            return false;
+        }
+    } else {
         let cookie = flow.shift[1].load(Relaxed).wrapping_sub(1);
         flow.shift[1].store(cookie.wrapping_sub(packet.sequence), Relaxed);
         flow.header
@@ -293,16 +298,17 @@ impl Spot {
 #[inline(always)]
 fn to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bool {
     let [length, back] = [0, 1].map(|side| flow.shift[side].load(Relaxed));
-    if packet.flags.opens() && flow.phase.load(Relaxed) == Phase::Syn as u32 {
+    let waiting = waits(flow.header.load(Relaxed));
+    if waiting && !packet.flags.any(Flags::RST) {
+        plan.becomes = Becomes::FIRST;
+        plan.sequence = flow.first.load(Relaxed).wrapping_sub(1);
+        return true;
+    }
+    if !waiting && packet.flags.opens() && flow.phase.load(Relaxed) == Phase::Syn as u32 {
         // The same SYN again, or that of another attempt from the same port.
         flow.first.store(packet.sequence.wrapping_add(1), Relaxed);
     }
     let first = flow.first.load(Relaxed);
-    if waits(flow.header.load(Relaxed)) && !packet.flags.any(Flags::RST) {
-        plan.becomes = Becomes::FIRST;
-        plan.sequence = first.wrapping_sub(1);
-        return true;
-    }
     let now = instant(now);
     let act = rule::forward(
         flow.header.load(Relaxed),

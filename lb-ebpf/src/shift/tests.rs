@@ -496,6 +496,7 @@ fn the_members_answer_to_a_cookie_is_acknowledged_with_the_header() {
         (answer.ack, answer.options) = (FIRST, vec![2, 4, 5, 0xb4]);
         for round in 0..2 {
             let back = connection.reverse(&answer);
+            connection.flow.next[1].store(THEIRS.wrapping_add(1), Relaxed);
             let mut expected = connection.header(&back);
             expected.ack = THEIRS.wrapping_add(1);
             expected.options = Vec::new();
@@ -506,6 +507,13 @@ fn the_members_answer_to_a_cookie_is_acknowledged_with_the_header() {
         assert_eq!(
             connection.try_send(Direction::Reverse, &wrong),
             Err(DropReason::Unexpected)
+        );
+        let mut other = answer.clone();
+        other.seq = THEIRS.wrapping_add(1000);
+        assert_eq!(
+            connection.try_send(Direction::Reverse, &other),
+            Err(DropReason::Unexpected),
+            "the client has been told of the first"
         );
         // From then on numbers are shifted both ways.
         let length = connection.length();

@@ -328,38 +328,94 @@ fn who_does_not_know_the_members_number_establishes_nothing() {
 }
 
 #[test]
-fn who_guesses_numbers_ends_nothing() {
+fn who_sweeps_the_numbers_ends_nothing() {
     let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
     open(&tables, 1000).unwrap();
     let slot = establish(&tables, 1000);
-    let guesses = (0..1000u32).map(|step| (1 << 22) + 1 + step * 4_290_000);
-    for sequence in guesses.chain([u32::MAX - 9]) {
-        for flags in [ACK, FIN | ACK, RST, RST | ACK] {
-            tables
-                .send(&mut numbered(1000, flags, sequence, sequence))
-                .unwrap();
-            assert_eq!(tables.phase(slot), Phase::Established, "{flags} {sequence}");
+    // Every 2 MiB of all there are: some lie in every window, none is the true one.
+    for guess in (0..2048u32).map(|step| step << 21 | 0x1234) {
+        for flags in [ACK, FIN | ACK, RST, RST | ACK, SYN] {
+            let mut frame = numbered(1000, flags, guess, guess);
+            assert_eq!(tables.send(&mut frame), Ok(Verdict::Send));
+            assert!(!tables.phase(slot).ended(), "{flags} {guess}");
         }
     }
+    assert_eq!(tables.live(), [slot], "nobody took its place");
+    assert_eq!(tables.active(), 1);
     // Both sides go on talking, and what they say is believed.
     tables.send(&mut numbered(1000, ACK, 1, 1)).unwrap();
-    reply(&tables, slot, ACK).unwrap();
-    tables.send(&mut numbered(1000, FIN | ACK, 1, 1)).unwrap();
-    assert_eq!(tables.phase(slot), Phase::FinClient);
-    tables.send(&mut numbered(1000, RST, 2, 0)).unwrap();
+    reply(&tables, slot, FIN | ACK).unwrap();
+    tables.send(&mut numbered(1000, RST, 1, 0)).unwrap();
+    assert!(tables.phase(slot).ended());
+    tables.check();
+}
+
+#[test]
+fn only_who_has_sent_a_reset_can_take_it_back() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    open(&tables, 1000).unwrap();
+    let slot = establish(&tables, 1000);
+    tables.send(&mut packet(1000, RST)).unwrap();
     assert_eq!(tables.phase(slot), Phase::Reset);
+    reply(&tables, slot, ACK).unwrap();
+    assert_eq!(tables.phase(slot), Phase::Reset, "it was on its way before");
     tables.send(&mut numbered(1000, ACK, 1, 1 << 31)).unwrap();
-    assert_eq!(
-        tables.phase(slot),
-        Phase::Reset,
-        "who guesses revives nothing"
+    assert_eq!(tables.phase(slot), Phase::Reset, "a guess");
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    assert_eq!(tables.phase(slot), Phase::Established);
+    tables.check();
+}
+
+#[test]
+fn what_was_never_established_is_not_after_a_reset_either() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    for port in 1000..1003 {
+        open(&tables, port).unwrap();
+        let slot = *tables.live().last().unwrap();
+        if port == 1001 {
+            reply(&tables, slot, SYN | ACK).unwrap();
+        }
+        tables.send(&mut packet(port, RST)).unwrap();
+        for acknowledged in [0, 1, 2] {
+            tables
+                .send(&mut numbered(port, ACK, 1, acknowledged))
+                .unwrap();
+            assert_eq!(tables.phase(slot), Phase::Reset);
+        }
+    }
+    assert_eq!(tables.active(), 0);
+    tables.check();
+}
+
+#[test]
+fn a_port_that_is_used_again_under_a_flood_gets_a_cookie_and_its_old_flow_goes() {
+    let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
+    open(&tables, 1000).unwrap();
+    let slot = tables.live()[0];
+    tables.send(&mut packet(1000, RST)).unwrap();
+    tables.config.embryonic = 0;
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Jump(Jump::Bake)));
+    assert!(
+        !tables.live().contains(&slot),
+        "what comes back finds nothing else"
     );
-    tables.send(&mut numbered(1000, ACK, 1, 1)).unwrap();
-    assert_eq!(
-        tables.phase(slot),
-        Phase::Established,
-        "the reset was not believed"
-    );
+    tables.check();
+}
+
+#[test]
+fn many_half_open_flows_wait_less_long() {
+    let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
+    tables.config.embryonic = 20;
+    for port in 0..9 {
+        open(&tables, 1000 + port).unwrap();
+    }
+    tables.wait(6);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 9, "few");
+    open(&tables, 2000).unwrap();
+    tables.wait(6);
+    tables.sweep_all();
+    assert_eq!(tables.live().len(), 9, "until there are few");
     tables.check();
 }
 
