@@ -9,10 +9,12 @@ use super::{roster::Roster, running::Running};
 use crate::{
     dataplane::{KernelPlane, Numbers},
     failure::{Exit, Failure, OrExit},
-    model::{ClientTls, Forward, Generation, Member, Name, Pool, VirtualServer},
+    model::{
+        ClientTls, Forward, Generation, Member, Name, Policy, Pool, Snat, Terms, VirtualServer,
+    },
     monitor::Target,
     pool::{Admin, LiveMember, LivePool},
-    proxy::{Security, Service},
+    proxy::{Security, Service, Source, Sources},
     tls::{self, Loaded},
 };
 
@@ -32,6 +34,7 @@ pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Err
             Forward::Proxy {
                 client_tls:
                     ClientTls::Implicit { certificates } | ClientTls::StartTls { certificates, .. },
+                ..
             } => certificates.as_slice(),
             _ => &[],
         })
@@ -171,24 +174,40 @@ pub(super) fn services(
     plane: &KernelPlane,
     pools: &BTreeMap<Name, Arc<LivePool>>,
     certificates: &Certificates,
+    sources: &Sources,
     old: Option<&Running>,
 ) -> Result<Vec<Arc<Service>>, Failure> {
     let mut services = Vec::new();
     for server in &generation.virtual_servers {
-        let Forward::Proxy { client_tls } = &server.forward else {
+        let Forward::Proxy { client_tls, terms } = &server.forward else {
             continue;
         };
         let pool = pools[&server.pool].clone();
+        let policies = policies(generation, server);
+        let known = old.and_then(|old| {
+            let mut services = old.services.iter();
+            services.find(|service| service.name == server.name)
+        });
         let before = old.and_then(|old| same_tls(old, server, client_tls, certificates));
         let service = match before {
             Some(before)
                 if before.name == server.name
                     && before.at == server.at
+                    && before.terms == *terms
+                    && before.sessions == generation.session
+                    && before.policies == policies
+                    && old
+                        .is_some_and(|old| old.generation.snat_pools == generation.snat_pools)
                     && Arc::ptr_eq(&before.pool, &pool) =>
             {
                 before
             }
             before => Arc::new(Service {
+                terms: terms.clone(),
+                sessions: generation.session,
+                source: source(generation, terms, sources),
+                crowd: known.map(|known| known.crowd.clone()).unwrap_or_default(),
+                policies,
                 name: server.name.clone(),
                 at: server.at.clone(),
                 client_tls: match before {
@@ -204,6 +223,24 @@ pub(super) fn services(
     Ok(services)
 }
 
+/// Whose address the members of a virtual server see.
+fn source(generation: &Generation, terms: &Terms, sources: &Sources) -> Source {
+    match &terms.snat {
+        Snat::Automap => Source::Own,
+        Snat::None => Source::Client,
+        Snat::Pool(name) => Source::Pool(sources.pool(&generation.snat_pools[name].addresses)),
+    }
+}
+
+/// The policies in force that guard a virtual server, in the order in which they are asked.
+fn policies(generation: &Generation, server: &VirtualServer) -> Vec<Arc<Policy>> {
+    let guards = [&generation.network.guard, &server.guard];
+    let names = guards.into_iter().filter_map(|guard| guard.policy.as_ref());
+    names
+        .map(|name| generation.policies[name].clone())
+        .collect()
+}
+
 /// The service of the same name in the generation before, if its clients notice no difference in TLS.
 fn same_tls(
     old: &Running,
@@ -215,6 +252,7 @@ fn same_tls(
     let before = configured.find(|known| known.name == server.name)?;
     let Forward::Proxy {
         client_tls: tls_before,
+        ..
     } = &before.forward
     else {
         return None;

@@ -50,12 +50,10 @@ use crate::{
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation, Guard},
     monitor::Watches,
-    proxy::{self, Proxy, WorkerListeners},
+    proxy::{self, Proxy, Sources, WorkerListeners},
     telemetry::session::StdoutLog,
 };
 
-/// How long sessions may go on after the daemon was told to stop.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the start waits for the first probes: a good member answers sooner.
 const FIRST_PROBES: Duration = Duration::from_secs(2);
 /// How long the start waits for another one to end.
@@ -247,7 +245,16 @@ async fn start(
     }
     let roster = Roster::load(&options.state);
     let pools = live::pools(&generation, &numbers, &plane, &roster, None);
-    let services = live::services(&generation, &numbers, &plane, &pools, &certificates, None)?;
+    let sources = Arc::new(Sources::default());
+    let services = live::services(
+        &generation,
+        &numbers,
+        &plane,
+        &pools,
+        &certificates,
+        &sources,
+        None,
+    )?;
     let listeners = match services.is_empty() {
         true => Vec::new(),
         false => proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?,
@@ -259,6 +266,7 @@ async fn start(
         pools,
         certificates,
         services,
+        sources,
     };
     let (sender, orders) = mpsc::channel(orders::WAITING);
     let shared = Arc::new(Shared::new(running, plane, roster, sender));
@@ -348,6 +356,7 @@ fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Fa
         |number| running.takes_new(number),
         workers,
     )?;
+    shared.services.set_generation(plane.generation().into());
     // A probe may have ended between the two.
     refresh(shared, &running, &mut plane);
     Ok(())
@@ -525,7 +534,8 @@ impl Daemon {
         let proxy = lock(&self.shared.proxy).take();
         if let Some(proxy) = proxy {
             proxy.stop_accepting();
-            let drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
+            let limit = self.shared.running().generation.session.drain;
+            let drained = tokio::task::spawn_blocking(move || proxy.drain(limit));
             tokio::select! {
                 report = drained => if let Ok(report) = report {
                     log::info!("{} sessions ended in order, {} were cut", report.finished, report.cut);

@@ -140,6 +140,7 @@ impl Daemon {
                 &plane,
                 &pools,
                 &certificates,
+                &old.sources,
                 Some(old),
             )?;
             Arc::new(Running {
@@ -148,6 +149,7 @@ impl Daemon {
                 pools,
                 certificates,
                 services,
+                sources: old.sources.clone(),
             })
         };
         let known: BTreeSet<u16> = old.members().map(|(_, member)| member.id).collect();
@@ -191,6 +193,9 @@ impl Daemon {
             |number| next.takes_new(number) || unwatched.contains(&number),
             workers,
         )?;
+        self.shared
+            .services
+            .set_generation(plane.generation().into());
         for member in next.unwatched() {
             member.set_up(true);
         }
@@ -285,9 +290,11 @@ impl Daemon {
         }
         let before = self.lingering_addresses().len();
         self.lingering.retain(Lingering::goes_on);
-        let used = self.shared.plane().snat_addresses_in_use();
-        self.lingering_snat.retain(|address| used.contains(address));
         let running = self.shared.running();
+        let used = self.shared.plane().snat_addresses_in_use();
+        let sessions = running.sources.in_use();
+        self.lingering_snat
+            .retain(|address| used.contains(address) || sessions.contains(address));
         let lingering = self.lingering_addresses();
         if before != lingering.len() || !self.pruned {
             let pruned = self.addresses.prune(&running.generation, &lingering).await;

@@ -5,6 +5,7 @@
 pub mod compile;
 pub mod diff;
 pub mod policy;
+pub mod session;
 pub mod show;
 
 use std::{
@@ -17,7 +18,10 @@ use std::{
 };
 
 use self::policy::Range;
-pub use self::policy::{Guard, Policy, Rule};
+pub use self::{
+    policy::{Guard, Policy, Rule},
+    session::{ProxyHeader, Sessions, Terms},
+};
 
 /// The name of a configured object, unique within its kind.
 pub type Name = Arc<str>;
@@ -41,6 +45,8 @@ pub struct Generation {
     pub snat_pools: BTreeMap<Name, Arc<SnatPool>>,
     /// How long passthrough flows may idle.
     pub timeouts: Timeouts,
+    /// What holds for every session.
+    pub session: Sessions,
     /// Every policy, used or not.
     pub policies: BTreeMap<Name, Arc<Policy>>,
     /// Where certificates and keys lie; the files are read by `tls/`.
@@ -51,13 +57,12 @@ impl Generation {
     /// The addresses of the SNAT pools that virtual servers use.
     pub fn snat_addresses(&self) -> BTreeSet<IpAddr> {
         let pools = self.virtual_servers.iter().filter_map(|server| {
-            let Forward::Passthrough {
-                snat: Snat::Pool(name),
+            let (Forward::Passthrough { snat, .. }
+            | Forward::Proxy {
+                terms: Terms { snat, .. },
                 ..
-            } = &server.forward
-            else {
-                return None;
-            };
+            }) = &server.forward;
+            let Snat::Pool(name) = snat else { return None };
             self.snat_pools.get(name)
         });
         pools.flat_map(|pool| pool.addresses.clone()).collect()
@@ -268,6 +273,8 @@ pub enum Forward {
     Proxy {
         /// TLS towards the client.
         client_tls: ClientTls,
+        /// All else.
+        terms: Terms,
     },
 }
 

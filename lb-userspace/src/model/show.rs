@@ -3,6 +3,7 @@
 //! Every key is written, defaults included, so that the text loads to the same generation whatever the defaults become.
 
 mod policy;
+mod session;
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
@@ -85,6 +86,7 @@ pub fn tables(generation: &Generation) -> Vec<Table> {
         network(generation),
         log(generation),
         timeouts(generation),
+        session::sessions(&generation.session),
     ];
     tables.extend(
         generation
@@ -175,6 +177,14 @@ fn snat_pool(pool: &SnatPool) -> Table {
     table
 }
 
+fn snat_word(snat: &Snat) -> &str {
+    match snat {
+        Snat::None => "none",
+        Snat::Automap => "automap",
+        Snat::Pool(name) => name,
+    }
+}
+
 fn range(range: PortRange) -> String {
     format!("{}-{}", range.first, range.last)
 }
@@ -209,19 +219,12 @@ fn virtual_server(server: &VirtualServer) -> Table {
             proxy_protocol,
         } => {
             table.word("forward", "passthrough");
-            table.word(
-                "snat",
-                match snat {
-                    Snat::None => "none",
-                    Snat::Automap => "automap",
-                    Snat::Pool(name) => name,
-                },
-            );
+            table.word("snat", snat_word(snat));
             if *proxy_protocol {
                 table.word("proxy_protocol", "v2");
             }
         }
-        Forward::Proxy { client_tls } => {
+        Forward::Proxy { client_tls, terms } => {
             table.word("forward", "proxy");
             let certificates = match client_tls {
                 ClientTls::None => {
@@ -250,6 +253,7 @@ fn virtual_server(server: &VirtualServer) -> Table {
             if let Some(names) = certificates {
                 table.list("certificates", names.iter().map(|name| &**name));
             }
+            session::terms(&mut table, terms);
         }
     }
     table.word("pool", &server.pool);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -18,7 +18,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::wire::{Ahead, Opening, Wire};
+use super::{
+    header::Secured,
+    wire::{Ahead, Opening, Wire},
+};
 use crate::{smtp::end::End, telemetry::session::TlsFacts};
 
 /// How long the last bytes may take, and how long we hear a client out that still sends: closing
@@ -95,6 +98,28 @@ impl ClientStream {
             .as_str()
             .unwrap_or("unknown");
         Some(TlsFacts { version, suite })
+    }
+
+    /// Calls `then` with all that members may be told of the client's TLS.
+    pub(super) fn with_secured<T>(&self, then: impl FnOnce(Option<&Secured<'_>>) -> T) -> T {
+        let (Self::Tls(stream), Some(facts)) = (self, self.tls()) else {
+            return then(None);
+        };
+        let (_, connection) = stream.get_ref();
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        let parsed = leaf.and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+        let mut names = parsed
+            .iter()
+            .flat_map(|(_, leaf)| leaf.subject().iter_common_name());
+        then(Some(&Secured {
+            version: facts.version,
+            suite: facts.suite,
+            certificate: leaf.is_some(),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            common_name: names.next().and_then(|name| name.as_str().ok()),
+            alpn: connection.alpn_protocol(),
+            authority: connection.server_name(),
+        }))
     }
 
     /// Sends the last bytes, closes our side and hears the client out.

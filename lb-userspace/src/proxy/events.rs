@@ -16,6 +16,9 @@ pub const MEMBER_CONNECT_FAILED: &str = "member-connect-failed";
 /// A member was passed over for its greeting, or its silence; the next one was tried.
 pub const MEMBER_PASSED_OVER: &str = "member-passed-over";
 
+/// A client talked before it was greeted, whatever became of it.
+pub const EARLY_TALKER: &str = "early-talker";
+
 /// Counters; every [`End`] counts under its own word.
 #[derive(Debug, Default)]
 pub(super) struct Events {
@@ -24,6 +27,7 @@ pub(super) struct Events {
     pub(super) accept_paused: AtomicU64,
     pub(super) member_connect_failed: AtomicU64,
     pub(super) member_passed_over: AtomicU64,
+    pub(super) early_talker: AtomicU64,
 }
 
 impl Events {
@@ -40,6 +44,7 @@ impl Events {
             (ACCEPT_PAUSED, &self.accept_paused),
             (MEMBER_CONNECT_FAILED, &self.member_connect_failed),
             (MEMBER_PASSED_OVER, &self.member_passed_over),
+            (EARLY_TALKER, &self.early_talker),
         ];
         let all = ends.into_iter().chain(others);
         all.map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
@@ -62,6 +67,6 @@ mod tests {
         for (times, end) in End::ALL.into_iter().enumerate() {
             assert_eq!(counts[end.as_str()], times as u64);
         }
-        assert_eq!(counts.len(), End::ALL.len() + 4);
+        assert_eq!(counts.len(), End::ALL.len() + 5);
     }
 }

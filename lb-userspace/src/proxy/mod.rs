@@ -9,12 +9,17 @@
 //! No rule of SMTP lives here; the machine in `smtp::session` decides, this room obeys.
 
 mod client;
+mod crowd;
+mod entry;
 pub mod events;
+pub mod header;
 mod listener;
 mod live;
 mod orders;
 mod pump;
 mod session;
+mod sockopt;
+mod source;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -24,18 +29,23 @@ mod worker;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use lb_common::stats::TrafficCell;
 
 pub use self::{
+    crowd::Crowd,
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
+    source::{Source, SourcePool, Sources},
     worker::{DrainReport, Proxy},
 };
 use crate::{
-    model::{Name, Places, StartTls},
+    model::{Name, Places, Policy, Sessions, StartTls, Terms},
     pool::LivePool,
     smtp::session::ClientSecurity,
 };
@@ -53,6 +63,17 @@ pub struct Service {
     pub pool: Arc<LivePool>,
     /// Its counters.
     pub cell: &'static TrafficCell,
+    /// What it has beside TLS.
+    pub terms: Terms,
+    /// What holds for its sessions as for all.
+    pub sessions: Sessions,
+    /// Whose address its members see.
+    pub source: Source,
+    /// Its sessions; the same from generation to generation.
+    pub crowd: Arc<Crowd>,
+    /// Who may connect, in the order in which they are asked: for clients that a PROXY protocol header names. Packets
+    /// are judged before they get here.
+    pub policies: Vec<Arc<Policy>>,
 }
 
 /// TLS towards clients, with what it takes.
@@ -73,7 +94,11 @@ pub enum Security {
 
 /// The virtual servers that are served now, found by the address that a client connected to.
 #[derive(Debug, Default)]
-pub struct Services(RwLock<Arc<Found>>);
+pub struct Services {
+    found: RwLock<Arc<Found>>,
+    /// The number of the generation that they are of.
+    generation: AtomicU64,
+}
 
 /// Single addresses apart, since there are most; prefixes with the longest first.
 #[derive(Debug, Default)]
@@ -108,12 +133,21 @@ impl Services {
         found
             .prefixes
             .sort_by_key(|service| std::cmp::Reverse(service.at.length));
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+        *self.found.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+    }
+
+    /// Which generation is in use, for the session log.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Relaxed);
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
     }
 
     /// The virtual server at a local address.
     pub fn find(&self, local: SocketAddr) -> Option<Arc<Service>> {
-        let found = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
         let local = canonical(local);
         let mut prefixes = found.prefixes.iter();
         found

@@ -65,6 +65,10 @@ pub(super) struct Pump {
     entry: Arc<Entry>,
     cell: &'static TrafficCell,
     counted: Moved,
+    /// When the client's greeting was queued.
+    pub(super) greeted: Option<Instant>,
+    /// Is a client looked at that talks before?
+    pub(super) watch_early: bool,
 }
 
 /// Bytes of SMTP that reached their peer.
@@ -85,6 +89,8 @@ impl Moved {
 pub(super) enum Turn {
     Connect,
     StartTls,
+    /// The client did not wait for its greeting, which is queued.
+    Early,
     Close(End),
 }
 
@@ -113,6 +119,8 @@ impl Pump {
             entry,
             cell,
             counted: Moved::default(),
+            greeted: None,
+            watch_early: false,
         }
     }
 
@@ -151,6 +159,12 @@ impl Pump {
             moved |= self.send_to_client(cx);
             self.note_blockage();
             moved |= self.read_member(cx);
+            if self.session.is_greeted() {
+                self.greeted = Some(Instant::now());
+                if self.watch_early && self.talks_early() {
+                    return Poll::Ready(Turn::Early);
+                }
+            }
             moved |= self.read_client(cx);
             if !moved && !self.expire(cx) {
                 self.entry.set_phase(self.session.phase());
@@ -160,6 +174,12 @@ impl Pump {
                 return Poll::Pending;
             }
         }
+    }
+
+    fn talks_early(&self) -> bool {
+        let plain = matches!(self.client, ClientStream::Plain(_));
+        let held = self.backlog_at < self.backlog.len();
+        plain && (held || matches!(self.client.waiting(), Waiting::Bytes))
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> bool {

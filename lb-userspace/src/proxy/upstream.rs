@@ -2,10 +2,20 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 
-use super::events::Events;
-use crate::pool::{Lease, LivePool};
+use super::{
+    Service,
+    client::ClientStream,
+    events::Events,
+    header,
+    source::{self, Use},
+};
+use crate::{
+    model::ProxyHeader,
+    pool::{Lease, LivePool},
+    telemetry::session::SessionId,
+};
 
 /// A connection to a member, and the place at it. Dropped, it is reset: whatever a member has seen
 /// of a message then, it cannot take its end for the end of data.
@@ -14,6 +24,17 @@ pub(super) struct Upstream {
     pub(super) tcp: TcpStream,
     pub(super) lease: Lease,
     orderly: bool,
+    _source: Option<Use>,
+}
+
+/// For whom a member is connected.
+pub(super) struct Origin<'a> {
+    pub(super) service: &'a Service,
+    pub(super) client: SocketAddr,
+    /// What the client connected to.
+    pub(super) local: SocketAddr,
+    pub(super) id: SessionId,
+    pub(super) stream: &'a ClientStream,
 }
 
 impl Upstream {
@@ -21,17 +42,19 @@ impl Upstream {
     pub(super) async fn connect(
         pool: &LivePool,
         tried: &mut Vec<u16>,
-        limit: Duration,
+        origin: &Origin<'_>,
         events: &Events,
     ) -> Option<Self> {
+        let limit = origin.service.sessions.timeouts.connect;
         while let Some(lease) = pool.select(tried) {
             tried.push(lease.member().id);
-            match open(lease.member().address, limit).await {
-                Some(tcp) => {
+            match open(lease.member().address, origin, limit).await {
+                Some((tcp, source)) => {
                     return Some(Self {
                         tcp,
                         lease,
                         orderly: false,
+                        _source: source,
                     });
                 }
                 None => events.member_connect_failed.fetch_add(1, Relaxed),
@@ -55,11 +78,41 @@ impl Drop for Upstream {
     }
 }
 
-async fn open(address: SocketAddr, limit: Duration) -> Option<TcpStream> {
-    let tcp = timeout(limit, TcpStream::connect(address))
-        .await
-        .ok()?
-        .ok()?;
-    tcp.set_nodelay(true).ok()?;
-    Some(tcp)
+impl Origin<'_> {
+    /// What the member is told first.
+    fn header(&self) -> Option<Vec<u8>> {
+        match self.service.terms.proxy_protocol {
+            ProxyHeader::None => None,
+            ProxyHeader::V1 => Some(header::v1(self.client, self.local)),
+            ProxyHeader::V2 => {
+                let id = self.id.to_string();
+                let written = |secured: Option<&header::Secured<'_>>| {
+                    header::v2(&header::Client {
+                        source: self.client,
+                        destination: self.local,
+                        unique_id: &id,
+                        secured,
+                    })
+                };
+                Some(self.stream.with_secured(written))
+            }
+        }
+    }
+}
+
+async fn open(
+    address: SocketAddr,
+    origin: &Origin<'_>,
+    limit: Duration,
+) -> Option<(TcpStream, Option<Use>)> {
+    let opened = async {
+        let (mut tcp, used) =
+            source::connect(address, &origin.service.source, origin.client.ip()).await?;
+        tcp.set_nodelay(true)?;
+        if let Some(header) = origin.header() {
+            tcp.write_all(&header).await?;
+        }
+        Ok::<_, std::io::Error>((tcp, used))
+    };
+    timeout(limit, opened).await.ok()?.ok()
 }

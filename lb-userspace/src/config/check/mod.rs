@@ -3,6 +3,7 @@
 mod network;
 mod policy;
 mod pool;
+mod session;
 mod snat;
 mod virtual_server;
 
@@ -77,6 +78,8 @@ pub(super) fn generation(
         Some((pool.name.clone(), Arc::new(pool)))
     }));
     let timeouts = snat::timeouts(&raw.timeouts);
+    let session = session::sessions(&raw.session, faults);
+    session::planes(&raw, faults);
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
@@ -91,6 +94,7 @@ pub(super) fn generation(
         certificates: certificates?.into_iter().collect(),
         snat_pools: snat_pools?.into_iter().collect(),
         timeouts: timeouts?,
+        session: session?,
     })
 }
 

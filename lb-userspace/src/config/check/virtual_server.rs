@@ -7,15 +7,14 @@ use std::{
 
 use lb_common::layout::{MAX_PLACES, MAX_VIRTUAL_SERVERS};
 
-use super::{Known, all, policy, reference, snat};
+use super::{Known, all, policy, reference, session, snat};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
-        phrase::not_yet,
         raw::{self, Encryption, Plane, Raw},
         reader::{At, Field},
     },
-    model::{ClientTls, Forward, Mode, Name, Places, Snat, StartTls, VirtualServer},
+    model::{ClientTls, Forward, Mode, Name, Places, ProxyHeader, StartTls, VirtualServer},
 };
 
 /// Number 0 of the table of the kernel plane means "none".
@@ -151,8 +150,12 @@ fn unique_address(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &
     }
 }
 
-/// The kernel plane rewrites addresses within their family.
-fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
+/// An address of the client's, or of the box in its stead, reaches members of its own family alone.
+pub(super) fn same_family(
+    raw: &raw::VirtualServer<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) {
     let (Some((address, _)), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
         return;
     };
@@ -167,6 +170,16 @@ fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut
             .filter(|other| other.is_ipv4() != address.is_ipv4())
             .map(|_| member)
     });
+    let (consequence, remedy) = match raw.forward.get() {
+        Some(Plane::Proxy) => (
+            "snat = \"none\" keeps the client's address, and one family cannot be turned into the other.",
+            "snat = \"automap\"",
+        ),
+        _ => (
+            "The kernel plane cannot turn one family into the other.",
+            "forward = \"proxy\"",
+        ),
+    };
     if let Some(member) = stranger {
         let (ours, theirs) = if address.is_ipv4() {
             ("IPv4", "IPv6")
@@ -180,8 +193,8 @@ fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut
                 "passes {ours} through to the {theirs} address of {}",
                 member.object
             ),
-            "The kernel plane cannot turn one family into the other.",
-            format!("Use a pool of {ours} members, or forward = \"proxy\"."),
+            consequence,
+            format!("Use a pool of {ours} members, or {remedy}."),
         );
     }
 }
@@ -209,8 +222,34 @@ fn passthrough(
             "Remove it, or set forward = \"proxy\".",
         );
     }
+    for (key, at) in raw.terms.places() {
+        clean = false;
+        faults.error(
+            at,
+            &raw.object,
+            format!("has {key}, which has no meaning with forward = \"passthrough\""),
+            "The kernel plane carries packets, not sessions.",
+            "Remove it, or set forward = \"proxy\".",
+        );
+    }
     let snat = snat::choice(raw, known, faults)?;
-    let proxy_protocol = raw.proxy_protocol.clone().or(false)?;
+    let proxy_protocol = match &raw.terms.proxy_protocol {
+        Field::Absent => false,
+        Field::Wrong => return None,
+        Field::Is(At { value, at }) => {
+            if *value == ProxyHeader::V1 {
+                faults.error(
+                    *at,
+                    &raw.object,
+                    "has proxy_protocol = \"v1\" with forward = \"passthrough\"",
+                    "The kernel plane writes headers of version 2 alone.",
+                    "Use proxy_protocol = \"v2\", or set forward = \"proxy\".",
+                );
+                return None;
+            }
+            *value == ProxyHeader::V2
+        }
+    };
     clean.then_some(Forward::Passthrough {
         snat,
         proxy_protocol,
@@ -222,28 +261,7 @@ fn proxy(
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) -> Option<Forward> {
-    let snat = snat::choice(raw, known, faults);
-    if let (Some(Snat::None | Snat::Pool(_)), Field::Is(given)) = (snat, &raw.snat) {
-        faults.error(
-            given.at,
-            &raw.object,
-            format!(
-                "has snat = {} with forward = \"proxy\"",
-                quoted(given.value)
-            ),
-            "The proxy plane connects to members from the box's own address.",
-            "Remove it, or set forward = \"passthrough\".",
-        );
-    }
-    if let Field::Is(At { value: true, at }) = raw.proxy_protocol {
-        not_yet(
-            at,
-            &raw.object,
-            "proxy_protocol = \"v2\" with forward = \"proxy\"",
-            "Remove it, or set forward = \"passthrough\".",
-            faults,
-        );
-    }
+    let terms = session::terms(raw, known, faults);
     let tls = raw.client_tls.clone().or(Encryption::None);
     if let (Some(Encryption::None | Encryption::Implicit), Some(at)) = (tls, place(&raw.starttls)) {
         faults.error(
@@ -286,7 +304,10 @@ fn proxy(
             }
         }
     };
-    Some(Forward::Proxy { client_tls })
+    Some(Forward::Proxy {
+        client_tls,
+        terms: terms?,
+    })
 }
 
 fn certificates(

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{INCOMPLETE, address, policy::Guard, ports, source};
+use super::{INCOMPLETE, Terms, address, policy::Guard, ports, source};
 use crate::{
     config::{
         diagnostic::Faults,
@@ -29,8 +29,7 @@ pub(in crate::config) struct VirtualServer<'d> {
     /// Says `none` wherever it is readable.
     pub(in crate::config) server_tls: Field<()>,
     pub(in crate::config) guard: Guard<'d>,
-    /// Says "v2" where it is true.
-    pub(in crate::config) proxy_protocol: Field<bool>,
+    pub(in crate::config) terms: Terms,
 }
 
 /// `forward`.
@@ -106,25 +105,10 @@ pub(super) fn read<'d>(
         &[("implicit", plaintext), ("starttls", plaintext)],
         faults,
     );
-    let proxy_protocol = section.choice(
-        "proxy_protocol",
-        &[("none", false), ("v2", true)],
-        &[("v1", "Use proxy_protocol = \"v2\".")],
-        faults,
-    );
+    let terms = Terms::read(&mut section, faults);
     section.later(
         "plaintext_pool",
         "Remove it: starttls = \"allow\" sends every client to `pool`.",
-        faults,
-    );
-    section.later(
-        "detect_implicit_tls",
-        "Remove it, and give implicit TLS a virtual server of its own on port 465.",
-        faults,
-    );
-    section.later(
-        "accept_proxy_from",
-        "Remove it, and let clients connect directly.",
         faults,
     );
     let mut guard = Guard::read(&mut section, faults);
@@ -144,7 +128,7 @@ pub(super) fn read<'d>(
         certificates,
         server_tls,
         guard,
-        proxy_protocol,
+        terms,
     }
 }
 

@@ -40,6 +40,23 @@ fn what_is_shown_loads_to_the_same() {
         forward = "passthrough"
         snat = "none"
         pool = "a.b"
+        [session]
+        drain_timeout = "90s"
+        command_timeout = "10m"
+        max_sessions = 12345
+        [virtual_server.terms]
+        address = "2001:db8::1"
+        port = 25
+        forward = "proxy"
+        pool = "a.b"
+        snat = "wide"
+        proxy_protocol = "v1"
+        accept_proxy_from = ["10.0.0.0/8", "192.0.2.1-192.0.2.9"]
+        pregreet = { wait = "2s", action = "delay", penalty = "1500ms" }
+        max_sessions = 5
+        max_sessions_per_source = 4
+        [snat.wide]
+        addresses = ["2001:db8::200"]
         [pool."a.b"]
         on_down = "reset"
         monitor = "m"

@@ -13,9 +13,9 @@ use lb_common::stats::TrafficCell;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::{
-    model::{Method, StartTls},
+    model::{Method, Policy, Sessions, StartTls, Terms},
     pool::{LiveMember, LivePool},
-    proxy::{Proxy, Security, Service, Services, bind_listeners},
+    proxy::{Proxy, Security, Service, Services, Source, bind_listeners},
     smtp::timeouts::Timeouts,
     telemetry::session::{SessionEnd, SessionSink},
     tls::{server_config, tests::Pair},
@@ -29,7 +29,7 @@ pub(super) type Script = fn(&mut Member);
 
 /// A member's side of one connection.
 pub(super) struct Member {
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
     pub(super) log: mpsc::Sender<Vec<u8>>,
 }
 
@@ -74,6 +74,42 @@ impl Lab {
     }
 
     pub(super) fn of(kind: Kind, members: &[Script], timeouts: Timeouts, pair: Pair) -> Self {
+        let sessions = Sessions {
+            timeouts,
+            ..Sessions::default()
+        };
+        Self::all(kind, members, pair, &Terms::default(), sessions)
+    }
+
+    pub(super) fn on(kind: Kind, members: &[Script], terms: &Terms) -> Self {
+        let pair = Pair::new(&["mx.example"]);
+        Self::all(kind, members, pair, terms, Sessions::default())
+    }
+
+    pub(super) fn guarded(kind: Kind, members: &[Script], terms: &Terms, policy: Policy) -> Self {
+        let lab = Self::on(kind, members, terms);
+        let service = lab.services.find(lab.address).unwrap();
+        lab.services.replace([Arc::new(Service {
+            policies: vec![Arc::new(policy)],
+            name: service.name.clone(),
+            at: service.at.clone(),
+            client_tls: service.client_tls.clone(),
+            pool: service.pool.clone(),
+            terms: service.terms.clone(),
+            source: service.source.clone(),
+            crowd: service.crowd.clone(),
+            ..*service
+        })]);
+        lab
+    }
+
+    pub(super) fn all(
+        kind: Kind,
+        members: &[Script],
+        pair: Pair,
+        terms: &Terms,
+        sessions: Sessions,
+    ) -> Self {
         let (log, seen) = mpsc::channel();
         let members = members.iter().enumerate().map(|(id, script)| {
             let address = serve(*script, log.clone());
@@ -98,13 +134,18 @@ impl Lab {
             client_tls: client_tls.clone(),
             pool: pool.clone(),
             cell,
+            terms: terms.clone(),
+            sessions,
+            source: Source::Own,
+            crowd: Arc::default(),
+            policies: Vec::new(),
         };
         let ends = Ends::default();
         let services = Arc::new(Services::new(
             [address].into_iter().chain(v6).map(service).map(Arc::new),
         ));
         let log = Arc::new(ends.clone());
-        let proxy = Proxy::start_with(services.clone(), listeners, log, timeouts).unwrap();
+        let proxy = Proxy::start(services.clone(), listeners, log).unwrap();
         let proxy = Some(proxy);
         Self {
             proxy,

@@ -112,6 +112,7 @@ impl Session {
         self.member = Member::Ready;
         self.refusal = None;
         if relay {
+            self.greeted = true;
             self.pass(reply);
         }
         self.rest(now);

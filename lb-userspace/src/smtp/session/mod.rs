@@ -117,6 +117,8 @@ pub struct Session {
     data_refused: bool,
     /// DATA was refused, and no line came since.
     behind_refusal: bool,
+    /// The greeting was queued, and nobody has looked who did not wait for it.
+    greeted: bool,
     client_eof: bool,
     draining: bool,
     hello: Option<Hello>,
@@ -231,6 +233,7 @@ impl Session {
             backlog: false,
             data_refused: false,
             behind_refusal: false,
+            greeted: false,
             client_eof: false,
             draining: false,
             hello: None,
@@ -282,6 +285,17 @@ impl Session {
     /// A peer that was slow to take our bytes has taken them: the others' wait begins now.
     pub fn unblocked(&mut self, now: Instant) {
         self.rest(now);
+    }
+
+    /// Was the greeting just queued? The shell may look for bytes of the client before it sends it.
+    pub fn is_greeted(&mut self) -> bool {
+        std::mem::take(&mut self.greeted)
+    }
+
+    /// The client did not wait for its greeting, and shall not have it.
+    pub fn refuse_early_talker(&mut self) {
+        self.to_client.clear();
+        self.close_now(Some(EARLY), End::Pregreet);
     }
 
     /// The daemon stops: the session ends as soon as no message is in the way.
@@ -440,7 +454,9 @@ impl Session {
 }
 
 /// The daemon stops.
-const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
+pub const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
+/// The client did not wait for the greeting (RFC 5321 §4.3.1).
+pub const EARLY: Local = Local::new(554, "5.5.1", "Protocol error: talked before the greeting");
 /// The member did not answer in time.
 const MEMBER_LATE: Local = Local::new(421, "4.4.2", "Mail server did not answer in time");
 /// The client did not go on in time.
