@@ -1,5 +1,6 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod client_address;
 mod differential;
 mod flow_log;
 mod hostile;

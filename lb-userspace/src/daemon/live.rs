@@ -227,7 +227,7 @@ pub(super) fn services(
 fn source(generation: &Generation, terms: &Terms, sources: &Sources) -> Source {
     match &terms.snat {
         Snat::Automap => Source::Own,
-        Snat::None => Source::Client,
+        Snat::None => sources.clients(),
         Snat::Pool(name) => Source::Pool(sources.pool(&generation.snat_pools[name].addresses)),
     }
 }

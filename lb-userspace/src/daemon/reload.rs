@@ -212,7 +212,10 @@ impl Daemon {
         let targets = live::targets(&old.generation, &old.pools, |_| true);
         self.watches.set(targets);
         let lingering = self.lingering_addresses();
-        let pruned = self.addresses.prune(&old.generation, &lingering).await;
+        let pruned = self
+            .addresses
+            .prune(&old.generation, &lingering, &old.sources.reached())
+            .await;
         let mut plane = self.shared.plane();
         let attached = match needs_packets(&old.generation) {
             true => plane.attach(&old.generation),
@@ -285,7 +288,7 @@ impl Daemon {
 
     /// Removes what an earlier generation needed, once no connection needs it any more.
     pub(super) async fn let_go(&mut self) {
-        if self.former.is_empty() {
+        if self.former.is_empty() && self.pruned {
             return;
         }
         let before = self.lingering_addresses().len();
@@ -297,8 +300,13 @@ impl Daemon {
             .retain(|address| used.contains(address) || sessions.contains(address));
         let lingering = self.lingering_addresses();
         if before != lingering.len() || !self.pruned {
-            let pruned = self.addresses.prune(&running.generation, &lingering).await;
-            self.pruned = pruned.is_ok();
+            let reached = running.sources.reached();
+            let pruned = self
+                .addresses
+                .prune(&running.generation, &lingering, &reached)
+                .await;
+            // Ways back that sessions still need are looked at again.
+            self.pruned = matches!(pruned, Ok(true));
             if let Err(error) = pruned {
                 log::error!("cannot remove virtual addresses: {error:#}");
             }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,7 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
-use super::{links::LOOPBACK, routes};
+use super::{links::LOOPBACK, replies, routes};
 use crate::model::{Forward, Generation};
 
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
@@ -56,7 +56,8 @@ impl Addresses {
     }
 
     /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface,
-    /// every address of its SNAT pools on the first server interface, and every prefix local by a route.
+    /// every address of its SNAT pools on the first server interface, and every prefix local by a route. Replies of
+    /// members to clients' addresses are brought to this box where sessions keep them.
     /// Others of ours stay until [`Self::prune`].
     ///
     /// # Errors
@@ -68,7 +69,9 @@ impl Addresses {
         alone(generation, &wanted, &present)?;
         let own = present.iter().filter(|message| !is_ours(message));
         let own: Vec<_> = own.filter_map(address_of).collect();
-        routes::add_all(&self.handle, generation, &own, self.index(LOOPBACK).await?).await?;
+        let loopback = self.index(LOOPBACK).await?;
+        routes::add_all(&self.handle, generation, &own, loopback).await?;
+        replies::add_all(&self.handle, generation, loopback).await?;
         for (address, index) in wanted {
             let local = present.iter().any(|message| {
                 address_of(message) == Some(address)
@@ -83,14 +86,22 @@ impl Addresses {
         Ok(())
     }
 
-    /// Removes addresses of ours that a generation does not have, save those that `lingering` connections use.
+    /// Removes addresses of ours that a generation does not have, save those that `lingering` connections use,
+    /// and the ways back of replies, save those of members that are `reached` from clients' addresses; false when some
+    /// of these stay for that reason alone.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub async fn prune(&mut self, generation: &Generation, lingering: &[IpAddr]) -> Result<()> {
+    pub async fn prune(
+        &mut self,
+        generation: &Generation,
+        lingering: &[IpAddr],
+        reached: &[SocketAddr],
+    ) -> Result<bool> {
         let wanted = self.wanted(generation).await?;
         routes::prune(&self.handle, generation, lingering).await?;
+        let complete = replies::prune(&self.handle, generation, reached).await?;
         for message in self.list().await? {
             let Some(address) = address_of(&message).filter(|_| is_ours(&message)) else {
                 continue;
@@ -101,7 +112,7 @@ impl Addresses {
                 self.handle.address().del(message).execute().await?;
             }
         }
-        Ok(())
+        Ok(complete)
     }
 
     /// The virtual addresses and those of SNAT pools, and the index of the interface where each lives.
@@ -139,6 +150,7 @@ impl Addresses {
     ///
     /// When the kernel refuses.
     pub async fn remove(&mut self) -> Result<()> {
+        replies::remove(&self.handle).await?;
         routes::remove(&self.handle).await?;
         for message in self.list().await? {
             if is_ours(&message) {

@@ -14,6 +14,7 @@ mod pairs;
 mod policies;
 mod ports;
 mod probe;
+mod replies;
 mod reset;
 mod routes;
 mod services;

@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -23,7 +23,7 @@ pub enum Source {
     /// One of these, in turn.
     Pool(Arc<SourcePool>),
     /// The client's; replies have to find back to this box.
-    Client,
+    Client(Arc<Reached>),
 }
 
 /// Addresses of a SNAT pool.
@@ -35,23 +35,33 @@ pub struct SourcePool {
 
 /// One address, and how many connections use it.
 #[derive(Debug)]
-struct SourceAddress {
+pub(super) struct SourceAddress {
     address: IpAddr,
     used: AtomicUsize,
 }
 
 /// The addresses of all SNAT pools that ever served: connections keep the one they have through every reload.
 #[derive(Debug, Default)]
-pub struct Sources(Mutex<HashMap<IpAddr, Arc<SourceAddress>>>);
+pub struct Sources {
+    known: Mutex<HashMap<IpAddr, Arc<SourceAddress>>>,
+    reached: Arc<Reached>,
+}
+
+/// How many connections from clients' addresses each member has.
+#[derive(Debug, Default)]
+pub struct Reached(Mutex<HashMap<SocketAddr, usize>>);
 
 /// A connection's use of an address, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Use(Arc<SourceAddress>);
+pub(super) enum Use {
+    Pool(Arc<SourceAddress>),
+    Client(Arc<Reached>, SocketAddr),
+}
 
 impl Sources {
     /// A pool of these addresses; one that another pool has is the same.
     pub fn pool(&self, addresses: &[IpAddr]) -> Arc<SourcePool> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, source| source.used.load(Relaxed) > 0 || Arc::strong_count(source) > 1);
         let addresses = addresses.iter().map(|&address| {
             let new = || {
@@ -66,11 +76,27 @@ impl Sources {
         })
     }
 
+    /// The clients' own addresses.
+    pub fn clients(&self) -> Source {
+        Source::Client(self.reached.clone())
+    }
+
+    /// Members that have connections from clients' addresses.
+    pub fn reached(&self) -> Vec<SocketAddr> {
+        self.reached.count().keys().copied().collect()
+    }
+
     /// Addresses that connections use.
     pub fn in_use(&self) -> Vec<IpAddr> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let used = known.values().filter(|it| it.used.load(Relaxed) > 0);
         used.map(|source| source.address).collect()
+    }
+}
+
+impl Reached {
+    fn count(&self) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,7 +117,18 @@ impl SourcePool {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Relaxed);
+        match self {
+            Self::Pool(source) => _ = source.used.fetch_sub(1, Relaxed),
+            Self::Client(reached, member) => {
+                let mut count = reached.count();
+                if let Some(there) = count.get_mut(member) {
+                    *there -= 1;
+                    if *there == 0 {
+                        count.remove(member);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -106,19 +143,21 @@ pub(super) async fn connect(
 ) -> io::Result<(TcpStream, Option<Use>)> {
     match source {
         Source::Own => Ok((TcpStream::connect(member).await?, None)),
-        Source::Client => {
+        Source::Client(reached) => {
+            *reached.count().entry(member).or_default() += 1;
+            let used = Use::Client(reached.clone(), member);
             let socket = socket(member)?;
             match member.is_ipv4() {
                 true => socket.set_ip_transparent_v4(true)?,
                 false => socket.set_ip_transparent_v6(true)?,
             }
-            Ok((bound(socket, client, member).await?, None))
+            Ok((bound(socket, client, member).await?, Some(used)))
         }
         Source::Pool(pool) => {
             let mut last = io::ErrorKind::AddrNotAvailable.into();
             for address in pool.in_turn(member.is_ipv4()) {
                 address.used.fetch_add(1, Relaxed);
-                let used = Use(address.clone());
+                let used = Use::Pool(address.clone());
                 match bound(socket(member)?, address.address, member).await {
                     Ok(tcp) => return Ok((tcp, Some(used))),
                     // No port is free, or the address has gone: the next one has ports of its own.

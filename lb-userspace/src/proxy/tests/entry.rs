@@ -3,7 +3,6 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -398,7 +397,11 @@ fn a_silent_client_waits_no_longer_than_it_must() {
 
 /// A member that keeps its own greeting back.
 fn slow(member: &mut Member) {
-    thread::sleep(Duration::from_millis(300));
+    let keep = Duration::from_millis(300);
+    member.stream.set_read_timeout(Some(keep)).unwrap();
+    // Nobody talks to it meanwhile.
+    assert!(member.stream.read(&mut [0]).is_err());
+    member.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     good(member);
 }
 
