@@ -4,3 +4,4 @@ mod dialogue;
 mod entry;
 mod hostile;
 mod peers;
+mod pressure;
