@@ -2,6 +2,7 @@
 
 mod client_address;
 mod differential;
+mod endings;
 mod flow_log;
 mod hostile;
 mod icmp;
