@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod demo;
 pub mod echo;
 pub mod flood;
+pub mod fuzz;
 pub mod haproxy;
 pub mod lab;
 pub mod mail;

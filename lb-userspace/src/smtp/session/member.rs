@@ -168,7 +168,7 @@ impl Session {
             Verb::Rcpt if done => self.facts.recipients += 1,
             Verb::Rset => {
                 self.transaction = false;
-                self.chunked = false;
+                self.chunked = self.awaits_chunk();
             }
             Verb::Quit => self.close_now(None, End::Quit),
             _ => {}
@@ -219,11 +219,17 @@ impl Session {
         }
         self.pass(reply);
         self.transaction = false;
-        self.chunked = false;
+        self.chunked = self.awaits_chunk();
         if reply.is_positive() {
             self.facts.messages += 1;
             self.budget.delivered();
         }
+    }
+
+    /// Was BDAT sent behind what is answered now? It begins a message that is not over.
+    fn awaits_chunk(&self) -> bool {
+        let mut asked = self.queue.iter();
+        asked.any(|pending| matches!(pending, Pending::Member(Expect::Chunk { .. })))
     }
 
     /// The member's own words.

@@ -39,6 +39,21 @@ fn smuggled_ends_of_data_are_refused_and_no_member_accepts_them() {
     }
 }
 
+/// Found by `smtp_client`: what is answered is older than the chunk behind it.
+#[test]
+fn a_chunk_behind_what_ends_another_message_is_broken_off() {
+    for before in ["RSET\r\n", "BDAT 0 LAST\r\n"] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        lab.sends(format!("{before}BDAT 3\r\nabc"));
+        lab.says("250 ok\r\n250 ok\r\n");
+        lab.session.client_closed(lab.now);
+        lab.offer();
+        assert_eq!(lab.end, Some(End::ClientClosed));
+        assert!(lab.aborted, "{before:?}");
+    }
+}
+
 #[test]
 fn content_behind_a_refused_data_is_no_command() {
     let mut lab = Lab::greeted(ClientSecurity::None);
