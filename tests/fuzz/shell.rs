@@ -1,6 +1,6 @@
 //! The machine of a session in a shell of memory: bytes of a client in pieces, and a member that answers.
 
-use std::time::Instant;
+use std::{fmt, time::Instant};
 
 use lb_userspace::smtp::{
     end::End,
@@ -17,7 +17,7 @@ pub(crate) trait Member {
 }
 
 /// What came of a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// All that the client was sent.
     pub(crate) to_client: Vec<u8>,
@@ -28,6 +28,18 @@ pub(crate) struct Outcome {
     pub(crate) aborted: bool,
     /// Most bytes that waited in the machine for anybody.
     pub(crate) most: usize,
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outcome")
+            .field("to_client", &String::from_utf8_lossy(&self.to_client))
+            .field("to_member", &String::from_utf8_lossy(&self.to_member))
+            .field("end", &self.end)
+            .field("facts", &self.facts)
+            .field("aborted", &self.aborted)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Plays a whole session: the pieces one after the other, then the end of the client's stream.

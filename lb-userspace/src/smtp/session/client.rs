@@ -118,6 +118,8 @@ impl Session {
     /// What the client sends next is content that nobody wants.
     pub fn content_follows(&mut self) {
         if matches!(self.client, Client::Command) {
+            // Lines behind it are commands again.
+            self.behind_refusal = false;
             self.client = Client::Discard(Body::default(), None);
         }
     }
