@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod certs;
 pub mod client;
+pub mod crowd;
 pub mod daemon;
 pub mod demo;
 pub mod echo;
