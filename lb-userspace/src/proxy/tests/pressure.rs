@@ -14,7 +14,7 @@ use super::peers::{Client, Kind, Lab, Member, PATIENCE, until};
 /// Most that one session may hold, in bytes: what was read at once, and the queues of both directions.
 const HELD: u64 = 256 * 1024;
 /// Nothing has moved for so long: nothing will.
-const STILL: Duration = Duration::from_millis(500);
+const STILL: Duration = Duration::from_millis(300);
 
 /// Bytes in the send and receive queues of every established socket with one of these ports.
 fn queued(ports: [u16; 2]) -> u64 {
@@ -28,6 +28,13 @@ fn queued(ports: [u16; 2]) -> u64 {
         (ours && words[3] == "01").then(|| hex(sent) + hex(received))
     });
     sums.sum()
+}
+
+/// Small queues at this end: what the kernel takes would only take time.
+fn narrow(stream: &std::net::TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.set_send_buffer_size(16 * 1024).unwrap();
 }
 
 /// Writes the same bytes over and over until nothing is taken any more; how many were.
@@ -46,8 +53,9 @@ fn push(client: &mut Client<std::net::TcpStream>, bytes: &[u8]) -> u64 {
     written
 }
 
-/// The port that a member sees, told when its connection begins.
+/// Makes a member's queues small and says which port it sees.
 fn tell_port(member: &mut Member) {
+    narrow(&member.stream);
     let port = member.stream.peer_addr().unwrap().port();
     let _ = member.log.send(port.to_be_bytes().to_vec());
 }
@@ -75,12 +83,16 @@ fn stops_reading(member: &mut Member) {
 fn a_member_that_stops_reading_stops_the_client() {
     let lab = Lab::new(Kind::Plain, &[stops_reading]);
     let mut client = lab.connect();
+    narrow(&client.stream);
     client.reply();
     client.expect("MAIL FROM:<a@b>", "250 ");
     client.expect("RCPT TO:<c@d>", "250 ");
     client.expect("DATA", "354 ");
     let ports = ports(&lab, &client);
-    let written = push(&mut client, &[[b'x'; 62].as_slice(), b"\r\n"].concat());
+    let written = push(
+        &mut client,
+        &[[b'x'; 62].as_slice(), b"\r\n"].concat().repeat(256),
+    );
     let held = written.checked_sub(queued(ports)).unwrap();
     assert!(held < HELD, "{held} of {written} bytes are held");
     assert!(
@@ -115,9 +127,10 @@ fn talks_on(member: &mut Member) {
 fn a_client_that_stops_reading_stops_the_member() {
     let lab = Lab::new(Kind::Plain, &[talks_on]);
     let mut client = lab.connect();
+    narrow(&client.stream);
     client.reply();
     let ports = ports(&lab, &client);
-    let asked = push(&mut client, b"RCPT TO:<a@b>\r\n");
+    let asked = push(&mut client, &b"RCPT TO:<a@b>\r\n".repeat(256));
     let moved = asked + TALKED.load(Relaxed) - HEARD.load(Relaxed);
     let held = moved.checked_sub(queued(ports)).unwrap();
     assert!(held < HELD, "{held} of {moved} bytes are held");
