@@ -8,6 +8,7 @@ mod ending;
 mod firewall;
 mod flow_log;
 mod live;
+mod machine;
 mod orders;
 mod privilege;
 mod reload;
@@ -28,7 +29,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::stats::TrafficCell;
-use rustix::thread::sched_getaffinity;
 use tokio::{
     net::UnixListener,
     sync::mpsc,
@@ -38,6 +38,7 @@ use tokio::{
 pub use self::live::{certificate_warnings, load_certificates};
 use self::{
     flow_log::FlowLog,
+    machine::{cpus, is_alive},
     orders::Order,
     roster::Roster,
     running::{Running, Shared, lock},
@@ -591,19 +592,4 @@ fn needs_packets(generation: &Generation) -> bool {
                     .virtual_servers
                     .iter()
                     .any(|server| guarded(&server.guard))))
-}
-
-fn cpus() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(None) else {
-        return vec![0];
-    };
-    let most = lb_common::layout::MAX_WORKERS as usize;
-    (0..rustix::thread::CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .take(most)
-        .collect()
-}
-
-fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "smtplb")
 }
