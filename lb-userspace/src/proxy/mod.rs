@@ -42,7 +42,7 @@ pub use self::{
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
     source::{Source, SourcePool, Sources},
-    worker::{DrainReport, Proxy},
+    worker::{Cutter, DrainReport, Proxy},
 };
 use crate::{
     model::{Name, Places, Policy, Sessions, StartTls, Terms},

@@ -159,6 +159,7 @@ fn policies_judge_the_client_of_a_header() {
         name: name.into(),
         enabled: true,
         source: vec![Range::prefix(prefix.parse().unwrap(), 24)].into(),
+        source_file: None,
         vlans: Vec::new(),
         interfaces: Vec::new(),
         schedule: None,
