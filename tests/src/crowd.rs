@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Resource, getrlimit};
 
 use crate::{
     client::{Mode, Options, Session},
@@ -42,14 +43,25 @@ pub struct Crowd {
 const THREADS: usize = 8;
 /// Room that memory may take beyond what it was when the first messages had passed, in KiB.
 const SLACK: u64 = 8 * 1024;
+/// Open files beside those of the idle sessions.
+const FILES_BESIDE: u64 = 4096;
 
 /// Holds the idle ones while the others come and go.
 ///
 /// # Errors
 /// Says what was lost, or how memory grew.
-pub fn endure(crowd: Crowd) -> Result<()> {
-    // Sinks inherit it, as the daemon does.
+pub fn endure(mut crowd: Crowd) -> Result<()> {
+    // Sinks inherit it, as the daemon does, which needs two for each session.
     echo::raise_open_files()?;
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = usize::try_from(files.saturating_sub(FILES_BESIDE) / 2)?;
+    if most < crowd.idle {
+        println!(
+            "{files} open files are allowed: {most} idle sessions in place of {}",
+            crowd.idle
+        );
+        crowd.idle = most;
+    }
     Lab::run(Plan::TWO_ARM, |lab| {
         let site = Site::start(lab, Mta::Sink)?;
         let daemon = Daemon::start(lab, config(lab, &site).text())?;

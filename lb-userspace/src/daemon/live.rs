@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{roster::Roster, running::Running};
+use super::{privilege, roster::Roster, running::Running};
 use crate::{
     dataplane::{KernelPlane, Numbers},
     failure::{Exit, Failure, OrExit},
@@ -178,6 +178,11 @@ pub(super) fn services(
     old: Option<&Running>,
 ) -> Result<Vec<Arc<Service>>, Failure> {
     let mut services = Vec::new();
+    let mut servers = generation.virtual_servers.iter();
+    let sessions = match servers.any(|server| matches!(server.forward, Forward::Proxy { .. })) {
+        true => privilege::fit(generation.session),
+        false => generation.session,
+    };
     for server in &generation.virtual_servers {
         let Forward::Proxy { client_tls, terms } = &server.forward else {
             continue;
@@ -194,7 +199,7 @@ pub(super) fn services(
                 if before.name == server.name
                     && before.at == server.at
                     && before.terms == *terms
-                    && before.sessions == generation.session
+                    && before.sessions == sessions
                     && before.policies == policies
                     && old
                         .is_some_and(|old| old.generation.snat_pools == generation.snat_pools)
@@ -204,7 +209,7 @@ pub(super) fn services(
             }
             before => Arc::new(Service {
                 terms: terms.clone(),
-                sessions: generation.session,
+                sessions,
                 source: source(generation, terms, sources),
                 crowd: known.map(|known| known.crowd.clone()).unwrap_or_default(),
                 policies,
