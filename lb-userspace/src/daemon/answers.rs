@@ -470,7 +470,7 @@ pub(super) fn forward_word(forward: &Forward) -> &'static str {
 }
 
 fn tls_word(forward: &Forward) -> Option<&'static str> {
-    let Forward::Proxy { client_tls } = forward else {
+    let Forward::Proxy { client_tls, .. } = forward else {
         return None;
     };
     Some(match client_tls {

@@ -6,6 +6,7 @@ pub mod compile;
 pub mod diff;
 pub mod policy;
 pub mod show;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,10 @@ use std::{
 };
 
 use self::policy::Range;
-pub use self::policy::{Guard, Policy, Rule};
+pub use self::{
+    policy::{Guard, Policy, Rule},
+    tls::{ClientTerms, ClientTls, Pin, ServerTerms, ServerTls, StartTls, Verify},
+};
 
 /// The name of a configured object, unique within its kind.
 pub type Name = Arc<str>;
@@ -268,6 +272,10 @@ pub enum Forward {
     Proxy {
         /// TLS towards the client.
         client_tls: ClientTls,
+        /// TLS towards the members.
+        server_tls: ServerTls,
+        /// Members that offer XCLIENT are told by it who the client is.
+        xclient: bool,
     },
 }
 
@@ -280,34 +288,6 @@ pub enum Snat {
     Automap,
     /// An address of a SNAT pool, in turn.
     Pool(Name),
-}
-
-/// `virtual_server.client_tls`, with the certificates it needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientTls {
-    /// Plain SMTP.
-    None,
-    /// TLS from the first byte.
-    Implicit {
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-    /// STARTTLS (RFC 3207).
-    StartTls {
-        /// May clients stay in plaintext?
-        policy: StartTls,
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-}
-
-/// `virtual_server.starttls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartTls {
-    /// Mail commands before TLS get 530 5.7.0.
-    Require,
-    /// Clients may stay in plaintext.
-    Allow,
 }
 
 /// `[certificate.NAME]`.

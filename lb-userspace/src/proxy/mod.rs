@@ -37,7 +37,11 @@ pub use self::{
 use crate::{
     model::{Name, Places, StartTls},
     pool::LivePool,
-    smtp::session::ClientSecurity,
+    smtp::{
+        approach::Plan,
+        session::{ClientSecurity, Terms},
+    },
+    tls::MemberTls,
 };
 
 /// A virtual server of the proxy plane.
@@ -49,6 +53,10 @@ pub struct Service {
     pub at: Places,
     /// TLS towards its clients.
     pub client_tls: Security,
+    /// TLS towards its members.
+    pub server_tls: MemberSecurity,
+    /// Are members told by XCLIENT who the client is?
+    pub xclient: bool,
     /// Who serves it.
     pub pool: Arc<LivePool>,
     /// Its counters.
@@ -69,6 +77,17 @@ pub enum Security {
         /// The terms.
         config: Arc<rustls::ServerConfig>,
     },
+}
+
+/// TLS towards members, with what it takes.
+#[derive(Debug, Clone)]
+pub enum MemberSecurity {
+    /// Plain SMTP.
+    None,
+    /// TLS from the first byte.
+    Implicit(Arc<MemberTls>),
+    /// RFC 3207.
+    StartTls(Arc<MemberTls>),
 }
 
 /// The virtual servers that are served now, found by the address that a client connected to.
@@ -121,6 +140,25 @@ impl Services {
             .get(&local)
             .or_else(|| prefixes.find(|service| service.at.serves(local)))
             .cloned()
+    }
+}
+
+impl Service {
+    /// What the dialogue with a client and its members has to heed.
+    fn terms(&self, client: SocketAddr) -> Terms {
+        Terms {
+            client: self.client_tls.for_dialogue(),
+            plan: Plan {
+                starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
+                xclient: self.xclient.then_some(client),
+            },
+            member_verified: match &self.server_tls {
+                MemberSecurity::None => false,
+                MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {
+                    tls.verifies_name()
+                }
+            },
+        }
     }
 }
 

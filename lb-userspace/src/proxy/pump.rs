@@ -24,6 +24,7 @@ use super::{
     upstream::Upstream,
 };
 use crate::smtp::{
+    approach::Fault,
     end::End,
     session::{Action, Session},
     timeouts::Timeouts,
@@ -58,6 +59,8 @@ pub(super) struct Pump {
     backlog_at: usize,
     client_ended: bool,
     unflushed: bool,
+    /// TLS towards the member holds what its socket did not take.
+    member_unflushed: bool,
     /// Since when a peer does not take what we have for it.
     blocked: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -85,6 +88,8 @@ impl Moved {
 pub(super) enum Turn {
     Connect,
     StartTls,
+    SecureMember,
+    Complain(Fault),
     Close(End),
 }
 
@@ -107,6 +112,7 @@ impl Pump {
             backlog_at: 0,
             client_ended: false,
             unflushed: false,
+            member_unflushed: false,
             blocked: None,
             timer: Box::pin(sleep_until(armed.into())),
             armed,
@@ -144,6 +150,8 @@ impl Pump {
                 match action {
                     Action::Connect => return Poll::Ready(Turn::Connect),
                     Action::StartTls => return Poll::Ready(Turn::StartTls),
+                    Action::SecureMember => return Poll::Ready(Turn::SecureMember),
+                    Action::Complain(fault) => return Poll::Ready(Turn::Complain(fault)),
                     Action::AbortMember => self.abort_member(),
                     Action::Close(end) => return Poll::Ready(Turn::Close(end)),
                 }
@@ -163,7 +171,8 @@ impl Pump {
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.session.to_member().is_empty() || self.session.to_client().len() > MAX_UNREAD {
+        let congested = !self.session.to_member().is_empty() || self.member_unflushed;
+        if congested || self.session.to_client().len() > MAX_UNREAD {
             return false;
         }
         if self.backlog_at < self.backlog.len() {
@@ -222,7 +231,8 @@ impl Pump {
             used += taken.consumed;
             self.pass(cx, verbatim);
             self.look_behind_refusal();
-            if taken.consumed == 0 || !self.session.to_member().is_empty() {
+            if taken.consumed == 0 || !self.session.to_member().is_empty() || self.member_unflushed
+            {
                 break;
             }
         }
@@ -239,8 +249,9 @@ impl Pump {
             };
             let queue = self.session.to_member();
             let parts = [IoSlice::new(queue), IoSlice::new(&verbatim[sent..])];
-            match Pin::new(&mut member.tcp).poll_write_vectored(cx, &parts) {
+            match Pin::new(member).poll_write_vectored(cx, &parts) {
                 Poll::Ready(Ok(count)) => {
+                    self.member_unflushed = true;
                     let queued = count.min(queue.len());
                     queue.drain(..queued);
                     sent += count - queued;
@@ -264,9 +275,10 @@ impl Pump {
                 break;
             };
             let queue = self.session.to_member();
-            match Pin::new(&mut member.tcp).poll_write(cx, queue) {
+            match Pin::new(member).poll_write(cx, queue) {
                 Poll::Ready(Ok(count)) => {
                     take_front(queue, count);
+                    self.member_unflushed = true;
                     self.moved.to_member += count as u64;
                     (moved, self.blocked) = (true, None);
                 }
@@ -275,6 +287,20 @@ impl Pump {
                     return true;
                 }
                 Poll::Pending => break,
+            }
+        }
+        if self.member_unflushed {
+            let flushed = match &mut self.member {
+                Some(member) => Pin::new(member).poll_flush(cx),
+                None => Poll::Ready(Ok(())),
+            };
+            match flushed {
+                Poll::Ready(Ok(())) => self.member_unflushed = false,
+                Poll::Ready(Err(_)) => {
+                    self.lose_member();
+                    return true;
+                }
+                Poll::Pending => {}
             }
         }
         moved
@@ -314,7 +340,7 @@ impl Pump {
                 return false;
             };
             let mut buffer = ReadBuf::new(&mut scratch[..MEMBER_READ]);
-            match Pin::new(&mut member.tcp).poll_read(cx, &mut buffer) {
+            match Pin::new(member).poll_read(cx, &mut buffer) {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.session.handle_member(buffer.filled(), Instant::now());
@@ -340,6 +366,7 @@ impl Pump {
     /// Lets the member go in order.
     pub(super) fn release_member(&mut self) {
         self.count();
+        self.member_unflushed = false;
         if let Some(member) = self.member.take() {
             member.close();
         }
@@ -348,6 +375,7 @@ impl Pump {
     fn abort_member(&mut self) {
         self.count();
         self.member = None;
+        self.member_unflushed = false;
         // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();
     }
@@ -367,7 +395,7 @@ impl Pump {
 
     fn note_blockage(&mut self) {
         let blocked = !self.session.to_member().is_empty() || !self.session.to_client().is_empty();
-        if blocked || self.unflushed {
+        if blocked || self.unflushed || self.member_unflushed {
             self.blocked.get_or_insert_with(Instant::now);
         } else if self.blocked.take().is_some() {
             self.session.unblocked(Instant::now());
@@ -395,7 +423,7 @@ impl Pump {
             }
             match self.blocked.take() {
                 None => self.session.handle_timeout(now),
-                Some(_) if !self.session.to_member().is_empty() => {
+                Some(_) if !self.session.to_member().is_empty() || self.member_unflushed => {
                     self.abort_member();
                     self.session.member_stuck();
                 }

@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    Security, Service,
+    MemberSecurity, Security, Service,
     client::{ClientStream, Waiting},
     events::Events,
     live::{Live, Present},
@@ -68,9 +68,9 @@ pub(super) async fn serve(
         }
         serving.tls = client.tls();
     }
-    let security = serving.service.client_tls.for_dialogue();
+    let terms = serving.service.terms(peer);
     let timeouts = serving.context.timeouts;
-    let session = Session::new(security, timeouts, Instant::now());
+    let session = Session::new(terms, timeouts, Instant::now());
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;
     let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
@@ -113,6 +113,8 @@ impl Serving {
             match turn {
                 // Boxed: an idle session need not hold the room for what it did at its start.
                 Turn::Connect => Box::pin(self.connect(pump, &mut tried)).await,
+                Turn::SecureMember => Box::pin(self.secure_member(pump)).await,
+                Turn::Complain(fault) => self.complain(pump, &fault),
                 Turn::StartTls => {
                     Box::pin(self.start_tls(pump)).await;
                     // Another member may be asked for now, and any may serve.
@@ -129,10 +131,12 @@ impl Serving {
         }
         pump.release_member();
         self.present.entry.set_phase(Phase::Connect);
-        let limit = self.context.timeouts.connect;
         let before = tried.len();
         let pool = &self.service.pool;
-        let connected = Upstream::connect(pool, tried, limit, &self.context.events).await;
+        let Context {
+            events, timeouts, ..
+        } = &*self.context;
+        let connected = Upstream::connect(pool, &self.service, tried, timeouts, events).await;
         let unreachable = tried.len() - before > usize::from(connected.is_some());
         if unreachable || (connected.is_none() && tried.len() < pool.members().len()) {
             pump.session.member_missed();
@@ -144,8 +148,33 @@ impl Serving {
         let member = upstream.lease.member();
         self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
+        let own = upstream.own();
         pump.member = Some(upstream);
-        pump.session.member_connected(Instant::now());
+        pump.session.member_connected(own, Instant::now());
+    }
+
+    async fn secure_member(&mut self, pump: &mut Pump) {
+        let limit = self.context.timeouts.member_handshake;
+        let (Some(member), MemberSecurity::StartTls(tls)) =
+            (&mut pump.member, &self.service.server_tls)
+        else {
+            return pump.session.member_insecure();
+        };
+        self.present.entry.set_phase(Phase::Handshake);
+        match member.secure(tls, limit).await {
+            Ok(()) => pump.session.member_secured(Instant::now()),
+            Err(error) => {
+                self.complain(pump, &error);
+                pump.session.member_insecure();
+            }
+        }
+    }
+
+    fn complain(&self, pump: &Pump, why: &dyn std::fmt::Display) {
+        if let Some(member) = &pump.member {
+            let member = member.lease.member();
+            self.context.events.member_is_unfit(member, why);
+        }
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {

@@ -2,4 +2,5 @@
 
 mod dialogue;
 mod hostile;
+mod members;
 mod peers;

@@ -1,56 +1,176 @@
-//! The member's end.
+//! The member's end: plain or TLS, behind one face.
 
-use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::events::Events;
-use crate::pool::{Lease, LivePool};
+use super::{MemberSecurity, Service, events::Events};
+use crate::{
+    pool::{Lease, LivePool},
+    smtp::timeouts::Timeouts,
+    tls::MemberTls,
+};
 
 /// A connection to a member, and the place at it. Dropped, it is reset: whatever a member has seen
 /// of a message then, it cannot take its end for the end of data.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) tcp: TcpStream,
+    stream: Stream,
     pub(super) lease: Lease,
     orderly: bool,
 }
 
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The handshake failed.
+    Gone,
+}
+
 impl Upstream {
-    /// Connects the best member that was not tried yet, and else the next.
+    /// Connects the best member that was not tried yet, and else the next; with implicit TLS, one that proves who it is.
     pub(super) async fn connect(
         pool: &LivePool,
+        service: &Service,
         tried: &mut Vec<u16>,
-        limit: Duration,
+        timeouts: &Timeouts,
         events: &Events,
     ) -> Option<Self> {
         while let Some(lease) = pool.select(tried) {
             tried.push(lease.member().id);
-            match open(lease.member().address, limit).await {
-                Some(tcp) => {
-                    return Some(Self {
-                        tcp,
-                        lease,
-                        orderly: false,
-                    });
-                }
-                None => events.member_connect_failed.fetch_add(1, Relaxed),
+            let Some(tcp) = open(lease.member().address, timeouts.connect).await else {
+                events.member_connect_failed.fetch_add(1, Relaxed);
+                continue;
             };
+            let mut upstream = Self {
+                stream: Stream::Plain(tcp),
+                lease,
+                orderly: false,
+            };
+            if let MemberSecurity::Implicit(tls) = &service.server_tls
+                && let Err(error) = upstream.secure(tls, timeouts.member_handshake).await
+            {
+                events.member_is_unfit(upstream.lease.member(), &error);
+                continue;
+            }
+            return Some(upstream);
         }
         None
+    }
+
+    /// Shakes hands; on failure nothing is left but to drop it.
+    pub(super) async fn secure(&mut self, tls: &MemberTls, limit: Duration) -> io::Result<()> {
+        let Stream::Plain(tcp) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let name = tls.name_of(self.lease.member().address.ip());
+        let handshake = TlsConnector::from(tls.config.clone()).connect(name, tcp);
+        let stream = timeout(limit, handshake).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no TLS within {limit:?}"))
+        })??;
+        self.stream = Stream::Tls(Box::new(stream));
+        Ok(())
     }
 
     /// Closes in order.
     pub(super) fn close(mut self) {
         self.orderly = true;
+        if let Stream::Tls(stream) = &mut self.stream {
+            // A goodbye that does not go out at once is not worth waiting for.
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(stream).poll_shutdown(&mut cx);
+        }
+    }
+
+    /// The box's address towards the member.
+    pub(super) fn own(&self) -> IpAddr {
+        let own = self.tcp().and_then(|tcp| tcp.local_addr().ok());
+        own.map_or(Ipv4Addr::UNSPECIFIED.into(), |own| own.ip())
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(tcp) => Some(tcp),
+            Stream::Tls(stream) => Some(stream.get_ref().0),
+            Stream::Gone => None,
+        }
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        if !self.orderly {
+        if let (false, Some(tcp)) = (self.orderly, self.tcp()) {
             // A stream that is gone already needs no reset.
-            let _ = self.tcp.set_zero_linger();
+            let _ = tcp.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, out),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, out),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Gone => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Gone => Poll::Ready(Ok(())),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a member announces in its EHLO reply, and what of it the client gets to see.
 
-use super::reply::Reply;
+use super::{approach::Attributes, reply::Reply};
 
 /// What we must know of a member's announcements (RFC 5321 §4.1.1.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Capabilities {
     pub chunking: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// What a proxy may tell of its client.
+    pub xclient: Option<Attributes>,
 }
 
 /// What differs between the member's list and the client's.
@@ -29,10 +31,15 @@ impl Capabilities {
     pub fn of(reply: &Reply) -> Self {
         let mut found = Self::default();
         for line in reply.lines().skip(1) {
-            match keyword(line).to_ascii_uppercase().as_slice() {
+            let word = keyword(line);
+            match word.to_ascii_uppercase().as_slice() {
                 b"PIPELINING" => found.pipelining = true,
                 b"CHUNKING" => found.chunking = true,
                 b"STARTTLS" => found.starttls = true,
+                b"XCLIENT" => {
+                    let list = line.trim_ascii_start().get(word.len()..);
+                    found.xclient = Some(Attributes::of(list.unwrap_or_default()));
+                }
                 _ => {}
             }
         }
@@ -143,7 +150,8 @@ mod tests {
             Capabilities {
                 pipelining: true,
                 chunking: true,
-                starttls: true
+                starttls: true,
+                xclient: Some(Attributes::of(b"NAME ADDR")),
             }
         );
         assert_eq!(

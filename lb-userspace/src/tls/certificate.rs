@@ -187,7 +187,7 @@ fn pair(
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
     if fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE {
         return Err(Fault::TooLarge);

@@ -1,8 +1,10 @@
-//! TLS towards clients: certificates, which of them answers, and the terms.
+//! TLS on both sides: certificates, which of them answers, whom we trust, and the terms.
 
 mod certificate;
 mod error;
+mod member;
 mod resolver;
+mod roots;
 
 use std::sync::Arc;
 
@@ -16,6 +18,8 @@ use rustls::{
 pub use self::{
     certificate::{Loaded, load_certificate},
     error::{Error, Fault},
+    member::MemberTls,
+    roots::{Roots, load_roots},
 };
 
 /// What a client that offers protocols must offer (RFC 7301; rule against cross-protocol attacks).

@@ -41,7 +41,12 @@ impl Pair {
         pair
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    /// The pin of its key.
+    pub(crate) fn pin(&self) -> crate::model::Pin {
+        super::member::pin_of(self.certificate.der()).unwrap()
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.directory.path().join(file)
     }
 

@@ -4,6 +4,7 @@ mod network;
 mod policy;
 mod pool;
 mod snat;
+mod tls;
 mod virtual_server;
 
 use std::{
@@ -54,10 +55,9 @@ pub(super) fn generation(
     let mode = raw.mode.clone().or(Mode::Mixed);
     let network = network::network(&raw, &known, faults);
     let log = log(&raw.log);
-    let virtual_servers = all(raw
-        .virtual_servers
-        .iter()
-        .map(|server| virtual_server::virtual_server(server, mode, &known, faults).map(Arc::new)));
+    let virtual_servers = all(raw.virtual_servers.iter().map(|server| {
+        virtual_server::virtual_server(server, mode, &known, directory, faults).map(Arc::new)
+    }));
     let pools = all(raw.pools.iter().map(|pool| {
         let pool = pool::pool(pool, &known, faults)?;
         Some((pool.name.clone(), Arc::new(pool)))
@@ -241,9 +241,7 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
     let certificates: BTreeSet<_> = raw
         .virtual_servers
         .iter()
-        .filter_map(|server| server.certificates.get())
-        .flatten()
-        .map(|name| name.value)
+        .flat_map(tls::certificates_named)
         .collect();
     for certificate in &raw.certificates {
         if !certificates.contains(&certificate.name.value) {

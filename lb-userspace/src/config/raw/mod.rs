@@ -6,6 +6,7 @@ mod pool;
 mod ports;
 mod snat;
 pub(super) mod source;
+mod tls;
 mod virtual_server;
 
 use std::time::Duration;
@@ -14,8 +15,9 @@ use lb_common::layout::DEFAULT_FLOWS;
 pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 pub(super) use snat::{SnatPool, Timeouts};
+pub(super) use tls::{ClientKeys, Encryption, Proof, ServerKeys};
 use toml::de::{DeTable, DeValue};
-pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
+pub(super) use virtual_server::{Plane, VirtualServer};
 
 use super::{
     diagnostic::{Faults, quoted},

@@ -40,6 +40,27 @@ fn what_is_shown_loads_to_the_same() {
         forward = "passthrough"
         snat = "none"
         pool = "a.b"
+        [virtual_server.mx]
+        address = "2001:db8::1"
+        port = 25
+        forward = "proxy"
+        server_tls = "starttls"
+        server_roots = "/etc/roots.pem"
+        server_name = "mx.example"
+        server_certificate = "own"
+        xclient = true
+        pool = "a.b"
+        [virtual_server.mx2]
+        address = "2001:db8::2"
+        port = 25
+        forward = "proxy"
+        server_tls = "implicit"
+        server_verify = "pinned"
+        server_pins = ["LCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCw="]
+        pool = "a.b"
+        [certificate.own]
+        chain = "/etc/own.pem"
+        key = "/etc/own.key"
         [pool."a.b"]
         on_down = "reset"
         monitor = "m"

@@ -93,6 +93,7 @@ impl Session {
     /// Another connection to a member, unseen by the client.
     fn renew_member(&mut self) {
         self.member = Member::Absent;
+        self.approach = None;
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect);

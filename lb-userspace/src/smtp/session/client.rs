@@ -225,7 +225,9 @@ impl Session {
             _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),
             Verb::Ehlo | Verb::Helo => None,
             _ if !verb.is_served_before_tls() && self.is_unintroduced() => Some(HELLO_FIRST),
-            Verb::Mail if command.has_parameter(b"REQUIRETLS") => Some(NOT_CARRIED),
+            Verb::Mail if command.has_parameter(b"REQUIRETLS") && !self.carries_requiretls() => {
+                Some(NOT_CARRIED)
+            }
             Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
             _ => None,
         };
@@ -249,8 +251,9 @@ impl Session {
             Verb::Noop | Verb::Quit | Verb::Help | Verb::Lookup | Verb::Rset => {}
             _ => self.tainted = true,
         }
-        let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
-        self.forward(line, Expect::Command(verb), hold);
+        if !self.introduces(line, verb) {
+            self.send(line, verb);
+        }
     }
 
     /// Octets follow the line, whoever answers it.
@@ -277,7 +280,7 @@ impl Session {
         }
     }
 
-    fn forward(&mut self, line: &[u8], expect: Expect, hold: bool) {
+    pub(super) fn forward(&mut self, line: &[u8], expect: Expect, hold: bool) {
         self.to_member.extend_from_slice(line);
         self.to_member.extend_from_slice(b"\r\n");
         self.queue.push_back(Pending::Member(expect));

@@ -1,14 +1,15 @@
 //! The member's bytes.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
-use super::{Action, Client, ClientSecurity, Expect, Hello, Member, Pending, Session};
+use super::{Action, Client, ClientSecurity, Expect, Held, Hello, Member, Pending, Session};
 use crate::{
     model::StartTls,
     smtp::{
+        approach::{Approach, Fault, Next},
         body::Body,
         capability::{Capabilities, Filter},
-        command::Verb,
+        command::{Command, Verb},
         end::End,
         reply::{Local, Reply, ReplyParser},
     },
@@ -21,9 +22,12 @@ const GOODBYE: Local = Local::new(221, "2.0.0", "Bye");
 
 impl Session {
     /// The member that was asked for is connected.
-    pub fn member_connected(&mut self, now: Instant) {
+    ///
+    /// `own`: the box's address towards it.
+    pub fn member_connected(&mut self, own: IpAddr, now: Instant) {
         if self.member == Member::Absent {
             self.replies = ReplyParser::new();
+            self.approach = Some(Box::new(Approach::new(self.plan, own)));
             self.member = Member::Greeting {
                 relay: self.facts.last_code == 0,
             };
@@ -54,7 +58,11 @@ impl Session {
     /// Takes bytes from the member.
     pub fn handle_member(&mut self, input: &[u8], now: Instant) {
         let mut input = input;
-        while matches!(self.member, Member::Greeting { .. } | Member::Ready) {
+        while matches!(
+            self.member,
+            Member::Greeting { .. } | Member::Preparing | Member::Ready
+        ) && !self.is_securing()
+        {
             match self.replies.push(std::mem::take(&mut input)) {
                 Ok(None) => break,
                 Ok(Some(reply)) => self.take_reply(&reply, now),
@@ -67,10 +75,34 @@ impl Session {
     /// The member closed, or its connection broke.
     pub fn member_closed(&mut self, now: Instant) {
         match self.member {
-            Member::Greeting { .. } | Member::Ready => self.lose_member(End::MemberClosed),
+            Member::Greeting { .. } | Member::Preparing | Member::Ready => {
+                self.lose_member(End::MemberClosed);
+            }
             Member::Absent | Member::Gone => {}
         }
         self.settle(now);
+    }
+
+    /// The handshake with the member is done; its certificate is what it has to be.
+    pub fn member_secured(&mut self, now: Instant) {
+        if let Some(approach) = self.approach.as_mut().filter(|it| it.is_securing()) {
+            // Capabilities and whatever else came in clear are worth nothing now.
+            self.replies = ReplyParser::new();
+            let next = approach.secured(&mut self.to_member);
+            self.follow(next, now);
+        }
+        self.settle(now);
+    }
+
+    /// The handshake with the member has failed: never in plaintext, but elsewhere.
+    pub fn member_insecure(&mut self) {
+        if self.is_securing() {
+            self.pass_over(None);
+        }
+    }
+
+    fn is_securing(&self) -> bool {
+        self.approach.as_ref().is_some_and(|it| it.is_securing())
     }
 
     /// The member did not take our bytes in time.
@@ -81,19 +113,26 @@ impl Session {
     /// Another member, before anything of the client's reached this one, which may have refused.
     pub(super) fn pass_over(&mut self, refusal: Option<&Reply>) {
         match refusal {
-            Some(reply) if !self.refusal.as_ref().is_some_and(Reply::is_transient) => {
-                self.refusal = Some(reply.clone());
+            Some(reply)
+                if !self
+                    .refusal
+                    .as_ref()
+                    .is_some_and(|known| known.is_transient()) =>
+            {
+                self.refusal = Some(Box::new(reply.clone()));
             }
             Some(_) => {}
             None => self.member_missed = true,
         }
         self.member = Member::Absent;
+        self.approach = None;
+        self.to_member.clear();
         self.actions.push_back(Action::Connect);
     }
 
     fn take_reply(&mut self, reply: &Reply, now: Instant) {
-        if let Member::Greeting { relay } = self.member {
-            return self.take_greeting(reply, relay, now);
+        if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
+            return self.take_preparation(reply, now);
         }
         match self.queue.pop_front() {
             Some(Pending::Member(expect)) => self.take_answer(expect, reply),
@@ -104,17 +143,79 @@ impl Session {
         self.flush_local();
     }
 
-    fn take_greeting(&mut self, reply: &Reply, relay: bool, now: Instant) {
-        if reply.code != 220 || self.replies.has_rest() {
-            let refuses = reply.code >= 400 && !self.replies.has_rest();
-            return self.pass_over(refuses.then_some(reply));
+    fn take_preparation(&mut self, reply: &Reply, now: Instant) {
+        let rest = self.replies.has_rest();
+        let Some(approach) = &mut self.approach else {
+            return;
+        };
+        let next = approach.take(reply, rest, &mut self.to_member);
+        match (self.member, next) {
+            (Member::Greeting { .. }, Next::Fault(fault)) => {
+                if fault != Fault::Greeting {
+                    self.actions.push_back(Action::Complain(fault));
+                }
+                let refuses = fault == Fault::Greeting && reply.code >= 400;
+                return self.pass_over(refuses.then_some(reply));
+            }
+            (Member::Greeting { relay }, _) => {
+                self.refusal = None;
+                if relay {
+                    // Whatever is still to be settled with the member: nothing in it depends on that.
+                    self.pass(reply);
+                }
+            }
+            _ => {}
         }
-        self.member = Member::Ready;
-        self.refusal = None;
-        if relay {
-            self.pass(reply);
-        }
+        self.follow(next, now);
+    }
+
+    fn follow(&mut self, next: Next, now: Instant) {
+        self.member = Member::Preparing;
         self.rest(now);
+        match next {
+            Next::Reply => {}
+            Next::Secure => self.actions.push_back(Action::SecureMember),
+            Next::Ready => {
+                self.member = Member::Ready;
+                self.approach.take_if(|approach| !approach.has_more());
+                if let Some(held) = self.held.take()
+                    && !self.introduces(&held.line, held.verb)
+                {
+                    self.send(&held.line, held.verb);
+                }
+            }
+            Next::Fault(fault) => {
+                self.actions.push_back(Action::Complain(fault));
+                self.pass_over(None);
+            }
+        }
+    }
+
+    /// Does the member hear first who speaks? The command is held meanwhile.
+    pub(super) fn introduces(&mut self, line: &[u8], verb: Verb) -> bool {
+        if matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit) {
+            return false;
+        }
+        let Some(approach) = &mut self.approach else {
+            return false;
+        };
+        let name = || Command::parse(line).map_or(&[][..], |command| command.arguments);
+        let hello = matches!(verb, Verb::Ehlo | Verb::Helo).then(|| (verb, name()));
+        let introduces = approach.introduce(hello, &mut self.to_member);
+        if introduces {
+            self.member = Member::Preparing;
+            self.held = Some(Box::new(Held {
+                line: line.to_vec(),
+                verb,
+            }));
+        }
+        introduces
+    }
+
+    /// Sends a command to the member.
+    pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
+        let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
+        self.forward(line, Expect::Command(verb), hold);
     }
 
     fn take_answer(&mut self, expect: Expect, reply: &Reply) {
@@ -180,7 +281,7 @@ impl Session {
         let filter = Filter {
             offer_starttls,
             hide_auth: required && !self.tls,
-            carries_requiretls: false,
+            carries_requiretls: self.carries_requiretls(),
         };
         self.capabilities = Capabilities::of(reply);
         self.hello = Some(Hello::Ehlo);
@@ -225,6 +326,11 @@ impl Session {
         }
     }
 
+    /// RFC 8689 §4.2.1: both ways are TLS, and the member's name is proven.
+    pub(super) fn carries_requiretls(&self) -> bool {
+        self.tls && self.member_verified
+    }
+
     /// The member's own words.
     fn pass(&mut self, reply: &Reply) {
         self.to_client.extend_from_slice(reply.raw());
@@ -233,7 +339,7 @@ impl Session {
 
     /// The member is lost: before its greeting the next is tried, later the client is told.
     fn lose_member(&mut self, end: End) {
-        if matches!(self.member, Member::Greeting { .. }) {
+        if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.pass_over(None);
         }
         let reply = if self.is_within_message() || self.awaits(Expect::EndOfData) {

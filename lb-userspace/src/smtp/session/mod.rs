@@ -4,8 +4,8 @@
 //! two byte queues, content that goes on as it came, and [`Action`]s. No socket, no clock.
 //!
 //! ```text
-//! member:  Absent ──member_connected──▶ Greeting ──220──▶ Ready
-//!             ▲  ◀──refused, late, not 220──┘              │ lost: 4yz to the client, close
+//! member:  Absent ──member_connected──▶ Greeting ──220──▶ Preparing ──▶ Ready ──first command──▶ Preparing: XCLIENT
+//!             ▲  ◀──refused, late, not 220──┘◀──no TLS────────┘              │ lost: 4yz to the client, close
 //!             └────────── border, when MAIL or AUTH came before it
 //! client:  Command ──DATA, 354──▶ Content ──CRLF.CRLF──▶ Command
 //!             ├──BDAT──▶ Chunk ──size octets──▶ Command
@@ -29,6 +29,7 @@ use std::{
 
 use self::budget::Budget;
 use super::{
+    approach::{Approach, Fault, Plan},
     body::Body,
     capability::Capabilities,
     command::Verb,
@@ -51,6 +52,27 @@ pub enum ClientSecurity {
     StartTls(StartTls),
 }
 
+/// What holds for all members that a session may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// TLS towards the client.
+    pub client: ClientSecurity,
+    /// What a member goes through before it serves.
+    pub plan: Plan,
+    /// Members are spoken to in TLS, and their names are proven.
+    pub member_verified: bool,
+}
+
+impl From<ClientSecurity> for Terms {
+    fn from(client: ClientSecurity) -> Self {
+        Self {
+            client,
+            plan: Plan::default(),
+            member_verified: false,
+        }
+    }
+}
+
 /// What the machine asks of its shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -59,6 +81,10 @@ pub enum Action {
     Connect,
     /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
     StartTls,
+    /// Shake hands with the member: [`Session::member_secured`] or [`Session::member_insecure`] answers.
+    SecureMember,
+    /// A member does not serve, and the operator should know why; [`Action::Connect`] follows.
+    Complain(Fault),
     /// Break the member's connection at once; it must not see an end of data.
     AbortMember,
     /// Send what is queued for the client and close both sides.
@@ -97,14 +123,20 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Session {
     security: ClientSecurity,
+    plan: Plan,
+    member_verified: bool,
     timeouts: Timeouts,
     tls: bool,
     client: Client,
     member: Member,
+    /// How far the present member has come, until there is nothing left to do.
+    approach: Option<Box<Approach>>,
+    /// A command that waits for the member to be prepared.
+    held: Option<Box<Held>>,
     lines: Lines,
     replies: ReplyParser,
     /// How members greeted that did not want the session.
-    refusal: Option<Reply>,
+    refusal: Option<Box<Reply>>,
     /// Some member was not asked, or its answer was none: another time it may serve.
     member_missed: bool,
     /// What the client's next replies are, in order.
@@ -179,10 +211,19 @@ enum Member {
     Absent,
     /// Connected; does the client await this greeting, too?
     Greeting { relay: bool },
+    /// Between its greeting and dialogue.
+    Preparing,
     /// In dialogue.
     Ready,
     /// Not needed any more.
     Gone,
+}
+
+/// A command of the client that is not sent yet.
+#[derive(Debug)]
+struct Held {
+    line: Vec<u8>,
+    verb: Verb,
 }
 
 /// How the client introduced itself since the border.
@@ -215,13 +256,22 @@ const MAX_QUEUE: usize = 64;
 
 impl Session {
     /// A machine that waits for its first member.
-    pub fn new(security: ClientSecurity, timeouts: Timeouts, now: Instant) -> Self {
+    pub fn new(terms: impl Into<Terms>, timeouts: Timeouts, now: Instant) -> Self {
+        let Terms {
+            client: security,
+            plan,
+            member_verified,
+        } = terms.into();
         Self {
             security,
+            plan,
+            member_verified,
             timeouts,
             tls: security == ClientSecurity::Implicit,
             client: Client::Command,
             member: Member::Absent,
+            approach: None,
+            held: None,
             lines: Lines::default(),
             replies: ReplyParser::new(),
             refusal: None,
@@ -309,7 +359,9 @@ impl Session {
             return;
         }
         match (end, self.member) {
-            (End::MemberTimeout, Member::Greeting { .. }) => self.pass_over(None),
+            (End::MemberTimeout, Member::Greeting { .. } | Member::Preparing) => {
+                self.pass_over(None);
+            }
             (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
             _ => self.close_now(Some(CLIENT_LATE), end),
         }
@@ -321,7 +373,7 @@ impl Session {
             (Client::Closed, _) => Phase::Closing,
             (Client::Border(_), _) => Phase::StartTls,
             (_, Member::Absent) => Phase::Connect,
-            (_, Member::Greeting { .. }) => Phase::Greeting,
+            (_, Member::Greeting { .. } | Member::Preparing) => Phase::Greeting,
             (Client::Content(_) | Client::Discard(..), _) => Phase::Data,
             (Client::Chunk(_) | Client::DiscardChunk(_), _) => Phase::Bdat,
             (Client::Exchange, _) => Phase::Auth,
@@ -341,7 +393,9 @@ impl Session {
         };
         match (&self.client, self.member, self.queue.front()) {
             (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
-            (_, Member::Greeting { .. }, _) => Some((limits.greeting, End::MemberTimeout)),
+            (_, Member::Greeting { .. } | Member::Preparing, _) => {
+                Some((limits.greeting, End::MemberTimeout))
+            }
             (Client::Content(_) | Client::Chunk(_) | Client::DiscardChunk(_), ..) => {
                 Some((limits.data_block, End::DataTimeout))
             }
@@ -382,6 +436,7 @@ impl Session {
             self.actions.push_back(Action::AbortMember);
         }
         self.queue.clear();
+        self.held = None;
         self.client = Client::Closed;
         self.member = Member::Gone;
         self.to_member.clear();
@@ -400,7 +455,7 @@ impl Session {
         if self.client_eof && !self.backlog && self.is_within_message() {
             return self.close_now(None, End::ClientAborted);
         }
-        if !self.queue.is_empty() || self.backlog {
+        if !self.queue.is_empty() || self.backlog || self.held.is_some() {
             return;
         }
         match &self.client {

@@ -1,0 +1,155 @@
+//! The keys of TLS in `[virtual_server.NAME]`.
+
+use crate::{
+    config::{
+        diagnostic::{Faults, quoted},
+        reader::{At, Field, Section},
+    },
+    model::{Pin, StartTls},
+};
+
+/// `client_tls` and `server_tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Encryption {
+    None,
+    Implicit,
+    StartTls,
+}
+
+const ENCRYPTION: &[(&str, Encryption)] = &[
+    ("none", Encryption::None),
+    ("implicit", Encryption::Implicit),
+    ("starttls", Encryption::StartTls),
+];
+
+/// Towards clients.
+pub(in crate::config) struct ClientKeys<'d> {
+    pub(in crate::config) tls: Field<Encryption>,
+    pub(in crate::config) starttls: Field<StartTls>,
+    pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
+}
+
+/// Towards members.
+pub(in crate::config) struct ServerKeys<'d> {
+    pub(in crate::config) tls: Field<Encryption>,
+    pub(in crate::config) verify: Field<Proof>,
+    pub(in crate::config) name: Field<&'d str>,
+    pub(in crate::config) roots: Field<&'d str>,
+    pub(in crate::config) pins: Field<Vec<Pin>>,
+    pub(in crate::config) certificate: Field<&'d str>,
+}
+
+/// `server_verify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Proof {
+    Full,
+    Pinned,
+    None,
+}
+
+impl<'d> ClientKeys<'d> {
+    pub(super) fn read(section: &mut Section<'d, '_>, faults: &mut Faults) -> Self {
+        Self {
+            tls: section.choice("client_tls", ENCRYPTION, &[], faults),
+            starttls: section.choice(
+                "starttls",
+                &[("require", StartTls::Require), ("allow", StartTls::Allow)],
+                &[],
+                faults,
+            ),
+            certificates: section.strings("certificates", "certificates = [\"mail\"]", faults),
+        }
+    }
+}
+
+impl<'d> ServerKeys<'d> {
+    pub(super) fn read(section: &mut Section<'d, '_>, faults: &mut Faults) -> Self {
+        Self {
+            tls: section.choice("server_tls", ENCRYPTION, &[], faults),
+            verify: section.choice(
+                "server_verify",
+                &[
+                    ("full", Proof::Full),
+                    ("pinned", Proof::Pinned),
+                    ("none", Proof::None),
+                ],
+                &[],
+                faults,
+            ),
+            name: name(section, faults),
+            roots: file(section, "server_roots", faults),
+            pins: pins(section, faults),
+            certificate: section.string(
+                "server_certificate",
+                "server_certificate = \"mail\"",
+                faults,
+            ),
+        }
+    }
+}
+
+/// A path; what it means that there is none depends on the key.
+fn file<'d>(
+    section: &mut Section<'d, '_>,
+    key: &'static str,
+    faults: &mut Faults,
+) -> Field<&'d str> {
+    let example = format!("{key} = \"/etc/smtplb/roots.pem\"");
+    section.string(key, &example, faults).and_then(|path| {
+        if path.value.is_empty() || path.value.contains('\0') {
+            faults.error(
+                path.at,
+                &section.object,
+                format!("has {key} = {}, which is no path", quoted(path.value)),
+                "No certificate could be verified with it.",
+                format!("Write for example `{example}`."),
+            );
+            return None;
+        }
+        Some(path.value)
+    })
+}
+
+fn name<'d>(section: &mut Section<'d, '_>, faults: &mut Faults) -> Field<&'d str> {
+    let example = "server_name = \"mail.example.org\"";
+    section
+        .string("server_name", example, faults)
+        .and_then(|name| {
+            if rustls::pki_types::ServerName::try_from(name.value).is_err() {
+                faults.error(
+                    name.at,
+                    &section.object,
+                    format!(
+                        "has server_name = {}, which is no name of a host",
+                        quoted(name.value)
+                    ),
+                    "No certificate could be for it.",
+                    format!("Write for example `{example}`."),
+                );
+                return None;
+            }
+            Some(name.value)
+        })
+}
+
+fn pins(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Vec<Pin>> {
+    let example = "server_pins = [\"LCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCw=\"]";
+    section
+        .strings("server_pins", example, faults)
+        .and_then(|list| {
+            let mut pins = Vec::with_capacity(list.value.len());
+            for text in &list.value {
+                match Pin::from_base64(text.value) {
+                    Some(pin) => pins.push(pin),
+                    None => faults.error(
+                        text.at,
+                        &section.object,
+                        format!("has the pin {}, which is no SHA-256 in base64", quoted(text.value)),
+                        "No member could have this key.",
+                        "Write the 44 characters of base64 of the key's SHA-256, as docs/configuration.md says how to get them.",
+                    ),
+                }
+            }
+            (pins.len() == list.value.len()).then_some(pins)
+        })
+}
