@@ -2,6 +2,7 @@
 
 mod differential;
 mod flow_log;
+mod grid;
 mod hostile;
 mod icmp;
 mod install;

@@ -1,16 +1,15 @@
 //! From a member's greeting to a member that takes the client's commands.
 //!
 //! ```text
-//! Greeting ──220──┬────────────────────────────────────────────────────────────▶ Ready
-//!                 └─▶ Hello ──250──┬─▶ StartTls ──220──▶ Tls ──secured──┬──────▶ Ready
-//!                          ▲       │                                    │
-//!                          │       └───────── no STARTTLS wanted ──────────────▶ Ready
-//!                          └─────────────────── XCLIENT wanted ─────────┘
-//! Ready ──the client's first command, XCLIENT listed──▶ Introduction ──220──▶ Ready
+//! Greeting ──220──┬───────────────────────────────────────────────────────────────────────▶ Ready
+//!                 └─▶ Hello ──250, STARTTLS──▶ StartTls ──220──▶ Tls ──secured────────────▶ Ready
+//! Ready ──the client's EHLO──▶ Probe ──250, XCLIENT──▶ Introduction ──220──▶ Ready, and the EHLO once more
+//!                                └──without XCLIENT──▶ Ready, and the EHLO is answered
 //! Ready ──the client stays in plaintext──▶ Replay ──250──▶ Ready
 //! ```
 //!
-//! Nothing of the client's is sent before [`Next::Ready`]; whatever goes wrong until then, another member may be tried.
+//! No command of the client's but its EHLO is sent before [`Next::Ready`]; whatever goes wrong until then, another member
+//! may be tried.
 
 use std::{
     fmt,
@@ -31,13 +30,12 @@ pub struct Plan {
 /// One member on its way.
 #[derive(Debug)]
 pub struct Approach {
-    plan: Plan,
+    starttls: bool,
     step: Step,
-    tls: bool,
+    /// The client that the member does not know yet.
+    client: Option<SocketAddr>,
     /// The box's own address towards the member: the only name that is true whoever asks.
     own: IpAddr,
-    /// What XCLIENT may say; nothing once it was said.
-    attributes: Option<Attributes>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +44,7 @@ enum Step {
     Hello,
     StartTls,
     Tls,
+    Probe,
     Introduction,
     Replay,
     Ready,
@@ -60,6 +59,8 @@ pub enum Next {
     Secure,
     /// Commands.
     Ready,
+    /// Commands, and the reply answers the client's EHLO or HELO.
+    Answered,
     /// The member does not serve.
     Fault(Fault),
 }
@@ -95,48 +96,58 @@ impl Approach {
     /// A member that was just connected.
     pub fn new(plan: Plan, own: IpAddr) -> Self {
         Self {
-            plan,
+            starttls: plan.starttls,
             step: Step::Greeting,
-            tls: false,
+            client: plan.xclient,
             own,
-            attributes: None,
         }
     }
 
     /// Takes the member's next reply; `rest` says that more bytes came with it. Appends what is to be said.
-    pub fn take(&mut self, reply: &Reply, rest: bool, out: &mut Vec<u8>) -> Next {
+    ///
+    /// `hello`: how the client introduces itself, while that is held.
+    pub fn take(
+        &mut self,
+        reply: &Reply,
+        rest: bool,
+        hello: Option<(Verb, &[u8])>,
+        out: &mut Vec<u8>,
+    ) -> Next {
         if rest {
             return Next::Fault(Fault::Unasked);
         }
         match (self.step, reply.code) {
-            (Step::Greeting, 220) => match self.plan.starttls || self.plan.xclient.is_some() {
-                true => self.say_hello(out),
-                false => self.ready(),
-            },
-            (Step::Hello, 250) => self.take_capabilities(reply, out),
+            (Step::Greeting, 220) if self.starttls => {
+                self.say_hello(out);
+                Next::Reply
+            }
+            (Step::Hello, 250) if !Capabilities::of(reply).starttls => {
+                Next::Fault(Fault::NoStartTls)
+            }
+            (Step::Hello, 250) => {
+                out.extend_from_slice(b"STARTTLS\r\n");
+                self.step = Step::StartTls;
+                Next::Reply
+            }
             (Step::StartTls, 220) => {
                 self.step = Step::Tls;
                 Next::Secure
             }
-            (Step::Introduction, 220) => self.ready(),
-            (Step::Replay, 250) => self.ready(),
+            (Step::Probe, _) => self.take_probe(reply, hello, out),
+            (Step::Greeting | Step::Introduction, 220) | (Step::Replay, 250) => self.ready(),
             (step, _) => Next::Fault(match step {
                 Step::Greeting => Fault::Greeting,
                 Step::Hello | Step::Replay => Fault::Hello,
                 Step::StartTls => Fault::StartTls,
                 Step::Introduction => Fault::Xclient,
-                Step::Tls | Step::Ready => Fault::Unasked,
+                Step::Tls | Step::Probe | Step::Ready => Fault::Unasked,
             }),
         }
     }
 
     /// The handshake is done: what was learned in clear is forgotten (RFC 3207 §4.2).
-    pub fn secured(&mut self, out: &mut Vec<u8>) -> Next {
-        self.tls = true;
-        match self.plan.xclient.is_some() {
-            true => self.say_hello(out),
-            false => self.ready(),
-        }
+    pub fn secured(&mut self) -> Next {
+        self.ready()
     }
 
     /// Is the handshake due?
@@ -144,24 +155,17 @@ impl Approach {
         self.step == Step::Tls
     }
 
-    /// Is something left to be said to a member that is ready?
+    /// Shall the member be told of the client before it serves?
     pub fn has_more(&self) -> bool {
-        self.attributes.is_some()
+        self.client.is_some()
     }
 
-    /// Tells a member that is ready who the client is, once, if it wants to know; false when there is nothing to say.
-    /// `hello`: how the client introduces itself with its first command, if that is what it does.
-    pub fn introduce(&mut self, hello: Option<(Verb, &[u8])>, out: &mut Vec<u8>) -> bool {
-        let (Some(attributes), Some(client)) = (self.attributes.take(), self.plan.xclient) else {
-            return false;
-        };
-        let before = out.len();
-        attributes.write(client, hello, out);
-        let says = out.len() > before;
-        if says {
-            self.step = Step::Introduction;
-        }
-        says
+    /// Says the client's EHLO, or for its HELO an EHLO of the same name: the reply tells whether there is XCLIENT.
+    pub fn probe(&mut self, name: &[u8], out: &mut Vec<u8>) {
+        self.step = Step::Probe;
+        out.extend_from_slice(b"EHLO ");
+        out.extend_from_slice(name);
+        out.extend_from_slice(b"\r\n");
     }
 
     /// Says again what the client said to another member.
@@ -171,23 +175,31 @@ impl Approach {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn take_capabilities(&mut self, reply: &Reply, out: &mut Vec<u8>) -> Next {
-        let capabilities = Capabilities::of(reply);
-        match self.plan.starttls && !self.tls {
-            true if !capabilities.starttls => Next::Fault(Fault::NoStartTls),
-            true => {
-                out.extend_from_slice(b"STARTTLS\r\n");
-                self.step = Step::StartTls;
+    fn take_probe(
+        &mut self,
+        reply: &Reply,
+        hello: Option<(Verb, &[u8])>,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        let offered = Capabilities::of(reply).xclient;
+        match (self.client.take(), offered, hello) {
+            (Some(client), Some(attributes), Some(hello))
+                if reply.code == 250 && attributes.address =>
+            {
+                attributes.write(client, hello, out);
+                self.step = Step::Introduction;
                 Next::Reply
             }
-            false => {
-                self.attributes = capabilities.xclient;
-                self.ready()
+            // It knows HELO alone, and no XCLIENT.
+            (_, _, Some((Verb::Helo, _))) if reply.code != 250 => self.ready(),
+            _ => {
+                self.step = Step::Ready;
+                Next::Answered
             }
         }
     }
 
-    fn say_hello(&mut self, out: &mut Vec<u8>) -> Next {
+    fn say_hello(&mut self, out: &mut Vec<u8>) {
         // RFC 5321 §4.1.3.
         let hello = match self.own.to_canonical() {
             IpAddr::V4(own) => format!("EHLO [{own}]\r\n"),
@@ -195,7 +207,6 @@ impl Approach {
         };
         out.extend_from_slice(hello.as_bytes());
         self.step = Step::Hello;
-        Next::Reply
     }
 
     fn ready(&mut self) -> Next {
@@ -221,11 +232,9 @@ impl Attributes {
         found
     }
 
-    /// Appends the command, with what the member lists and nothing else; nothing where it does not take the address.
-    fn write(self, client: SocketAddr, hello: Option<(Verb, &[u8])>, out: &mut Vec<u8>) {
-        if !self.address {
-            return;
-        }
+    /// Appends the command, with what the member lists and nothing else.
+    fn write(self, client: SocketAddr, hello: (Verb, &[u8]), out: &mut Vec<u8>) {
+        let (verb, name) = hello;
         out.extend_from_slice(b"XCLIENT");
         if self.name {
             // Else the member keeps the name it found for this box.
@@ -239,18 +248,16 @@ impl Attributes {
         if self.port {
             out.extend_from_slice(format!(" PORT={}", client.port()).as_bytes());
         }
-        if let Some((verb, name)) = hello {
-            if self.helo && !name.is_empty() {
-                out.extend_from_slice(b" HELO=");
-                write_xtext(&name[..name.len().min(MAX_NAME)], out);
-            }
-            if self.protocol {
-                let protocol: &[u8] = match verb {
-                    Verb::Ehlo => b" PROTO=ESMTP",
-                    _ => b" PROTO=SMTP",
-                };
-                out.extend_from_slice(protocol);
-            }
+        if self.helo && !name.is_empty() {
+            out.extend_from_slice(b" HELO=");
+            write_xtext(&name[..name.len().min(MAX_NAME)], out);
+        }
+        if self.protocol {
+            let protocol: &[u8] = match verb {
+                Verb::Ehlo => b" PROTO=ESMTP",
+                _ => b" PROTO=SMTP",
+            };
+            out.extend_from_slice(protocol);
         }
         out.extend_from_slice(b"\r\n");
     }
@@ -289,6 +296,7 @@ mod tests {
     use super::*;
 
     const CLIENT: &str = "192.0.2.7:4711";
+    const HELLO: (Verb, &[u8]) = (Verb::Ehlo, b"c.example");
 
     /// Feeds replies; returns what was said and what follows the last of them.
     fn play(approach: &mut Approach, replies: &[&str]) -> (String, Next) {
@@ -296,7 +304,7 @@ mod tests {
         for reply in replies {
             let mut parser = ReplyParser::new();
             let whole = parser.push(reply.as_bytes()).unwrap().unwrap();
-            next = approach.take(&whole, parser.has_rest(), &mut out);
+            next = approach.take(&whole, parser.has_rest(), Some(HELLO), &mut out);
         }
         (String::from_utf8(out).unwrap(), next)
     }
@@ -309,7 +317,7 @@ mod tests {
         Approach::new(plan, "10.0.0.1".parse().unwrap())
     }
 
-    fn introduced(list: &str, client: &str, hello: Option<(Verb, &[u8])>) -> String {
+    fn introduced(list: &str, client: &str, hello: (Verb, &[u8])) -> String {
         let mut out = Vec::new();
         Attributes::of(list.as_bytes()).write(client.parse().unwrap(), hello, &mut out);
         String::from_utf8(out).unwrap()
@@ -317,69 +325,57 @@ mod tests {
 
     #[test]
     fn a_plain_member_is_ready_with_its_greeting() {
-        let said = play(&mut approach(false, false), &["220 hi\r\n"]);
+        let mut member = approach(false, false);
+        let said = play(&mut member, &["220 hi\r\n"]);
         assert_eq!(said, (String::new(), Next::Ready));
+        assert!(!member.has_more());
     }
 
     #[test]
-    fn starttls_and_what_is_learned_behind_it() {
+    fn starttls_then_xclient() {
         let mut member = approach(true, true);
         let clear = "250-mx\r\n250-XCLIENT NAME\r\n250 StartTLS\r\n";
         let (said, next) = play(&mut member, &["220 hi\r\n", clear, "220 go\r\n"]);
         assert_eq!(said, "EHLO [10.0.0.1]\r\nSTARTTLS\r\n");
         assert_eq!(next, Next::Secure);
+        assert!(member.is_securing());
+        assert_eq!(member.secured(), Next::Ready);
+        assert!(member.has_more());
         let mut out = Vec::new();
-        assert_eq!(member.secured(&mut out), Next::Reply);
-        assert_eq!(out, b"EHLO [10.0.0.1]\r\n");
+        member.probe(HELLO.1, &mut out);
+        assert_eq!(out, b"EHLO c.example\r\n");
         let (said, next) = play(
             &mut member,
             &["250-mx\r\n250-XCLIENT ADDR PORT\r\n250 OK\r\n"],
         );
-        assert_eq!((said.as_str(), next), ("", Next::Ready));
-        out.clear();
-        assert!(member.introduce(Some((Verb::Ehlo, b"c.example")), &mut out));
-        assert_eq!(out, b"XCLIENT ADDR=192.0.2.7 PORT=4711\r\n");
+        assert_eq!(said, "XCLIENT ADDR=192.0.2.7 PORT=4711\r\n");
+        assert_eq!(next, Next::Reply);
         assert_eq!(play(&mut member, &["220 hi\r\n"]).1, Next::Ready);
-        assert!(!member.introduce(None, &mut out), "once");
-
-        let mut member = approach(true, false);
-        play(&mut member, &["220 hi\r\n", clear, "220 go\r\n"]);
-        assert_eq!(member.secured(&mut out), Next::Ready);
+        assert!(!member.has_more(), "once");
     }
 
     #[test]
     fn whatever_is_not_as_it_should_is_a_fault() {
+        const OFFER: &str = "250-mx\r\n250 STARTTLS\r\n";
         for (replies, fault) in [
             (&["421 busy\r\n"][..], Fault::Greeting),
             (&["220 hi\r\n250 STARTTLS\r\n"], Fault::Unasked),
             (&["220 hi\r\n", "502 what\r\n"], Fault::Hello),
             (&["220 hi\r\n", "250-mx\r\n250 SIZE\r\n"], Fault::NoStartTls),
+            (&["220 hi\r\n", OFFER, "454 no\r\n"], Fault::StartTls),
             (
-                &["220 hi\r\n", "250-mx\r\n250 STARTTLS\r\n", "454 no\r\n"],
-                Fault::StartTls,
-            ),
-            (
-                &[
-                    "220 hi\r\n",
-                    "250-mx\r\n250 STARTTLS\r\n",
-                    "220 go\r\n250 evil\r\n",
-                ],
+                &["220 hi\r\n", OFFER, "220 go\r\n250 evil\r\n"],
                 Fault::Unasked,
             ),
-            (
-                &["220 hi\r\n", "250-mx\r\n250 STARTTLS\r\n", "220 go\r\n2"],
-                Fault::Unasked,
-            ),
+            (&["220 hi\r\n", OFFER, "220 go\r\n2"], Fault::Unasked),
         ] {
             let (_, next) = play(&mut approach(true, false), replies);
             assert_eq!(next, Next::Fault(fault), "{replies:?}");
         }
         let mut member = approach(false, true);
-        play(
-            &mut member,
-            &["220 hi\r\n", "250-mx\r\n250 XCLIENT ADDR\r\n"],
-        );
-        assert!(member.introduce(None, &mut Vec::new()));
+        play(&mut member, &["220 hi\r\n"]);
+        member.probe(b"c", &mut Vec::new());
+        play(&mut member, &["250-mx\r\n250 XCLIENT ADDR\r\n"]);
         assert_eq!(
             play(&mut member, &["550 no\r\n"]).1,
             Next::Fault(Fault::Xclient)
@@ -388,29 +384,31 @@ mod tests {
 
     #[test]
     fn xclient_says_what_is_listed_and_nothing_breaks_out() {
-        let hello = Some((Verb::Ehlo, &b"a b=c+d\xc3\xa9"[..]));
+        let hello = (Verb::Ehlo, &b"a b=c+d\xc3\xa9"[..]);
         assert_eq!(
             introduced("NAME ADDR PORT PROTO HELO LOGIN DESTADDR", CLIENT, hello),
             "XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=4711 HELO=a+20b+3Dc+2Bd+C3+A9 PROTO=ESMTP\r\n"
         );
         assert_eq!(
-            introduced("addr proto", "[2001:db8::7]:25", Some((Verb::Helo, b"c"))),
+            introduced("addr proto", "[2001:db8::7]:25", (Verb::Helo, b"c")),
             "XCLIENT ADDR=IPV6:2001:db8::7 PROTO=SMTP\r\n"
         );
-        assert_eq!(
-            introduced("ADDR HELO PROTO", CLIENT, None),
-            "XCLIENT ADDR=192.0.2.7\r\n"
-        );
-        assert_eq!(introduced("NAME LOGIN", CLIENT, hello), "");
-        let long = introduced("ADDR HELO", CLIENT, Some((Verb::Ehlo, &[b' '; 2000])));
+        let long = introduced("ADDR HELO", CLIENT, (Verb::Ehlo, &[b' '; 2000]));
         assert!(long.len() < 1024, "{}", long.len());
     }
 
     #[test]
-    fn a_member_that_does_not_offer_xclient_is_ready_all_the_same() {
-        let mut member = approach(false, true);
-        let (said, next) = play(&mut member, &["220 hi\r\n", "250-mx\r\n250 SIZE\r\n"]);
-        assert_eq!((said.as_str(), next), ("EHLO [10.0.0.1]\r\n", Next::Ready));
-        assert!(!member.introduce(None, &mut Vec::new()));
+    fn without_xclient_the_probe_is_the_answer() {
+        for reply in [
+            "250-mx\r\n250 SIZE\r\n",
+            "250 mx\r\n",
+            "250-mx\r\n250 XCLIENT NAME\r\n",
+            "501 no\r\n",
+        ] {
+            let mut member = approach(false, true);
+            assert_eq!(play(&mut member, &["220 hi\r\n"]).1, Next::Ready);
+            member.probe(b"c", &mut Vec::new());
+            assert_eq!(play(&mut member, &[reply]), (String::new(), Next::Answered));
+        }
     }
 }

@@ -261,9 +261,91 @@ fn xclient_tells_the_member_who_the_client_is() {
     client.expect("EHLO again", "250");
     client.deliver(MESSAGE);
     client.expect("QUIT", "221 ");
-    let own = "EHLO [127.0.0.1]\r\n";
+    let own = "EHLO [127.0.0.1]\r\nSTARTTLS\r\n";
     let xclient = "XCLIENT ADDR=127.0.0.1 HELO=a+3Db\r\n";
     let seen = lab.seen();
-    let start = format!("{own}STARTTLS\r\n{own}{xclient}EHLO a=b\r\nEHLO again\r\nMAIL");
+    let start = format!("{own}EHLO a=b\r\n{xclient}EHLO a=b\r\nEHLO again\r\nMAIL");
     assert!(seen.starts_with(&start), "{seen}");
+}
+
+/// Takes one EHLO per connection, as OpenSMTPD does.
+fn strict(member: &mut Member) {
+    member.say("220 good ESMTP\r\n");
+    let (mut seen, mut greeted) = (Vec::new(), false);
+    while let Some(line) = member.line() {
+        seen.extend_from_slice(&line);
+        member.say(match (line.starts_with(b"EHLO"), greeted) {
+            (true, true) => "503 5.5.1 Already identified\r\n",
+            (true, false) => "250-good\r\n250 SIZE\r\n",
+            (false, _) => "250 ok\r\n",
+        });
+        greeted |= line.starts_with(b"EHLO");
+    }
+    let _ = member.log.send(seen);
+}
+
+#[test]
+fn a_member_that_knows_one_ehlo_gets_another_connection_behind_the_border() {
+    let kind = Kind::StartTls(StartTls::Require);
+    let lab = lab(kind, |_| MemberSecurity::None, &[strict]);
+    let mut client = lab.connect();
+    client.reply();
+    client.expect("EHLO clear.example", "250");
+    client.expect("STARTTLS", "220 ");
+    let mut client = lab.secure(client);
+    assert_eq!(client.ask("EHLO c.example"), "250-good\r\n250 SIZE\r\n");
+    client.expect("EHLO c.example", "503 5.5.1 ");
+    client.expect("MAIL FROM:<a@b>", "250 ");
+    let first = lab.seen();
+    assert_eq!(first, "EHLO clear.example\r\nEHLO c.example\r\n");
+    drop(client);
+    assert_eq!(
+        lab.seen(),
+        "EHLO c.example\r\nEHLO c.example\r\nMAIL FROM:<a@b>\r\n"
+    );
+}
+
+#[test]
+fn nobody_passes_xclient_by_without_a_name() {
+    let setup = Setup {
+        server: IMPLICIT,
+        xclient: true,
+        ..Setup::default()
+    };
+    let lab = Lab::made(setup, &[implicit]);
+    let mut client = lab.connect();
+    client.reply();
+    client.expect("MAIL FROM:<a@b>", "503 ");
+    client.expect("NOOP", "250 ");
+    client.expect("HELO c.example", "250 ok");
+    client.deliver(MESSAGE);
+    client.expect("QUIT", "221 ");
+    let seen = lab.seen();
+    let xclient = "XCLIENT ADDR=127.0.0.1 HELO=c.example\r\n";
+    let start = format!("NOOP\r\nEHLO c.example\r\n{xclient}HELO c.example\r\nMAIL");
+    assert!(seen.starts_with(&start), "{seen}");
+}
+
+#[test]
+fn without_xclient_a_client_is_served_with_one_ehlo() {
+    for (command, reply, reached) in [
+        (
+            "EHLO c.example",
+            "250-good\r\n250 SIZE\r\n",
+            "EHLO c.example",
+        ),
+        ("HELO c.example", "250 good\r\n", "EHLO c.example"),
+    ] {
+        let setup = Setup {
+            xclient: true,
+            ..Setup::default()
+        };
+        let lab = Lab::made(setup, &[strict]);
+        let mut client = lab.connect();
+        client.reply();
+        assert_eq!(client.ask(command), reply);
+        client.expect("MAIL FROM:<a@b>", "250 ");
+        drop(client);
+        assert_eq!(lab.seen(), format!("{reached}\r\nMAIL FROM:<a@b>\r\n"));
+    }
 }

@@ -47,6 +47,8 @@ impl Session {
         if std::mem::take(&mut self.tainted) {
             // RSET would clear the envelope but no AUTH state: only a new connection knows nothing.
             self.renew_member();
+        } else {
+            self.stale = self.member_greeted;
         }
         self.settle(now);
     }
@@ -91,9 +93,10 @@ impl Session {
     }
 
     /// Another connection to a member, unseen by the client.
-    fn renew_member(&mut self) {
+    pub(super) fn renew_member(&mut self) {
         self.member = Member::Absent;
         self.approach = None;
+        self.stale = false;
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect);

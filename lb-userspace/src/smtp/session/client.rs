@@ -224,6 +224,7 @@ impl Session {
             Verb::Uncarried => Some(UNCARRIED),
             _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),
             Verb::Ehlo | Verb::Helo => None,
+            _ if self.is_unknown_to_member(verb) => Some(HELLO_FIRST),
             _ if !verb.is_served_before_tls() && self.is_unintroduced() => Some(HELLO_FIRST),
             Verb::Mail if command.has_parameter(b"REQUIRETLS") && !self.carries_requiretls() => {
                 Some(NOT_CARRIED)
@@ -251,9 +252,7 @@ impl Session {
             Verb::Noop | Verb::Quit | Verb::Help | Verb::Lookup | Verb::Rset => {}
             _ => self.tainted = true,
         }
-        if !self.introduces(line, verb) {
-            self.send(line, verb);
-        }
+        self.send(line, verb);
     }
 
     /// Octets follow the line, whoever answers it.

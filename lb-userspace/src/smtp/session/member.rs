@@ -9,7 +9,7 @@ use crate::{
         approach::{Approach, Fault, Next},
         body::Body,
         capability::{Capabilities, Filter},
-        command::{Command, Verb},
+        command::Verb,
         end::End,
         reply::{Local, Reply, ReplyParser},
     },
@@ -28,6 +28,7 @@ impl Session {
         if self.member == Member::Absent {
             self.replies = ReplyParser::new();
             self.approach = Some(Box::new(Approach::new(self.plan, own)));
+            (self.member_greeted, self.stale) = (false, false);
             self.member = Member::Greeting {
                 relay: self.facts.last_code == 0,
             };
@@ -88,7 +89,7 @@ impl Session {
         if let Some(approach) = self.approach.as_mut().filter(|it| it.is_securing()) {
             // Capabilities and whatever else came in clear are worth nothing now.
             self.replies = ReplyParser::new();
-            let next = approach.secured(&mut self.to_member);
+            let next = approach.secured();
             self.follow(next, now);
         }
         self.settle(now);
@@ -148,7 +149,8 @@ impl Session {
         let Some(approach) = &mut self.approach else {
             return;
         };
-        let next = approach.take(reply, rest, &mut self.to_member);
+        let hello = self.held.as_ref().map(|held| (held.verb, held.arguments()));
+        let next = approach.take(reply, rest, hello, &mut self.to_member);
         match (self.member, next) {
             (Member::Greeting { .. }, Next::Fault(fault)) => {
                 if fault != Fault::Greeting {
@@ -167,6 +169,9 @@ impl Session {
             _ => {}
         }
         self.follow(next, now);
+        if next == Next::Answered {
+            self.answer_held(reply);
+        }
     }
 
     fn follow(&mut self, next: Next, now: Instant) {
@@ -175,11 +180,11 @@ impl Session {
         match next {
             Next::Reply => {}
             Next::Secure => self.actions.push_back(Action::SecureMember),
-            Next::Ready => {
+            Next::Ready | Next::Answered => {
                 self.member = Member::Ready;
                 self.approach.take_if(|approach| !approach.has_more());
-                if let Some(held) = self.held.take()
-                    && !self.introduces(&held.line, held.verb)
+                if next == Next::Ready
+                    && let Some(held) = self.held.take()
                 {
                     self.send(&held.line, held.verb);
                 }
@@ -191,31 +196,50 @@ impl Session {
         }
     }
 
-    /// Does the member hear first who speaks? The command is held meanwhile.
-    pub(super) fn introduces(&mut self, line: &[u8], verb: Verb) -> bool {
-        if matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit) {
-            return false;
+    /// The member said without XCLIENT what the client wants to hear.
+    fn answer_held(&mut self, reply: &Reply) {
+        let Some(held) = self.held.take() else { return };
+        match held.verb {
+            Verb::Helo => {
+                // Its list is for those who know EHLO.
+                let name = reply.lines().next().unwrap_or_default();
+                self.to_client.extend_from_slice(b"250 ");
+                self.to_client.extend_from_slice(name);
+                self.to_client.extend_from_slice(b"\r\n");
+                self.facts.last_code = reply.code;
+                self.said_helo();
+            }
+            verb => self.take_command_answer(verb, reply),
         }
-        let Some(approach) = &mut self.approach else {
-            return false;
-        };
-        let name = || Command::parse(line).map_or(&[][..], |command| command.arguments);
-        let hello = matches!(verb, Verb::Ehlo | Verb::Helo).then(|| (verb, name()));
-        let introduces = approach.introduce(hello, &mut self.to_member);
-        if introduces {
-            self.member = Member::Preparing;
-            self.held = Some(Box::new(Held {
-                line: line.to_vec(),
-                verb,
-            }));
-        }
-        introduces
     }
 
-    /// Sends a command to the member.
+    /// Sends a command to the member, once that knows who speaks.
     pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
+        if matches!(verb, Verb::Ehlo | Verb::Helo) {
+            self.member_greeted = true;
+            let held = || {
+                let line = line.to_vec();
+                Some(Box::new(Held { line, verb }))
+            };
+            if let Some(approach) = self.approach.as_mut().filter(|it| it.has_more()) {
+                self.held = held();
+                let name = Held::arguments_of(line);
+                approach.probe(name, &mut self.to_member);
+                self.member = Member::Preparing;
+                return;
+            }
+            if std::mem::take(&mut self.stale) {
+                self.again = held();
+            }
+        }
         let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
         self.forward(line, Expect::Command(verb), hold);
+    }
+
+    /// Must the client introduce itself before this, since the member has to hear who it is?
+    pub(super) fn is_unknown_to_member(&self, verb: Verb) -> bool {
+        let idle = matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit);
+        !idle && self.approach.as_ref().is_some_and(|it| it.has_more())
     }
 
     fn take_answer(&mut self, expect: Expect, reply: &Reply) {
@@ -246,6 +270,13 @@ impl Session {
     }
 
     fn take_command_answer(&mut self, verb: Verb, reply: &Reply) {
+        if let Some(again) = self.again.take()
+            && reply.is_permanent()
+        {
+            // Some know one EHLO per connection, and STARTTLS was ours, not theirs.
+            self.held = Some(again);
+            return self.renew_member();
+        }
         self.budget.answered(verb, reply.code);
         match verb {
             Verb::Data => return self.take_data_answer(reply),
@@ -259,11 +290,7 @@ impl Session {
         self.pass(reply);
         let done = reply.is_positive();
         match verb {
-            Verb::Helo if done => {
-                self.hello = Some(Hello::Helo);
-                self.capabilities = Capabilities::default();
-                self.transaction = false;
-            }
+            Verb::Helo if done => self.said_helo(),
             Verb::Mail if done => self.transaction = true,
             Verb::Rcpt if done => self.facts.recipients += 1,
             Verb::Rset => {
@@ -289,6 +316,12 @@ impl Session {
         self.facts.starttls_offered |= offer_starttls;
         filter.write(reply, &mut self.to_client);
         self.facts.last_code = reply.code;
+    }
+
+    fn said_helo(&mut self) {
+        self.hello = Some(Hello::Helo);
+        self.capabilities = Capabilities::default();
+        self.transaction = false;
     }
 
     fn take_data_answer(&mut self, reply: &Reply) {

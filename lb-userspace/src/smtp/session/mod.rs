@@ -32,7 +32,7 @@ use super::{
     approach::{Approach, Fault, Plan},
     body::Body,
     capability::Capabilities,
-    command::Verb,
+    command::{Command, Verb},
     end::End,
     line::Lines,
     phase::Phase,
@@ -133,6 +133,12 @@ pub struct Session {
     approach: Option<Box<Approach>>,
     /// A command that waits for the member to be prepared.
     held: Option<Box<Held>>,
+    /// The member has heard an EHLO or HELO of the client.
+    member_greeted: bool,
+    /// That was before the border: the next may be one too many for it.
+    stale: bool,
+    /// The EHLO that may have been.
+    again: Option<Box<Held>>,
     lines: Lines,
     replies: ReplyParser,
     /// How members greeted that did not want the session.
@@ -226,6 +232,16 @@ struct Held {
     verb: Verb,
 }
 
+impl Held {
+    fn arguments(&self) -> &[u8] {
+        Self::arguments_of(&self.line)
+    }
+
+    fn arguments_of(line: &[u8]) -> &[u8] {
+        Command::parse(line).map_or(&[], |command| command.arguments)
+    }
+}
+
 /// How the client introduced itself since the border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hello {
@@ -272,6 +288,9 @@ impl Session {
             member: Member::Absent,
             approach: None,
             held: None,
+            member_greeted: false,
+            stale: false,
+            again: None,
             lines: Lines::default(),
             replies: ReplyParser::new(),
             refusal: None,
