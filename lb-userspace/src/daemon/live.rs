@@ -17,7 +17,7 @@ use crate::{
     monitor::Target,
     pool::{Admin, LiveMember, LivePool},
     proxy::{MemberSecurity, Security, Service},
-    tls::{self, Loaded, MemberTls, Roots},
+    tls::{self, ListenerTls, Loaded, MemberTls, Roots},
 };
 
 /// What the files of a generation hold: certificates with keys, and authorities.
@@ -49,11 +49,11 @@ pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Err
             Err(fault) => faults.push(fault),
         }
     }
-    let roots: BTreeSet<&Option<PathBuf>> = used().flat_map(|used| used.roots).collect();
+    let roots: BTreeSet<Option<PathBuf>> = used().flat_map(|used| used.all_roots()).collect();
     for path in roots {
         match tls::load_roots(path.as_deref()) {
             Ok(roots) => {
-                loaded.roots.insert(path.clone(), Arc::new(roots));
+                loaded.roots.insert(path, Arc::new(roots));
             }
             Err(fault) => faults.push(fault),
         }
@@ -65,7 +65,10 @@ pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Err
 #[derive(Default)]
 struct Used<'g> {
     certificates: Vec<&'g Name>,
+    /// Who vouches for members; nothing stands for the system's.
     roots: Vec<&'g Option<PathBuf>>,
+    /// Who vouches for clients.
+    client_roots: Vec<&'g PathBuf>,
 }
 
 impl<'g> Used<'g> {
@@ -85,9 +88,9 @@ impl<'g> Used<'g> {
     }
 
     fn add_client(&mut self, tls: &'g ClientTls) {
-        let terms = tls.terms().into_iter();
-        self.certificates
-            .extend(terms.flat_map(|terms| &terms.certificates));
+        let Some(terms) = tls.terms() else { return };
+        self.certificates.extend(&terms.certificates);
+        self.client_roots.extend(terms.auth.roots());
     }
 
     fn add_server(&mut self, tls: &'g ServerTls) {
@@ -98,17 +101,23 @@ impl<'g> Used<'g> {
         }
     }
 
+    fn all_roots(&self) -> Vec<Option<PathBuf>> {
+        let members = self.roots.iter().map(|path| (*path).clone());
+        let clients = self.client_roots.iter().map(|path| Some((*path).clone()));
+        members.chain(clients).collect()
+    }
+
     /// Do both hold the same of these?
     fn is_same(&self, old: &Certificates, new: &Certificates) -> bool {
         let same = |name: &&Name| {
             let pair = old.by_name.get(*name).zip(new.by_name.get(*name));
             pair.is_some_and(|(old, new)| old.is_same(new))
         };
-        let same_roots = |path: &&Option<PathBuf>| {
-            let pair = old.roots.get(*path).zip(new.roots.get(*path));
+        let same_roots = |path: &Option<PathBuf>| {
+            let pair = old.roots.get(path).zip(new.roots.get(path));
             pair.is_some_and(|(old, new)| old.is_same(new))
         };
-        self.certificates.iter().all(same) && self.roots.iter().all(same_roots)
+        self.certificates.iter().all(same) && self.all_roots().iter().all(same_roots)
     }
 }
 
@@ -319,14 +328,17 @@ fn security(
             .iter()
             .map(|name| certificates.by_name[name].clone())
             .collect();
-        of_server(server, tls::server_config(&chosen))
+        let roots = terms.auth.roots().map(|path| Some(path.clone()));
+        let roots = roots.and_then(|path| certificates.roots.get(&path));
+        let tls = ListenerTls::new(terms, &chosen, roots.map(|roots| &**roots));
+        of_server(server, tls.map(Arc::new))
     };
     Ok(match client_tls {
         ClientTls::None => Security::None,
         ClientTls::Implicit(terms) => Security::Implicit(config(terms)?),
         ClientTls::StartTls { policy, terms } => Security::StartTls {
             policy: *policy,
-            config: config(terms)?,
+            tls: config(terms)?,
         },
     })
 }

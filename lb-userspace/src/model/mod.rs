@@ -20,7 +20,10 @@ use std::{
 use self::policy::Range;
 pub use self::{
     policy::{Guard, Policy, Rule},
-    tls::{ClientTerms, ClientTls, Pin, ServerTerms, ServerTls, StartTls, Verify},
+    tls::{
+        ClientAuth, ClientTerms, ClientTls, KeyExchange, Pin, ServerTerms, ServerTls, StartTls,
+        TlsVersion, UnknownName, Verify,
+    },
 };
 
 /// The name of a configured object, unique within its kind.

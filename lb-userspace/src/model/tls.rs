@@ -44,6 +44,92 @@ pub enum StartTls {
 pub struct ClientTerms {
     /// Never empty; the first is the default, the rest are found by SNI.
     pub certificates: Vec<Name>,
+    /// Older versions are refused.
+    pub min_version: TlsVersion,
+    /// Never empty; in order of preference, but one whose share the client has sent along saves a round trip.
+    pub key_exchange: Vec<KeyExchange>,
+    /// Must clients show certificates?
+    pub auth: ClientAuth,
+    /// What becomes of those who ask for a name that no certificate is for.
+    pub unknown_name: UnknownName,
+}
+
+/// `virtual_server.client_tls_min`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+/// A way to agree on keys, of `virtual_server.key_exchange`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyExchange {
+    /// X25519 and ML-KEM-768 together, safe from quantum computers; TLS 1.3 only.
+    X25519MlKem768,
+    /// RFC 7748.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// NIST P-384.
+    Secp384r1,
+}
+
+impl KeyExchange {
+    /// All there are, in the order of the default.
+    pub const ALL: [Self; 4] = [
+        Self::X25519MlKem768,
+        Self::X25519,
+        Self::Secp256r1,
+        Self::Secp384r1,
+    ];
+
+    /// The word in the file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::X25519MlKem768 => "x25519mlkem768",
+            Self::X25519 => "x25519",
+            Self::Secp256r1 => "secp256r1",
+            Self::Secp384r1 => "secp384r1",
+        }
+    }
+}
+
+/// `virtual_server.client_auth`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// They are not asked for one.
+    None,
+    /// They may come without one; a certificate that is shown has to be good.
+    Request {
+        /// Who vouches for it; PEM.
+        roots: PathBuf,
+    },
+    /// They may not.
+    Require {
+        /// Who vouches for it; PEM.
+        roots: PathBuf,
+    },
+}
+
+impl ClientAuth {
+    /// Who vouches for clients.
+    pub const fn roots(&self) -> Option<&PathBuf> {
+        match self {
+            Self::None => None,
+            Self::Request { roots } | Self::Require { roots } => Some(roots),
+        }
+    }
+}
+
+/// `virtual_server.unknown_name`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownName {
+    /// They get the first certificate.
+    Default,
+    /// They get the alert `unrecognized_name` (RFC 6066 §3).
+    Refuse,
 }
 
 /// `virtual_server.server_tls`, with the terms it takes.

@@ -41,7 +41,7 @@ use crate::{
         approach::Plan,
         session::{ClientSecurity, Terms},
     },
-    tls::MemberTls,
+    tls::{ListenerTls, MemberTls},
 };
 
 /// A virtual server of the proxy plane.
@@ -69,13 +69,13 @@ pub enum Security {
     /// Plain SMTP.
     None,
     /// TLS from the first byte (RFC 8314 §3.3).
-    Implicit(Arc<rustls::ServerConfig>),
+    Implicit(Arc<ListenerTls>),
     /// RFC 3207.
     StartTls {
         /// May clients stay in plaintext?
         policy: StartTls,
         /// The terms.
-        config: Arc<rustls::ServerConfig>,
+        tls: Arc<ListenerTls>,
     },
 }
 

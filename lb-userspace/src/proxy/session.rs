@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
@@ -54,10 +53,10 @@ pub(super) async fn serve(
     // Without it replies would wait for acknowledgements; a socket that refuses is about to fail anyway.
     let _ = tcp.set_nodelay(true);
     let mut client = ClientStream::Plain(tcp);
-    if let Security::Implicit(config) = &serving.service.client_tls {
+    if let Security::Implicit(tls) = &serving.service.client_tls {
         serving.present.entry.set_phase(Phase::Handshake);
         let limit = serving.context.timeouts.handshake;
-        if let Err(end) = Box::pin(client.secure(config.clone(), limit)).await {
+        if let Err(end) = Box::pin(client.secure(tls, limit)).await {
             // Not TLS from the first byte on: nobody injected anything.
             let end = if end == End::StartTlsInjection {
                 End::TlsFailed
@@ -178,7 +177,7 @@ impl Serving {
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {
-        let Some(config) = self.starttls_config() else {
+        let Security::StartTls { tls, .. } = &self.service.client_tls else {
             return;
         };
         pump.flush_client().await;
@@ -195,7 +194,7 @@ impl Serving {
         self.present.entry.set_phase(Phase::Handshake);
         match pump
             .client
-            .secure(config, self.context.timeouts.handshake)
+            .secure(tls, self.context.timeouts.handshake)
             .await
         {
             Ok(()) => {
@@ -203,13 +202,6 @@ impl Serving {
                 pump.session.tls_established(Instant::now());
             }
             Err(end) => pump.session.tls_failed(end),
-        }
-    }
-
-    fn starttls_config(&self) -> Option<Arc<ServerConfig>> {
-        match &self.service.client_tls {
-            Security::StartTls { config, .. } => Some(config.clone()),
-            Security::None | Security::Implicit(_) => None,
         }
     }
 

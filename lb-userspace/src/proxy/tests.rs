@@ -2,5 +2,6 @@
 
 mod dialogue;
 mod hostile;
+mod listeners;
 mod members;
 mod peers;

@@ -101,8 +101,24 @@ fn read_chain(path: &Path, now: SystemTime) -> Result<(Vec<CertificateDer<'stati
         let holds_key = PrivateKeyDer::from_pem_slice(&pem).is_ok() || is_encrypted(&pem);
         return Err(Fault::NoCertificate { holds_key });
     };
-    let leaf = read_leaf(first, now)?;
+    let mut leaf = read_leaf(first, now)?;
+    if !is_in_order(&chain) {
+        leaf.warnings.push(
+            "its chain does not lead from each certificate to its issuer: clients may not be able to verify it"
+                .to_owned(),
+        );
+    }
     Ok((chain, leaf))
+}
+
+/// Is each certificate issued by the next (RFC 5246 §7.4.2)?
+fn is_in_order(chain: &[CertificateDer<'_>]) -> bool {
+    let parsed = chain.iter().map(|der| X509Certificate::from_der(der));
+    let Ok(parsed) = parsed.collect::<Result<Vec<_>, _>>() else {
+        return false;
+    };
+    let mut pairs = parsed.windows(2);
+    pairs.all(|pair| pair[0].1.issuer() == pair[1].1.subject())
 }
 
 fn read_leaf(der: &[u8], now: SystemTime) -> Result<Leaf, Fault> {
@@ -124,11 +140,15 @@ fn read_leaf(der: &[u8], now: SystemTime) -> Result<Leaf, Fault> {
     if leaf.subject() == leaf.issuer() {
         warnings.push("it is self-signed: clients that verify will refuse it".to_owned());
     }
+    let host_names = host_names(&leaf);
+    if host_names.is_empty() {
+        warnings.push("it is for no host name: no client that verifies takes it".to_owned());
+    }
     if until < now + SOON {
         warnings.push(format!("it expires on {}", validity.not_after));
     }
     Ok(Leaf {
-        host_names: host_names(&leaf),
+        host_names,
         not_after: until,
         warnings,
     })

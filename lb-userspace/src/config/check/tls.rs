@@ -6,10 +6,13 @@ use super::{Known, all, reference, virtual_server::place};
 use crate::{
     config::{
         diagnostic::{Faults, quoted},
-        raw::{self, Encryption, Proof},
+        raw::{self, Asked, Encryption, Proof},
         reader::{At, Field},
     },
-    model::{ClientTerms, ClientTls, Name, ServerTerms, ServerTls, StartTls, Verify},
+    model::{
+        ClientAuth, ClientTerms, ClientTls, KeyExchange, Name, ServerTerms, ServerTls, StartTls,
+        TlsVersion, UnknownName, Verify,
+    },
 };
 
 /// The keys that a virtual server of the kernel plane cannot have, and where they stand.
@@ -34,10 +37,15 @@ pub(super) fn certificates_named<'r>(
         .chain(towards_members)
 }
 
-fn client_keys(keys: &raw::ClientKeys<'_>) -> [(&'static str, Option<usize>); 2] {
+fn client_keys(keys: &raw::ClientKeys<'_>) -> [(&'static str, Option<usize>); 7] {
     [
         ("starttls", place(&keys.starttls)),
         ("certificates", place(&keys.certificates)),
+        ("client_tls_min", place(&keys.min_version)),
+        ("key_exchange", place(&keys.key_exchange)),
+        ("client_auth", place(&keys.auth)),
+        ("client_roots", place(&keys.roots)),
+        ("unknown_name", place(&keys.unknown_name)),
     ]
 }
 
@@ -55,6 +63,7 @@ fn server_keys(keys: &raw::ServerKeys<'_>) -> [(&'static str, Option<usize>); 5]
 pub(super) fn client(
     raw: &raw::VirtualServer<'_>,
     known: &Known<'_, '_>,
+    directory: &Path,
     faults: &mut Faults,
 ) -> Option<ClientTls> {
     let keys = &raw.client;
@@ -78,20 +87,22 @@ pub(super) fn client(
     };
     match tls {
         Encryption::None => {
-            if let Some(at) = place(&keys.certificates) {
+            // `starttls` was judged above.
+            for (key, at) in &client_keys(keys)[1..] {
+                let Some(at) = *at else { continue };
                 faults.error(
                     at,
                     &raw.object,
-                    "has certificates without client_tls",
+                    format!("has {key} without client_tls"),
                     "Clients would not be offered TLS.",
-                    "Remove them, or set client_tls = \"starttls\" or client_tls = \"implicit\".",
+                    "Remove it, or set client_tls = \"starttls\" or client_tls = \"implicit\".",
                 );
             }
             Some(ClientTls::None)
         }
-        Encryption::Implicit => Some(ClientTls::Implicit(terms(raw, known, faults)?)),
+        Encryption::Implicit => Some(ClientTls::Implicit(terms(raw, known, directory, faults)?)),
         Encryption::StartTls => {
-            let terms = terms(raw, known, faults);
+            let terms = terms(raw, known, directory, faults);
             let policy = keys.starttls.clone().or(StartTls::Require);
             Some(ClientTls::StartTls {
                 policy: policy?,
@@ -104,11 +115,56 @@ pub(super) fn client(
 fn terms(
     raw: &raw::VirtualServer<'_>,
     known: &Known<'_, '_>,
+    directory: &Path,
     faults: &mut Faults,
 ) -> Option<ClientTerms> {
+    let keys = &raw.client;
+    let certificates = certificates(raw, known, faults);
+    let auth = auth(raw, directory, faults);
     Some(ClientTerms {
-        certificates: certificates(raw, known, faults)?,
+        certificates: certificates?,
+        min_version: keys.min_version.clone().or(TlsVersion::V1_2)?,
+        key_exchange: keys.key_exchange.clone().or(KeyExchange::ALL.to_vec())?,
+        auth: auth?,
+        unknown_name: keys.unknown_name.clone().or(UnknownName::Default)?,
     })
+}
+
+fn auth(raw: &raw::VirtualServer<'_>, directory: &Path, faults: &mut Faults) -> Option<ClientAuth> {
+    let keys = &raw.client;
+    let asked = keys.auth.clone().or(Asked::None)?;
+    let word = match (asked, &keys.roots) {
+        (_, Field::Wrong) => return None,
+        (Asked::None, Field::Absent) => return Some(ClientAuth::None),
+        (Asked::None, Field::Is(roots)) => {
+            faults.error(
+                roots.at,
+                &raw.object,
+                "has client_roots without client_auth",
+                "Clients would not be asked for a certificate.",
+                "Remove it, or set client_auth = \"request\" or client_auth = \"require\".",
+            );
+            return None;
+        }
+        (Asked::Request, Field::Is(roots)) => {
+            let roots = directory.join(roots.value);
+            return Some(ClientAuth::Request { roots });
+        }
+        (Asked::Require, Field::Is(roots)) => {
+            let roots = directory.join(roots.value);
+            return Some(ClientAuth::Require { roots });
+        }
+        (Asked::Request, Field::Absent) => "request",
+        (Asked::Require, Field::Absent) => "require",
+    };
+    faults.error(
+        place(&keys.auth).unwrap_or(raw.name.at),
+        &raw.object,
+        format!("has no client_roots for its client_auth = \"{word}\""),
+        "No certificate of a client could be verified.",
+        "Add `client_roots`, a PEM file with the authorities that vouch for clients.",
+    );
+    None
 }
 
 fn certificates(

@@ -241,7 +241,7 @@ fn proxy(
             faults,
         );
     }
-    let client_tls = tls::client(raw, known, faults);
+    let client_tls = tls::client(raw, known, directory, faults);
     let server_tls = tls::server(raw, known, directory, faults);
     Some(Forward::Proxy {
         client_tls: client_tls?,

@@ -15,7 +15,7 @@ use lb_common::layout::DEFAULT_FLOWS;
 pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 pub(super) use snat::{SnatPool, Timeouts};
-pub(super) use tls::{ClientKeys, Encryption, Proof, ServerKeys};
+pub(super) use tls::{Asked, ClientKeys, Encryption, Proof, ServerKeys};
 use toml::de::{DeTable, DeValue};
 pub(super) use virtual_server::{Plane, VirtualServer};
 

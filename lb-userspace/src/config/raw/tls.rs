@@ -2,10 +2,10 @@
 
 use crate::{
     config::{
-        diagnostic::{Faults, quoted},
+        diagnostic::{Faults, did_you_mean, quoted},
         reader::{At, Field, Section},
     },
-    model::{Pin, StartTls},
+    model::{KeyExchange, Pin, StartTls, TlsVersion, UnknownName},
 };
 
 /// `client_tls` and `server_tls`.
@@ -27,6 +27,19 @@ pub(in crate::config) struct ClientKeys<'d> {
     pub(in crate::config) tls: Field<Encryption>,
     pub(in crate::config) starttls: Field<StartTls>,
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
+    pub(in crate::config) min_version: Field<TlsVersion>,
+    pub(in crate::config) key_exchange: Field<Vec<KeyExchange>>,
+    pub(in crate::config) auth: Field<Asked>,
+    pub(in crate::config) roots: Field<&'d str>,
+    pub(in crate::config) unknown_name: Field<UnknownName>,
+}
+
+/// `client_auth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Asked {
+    None,
+    Request,
+    Require,
 }
 
 /// Towards members.
@@ -58,6 +71,33 @@ impl<'d> ClientKeys<'d> {
                 faults,
             ),
             certificates: section.strings("certificates", "certificates = [\"mail\"]", faults),
+            min_version: section.choice(
+                "client_tls_min",
+                &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)],
+                &[],
+                faults,
+            ),
+            key_exchange: key_exchange(section, faults),
+            auth: section.choice(
+                "client_auth",
+                &[
+                    ("none", Asked::None),
+                    ("request", Asked::Request),
+                    ("require", Asked::Require),
+                ],
+                &[],
+                faults,
+            ),
+            roots: file(section, "client_roots", faults),
+            unknown_name: section.choice(
+                "unknown_name",
+                &[
+                    ("default", UnknownName::Default),
+                    ("refuse", UnknownName::Refuse),
+                ],
+                &[],
+                faults,
+            ),
         }
     }
 }
@@ -108,6 +148,51 @@ fn file<'d>(
         }
         Some(path.value)
     })
+}
+
+fn key_exchange(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Vec<KeyExchange>> {
+    let example = "key_exchange = [\"x25519mlkem768\", \"x25519\"]";
+    section
+        .strings("key_exchange", example, faults)
+        .and_then(|list| {
+            let mut groups = Vec::with_capacity(list.value.len());
+            for text in &list.value {
+                let known = KeyExchange::ALL
+                    .into_iter()
+                    .find(|group| group.word() == text.value);
+                match known {
+                    Some(group) if !groups.contains(&group) => groups.push(group),
+                    Some(_) => faults.error(
+                        text.at,
+                        &section.object,
+                        format!("names {} twice in key_exchange", quoted(text.value)),
+                        "The second has no effect.",
+                        "Remove one of them.",
+                    ),
+                    None => {
+                        let words = KeyExchange::ALL.map(KeyExchange::word);
+                        let guess = did_you_mean(text.value, words);
+                        faults.error(
+                            text.at,
+                            &section.object,
+                            format!("has an unknown key_exchange {}{guess}", quoted(text.value)),
+                            "Clients would not be offered what is meant.",
+                            format!("Write some of {}.", words.map(quoted).join(", ")),
+                        );
+                    }
+                }
+            }
+            if list.value.is_empty() {
+                faults.error(
+                    list.at,
+                    &section.object,
+                    "has no way to agree on keys in key_exchange",
+                    "No handshake could succeed.",
+                    format!("Write for example `{example}`, or remove it."),
+                );
+            }
+            (!groups.is_empty() && groups.len() == list.value.len()).then_some(groups)
+        })
 }
 
 fn name<'d>(section: &mut Section<'d, '_>, faults: &mut Faults) -> Field<&'d str> {

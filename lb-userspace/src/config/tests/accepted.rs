@@ -6,8 +6,9 @@ use super::*;
 use crate::{
     config::DEFAULT_HELO,
     model::{
-        Attach, ClientTerms, ClientTls, Forward, Generation, Guard, Member, Method, Mode, Monitor,
-        Network, Pin, Probe, ServerTerms, ServerTls, Snat, StartTls, Verify, VirtualServer,
+        Attach, ClientAuth, ClientTerms, ClientTls, Forward, Generation, Guard, KeyExchange,
+        Member, Method, Mode, Monitor, Network, Pin, Probe, ServerTerms, ServerTls, Snat, StartTls,
+        TlsVersion, UnknownName, Verify, VirtualServer,
         policy::{Action, Range},
     },
 };
@@ -23,6 +24,10 @@ fn accepted(file: &str) -> Generation {
 fn terms() -> ClientTerms {
     ClientTerms {
         certificates: vec!["mail".into()],
+        min_version: TlsVersion::V1_2,
+        key_exchange: KeyExchange::ALL.to_vec(),
+        auth: ClientAuth::None,
+        unknown_name: UnknownName::Default,
     }
 }
 
@@ -219,6 +224,28 @@ fn ports_have_names() {
         let file = file.replace("10.0.0.21", "2001:db8::21");
         assert_eq!(accepted(&file).virtual_servers[0].at.ports, [(port, port)]);
     }
+}
+
+#[test]
+fn terms_towards_clients() {
+    let lines = "server_tls = \"none\"\nclient_tls_min = \"1.3\"\nkey_exchange = [\"x25519\", \"x25519mlkem768\"]\n\
+                 client_auth = \"require\"\nclient_roots = \"clients.pem\"\nunknown_name = \"refuse\"";
+    let file = BASE.replace("server_tls = \"none\"", lines);
+    let Forward::Proxy { client_tls, .. } = &accepted(&file).virtual_servers[1].forward else {
+        panic!("a proxy")
+    };
+    assert_eq!(
+        client_tls.terms(),
+        Some(&ClientTerms {
+            min_version: TlsVersion::V1_3,
+            key_exchange: vec![KeyExchange::X25519, KeyExchange::X25519MlKem768],
+            auth: ClientAuth::Require {
+                roots: "/etc/smtplb/clients.pem".into()
+            },
+            unknown_name: UnknownName::Refuse,
+            ..terms()
+        })
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn text(diagnostics: &[Diagnostic]) -> String {
 
 #[test]
 fn every_fault_is_told_with_place_consequence_and_remedy() {
-    walk(include_str!("faults.txt"), 107);
+    walk(include_str!("faults.txt"), 113);
 }
 
 #[test]

@@ -50,6 +50,18 @@ fn what_is_shown_loads_to_the_same() {
         server_certificate = "own"
         xclient = true
         pool = "a.b"
+        [virtual_server.msa]
+        address = "2001:db8::1"
+        port = 587
+        forward = "proxy"
+        client_tls = "implicit"
+        certificates = ["own"]
+        client_tls_min = "1.3"
+        key_exchange = ["x25519"]
+        client_auth = "request"
+        client_roots = "/etc/clients.pem"
+        unknown_name = "refuse"
+        pool = "a.b"
         [virtual_server.mx2]
         address = "2001:db8::2"
         port = 25

@@ -1,7 +1,7 @@
 //! The keys of TLS on both sides of a virtual server.
 
 use super::{Table, path};
-use crate::model::{ClientTls, ServerTls, StartTls, Verify};
+use crate::model::{ClientAuth, ClientTls, ServerTls, StartTls, TlsVersion, UnknownName, Verify};
 
 /// Towards clients.
 pub(super) fn client(table: &mut Table, tls: &ClientTls) {
@@ -25,6 +25,33 @@ pub(super) fn client(table: &mut Table, tls: &ClientTls) {
     if let Some(terms) = tls.terms() {
         let names = terms.certificates.iter().map(|name| &**name);
         table.list("certificates", names);
+        table.word(
+            "client_tls_min",
+            match terms.min_version {
+                TlsVersion::V1_2 => "1.2",
+                TlsVersion::V1_3 => "1.3",
+            },
+        );
+        let groups = terms.key_exchange.iter().map(|group| group.word());
+        table.list("key_exchange", groups);
+        table.word(
+            "client_auth",
+            match terms.auth {
+                ClientAuth::None => "none",
+                ClientAuth::Request { .. } => "request",
+                ClientAuth::Require { .. } => "require",
+            },
+        );
+        if let Some(roots) = terms.auth.roots() {
+            table.word("client_roots", &path(roots));
+        }
+        table.word(
+            "unknown_name",
+            match terms.unknown_name {
+                UnknownName::Default => "default",
+                UnknownName::Refuse => "refuse",
+            },
+        );
     }
 }
 

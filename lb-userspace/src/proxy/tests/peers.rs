@@ -20,7 +20,10 @@ use crate::{
     proxy::{MemberSecurity, Proxy, Security, Service, Services, bind_listeners},
     smtp::timeouts::Timeouts,
     telemetry::session::{SessionEnd, SessionSink},
-    tls::{server_config, tests::Pair},
+    tls::{
+        ListenerTls,
+        tests::{Pair, plain},
+    },
 };
 
 /// No test waits longer for anything.
@@ -46,9 +49,13 @@ pub(super) struct Setup {
     pub(super) kind: Kind,
     pub(super) timeouts: Timeouts,
     pub(super) pair: Pair,
+    pub(super) listener: Listener,
     pub(super) server: Server,
     pub(super) xclient: bool,
 }
+
+/// TLS towards clients, by the box's certificate.
+pub(super) type Listener = fn(&Pair) -> Arc<ListenerTls>;
 
 /// TLS towards members, by the certificate that they show.
 pub(super) type Server = fn(&Pair) -> MemberSecurity;
@@ -59,6 +66,7 @@ impl Default for Setup {
             kind: Kind::Plain,
             timeouts: Timeouts::DEFAULT,
             pair: Pair::new(&["mx.example"]),
+            listener: |pair| Arc::new(plain(&[Arc::new(pair.load().unwrap())]).unwrap()),
             server: |_| MemberSecurity::None,
             xclient: false,
         }
@@ -120,12 +128,13 @@ impl Lab {
             kind,
             timeouts,
             pair,
+            listener,
             server,
             xclient,
         } = setup;
         let (log, seen) = mpsc::channel();
         let shown = Pair::new(&["member.example", "127.0.0.1"]);
-        let tls = server_config(&[Arc::new(shown.load().unwrap())]).unwrap();
+        let tls = plain(&[Arc::new(shown.load().unwrap())]).unwrap().config;
         let members = members.iter().enumerate().map(|(id, script)| {
             let address = serve(*script, tls.clone(), log.clone());
             let name = format!("m{id}").into();
@@ -133,11 +142,14 @@ impl Lab {
         });
         let pool = LivePool::new("pool".into(), Method::RoundRobin, members.collect());
         let pool = Arc::new(pool);
-        let config = server_config(&[Arc::new(pair.load().unwrap())]).unwrap();
+        let tls_for_clients = listener(&pair);
         let client_tls = match kind {
             Kind::Plain => Security::None,
-            Kind::Implicit => Security::Implicit(config),
-            Kind::StartTls(policy) => Security::StartTls { policy, config },
+            Kind::Implicit => Security::Implicit(tls_for_clients),
+            Kind::StartTls(policy) => Security::StartTls {
+                policy,
+                tls: tls_for_clients,
+            },
         };
         let server_tls = server(&shown);
         let listeners = bind_listeners(&[0]).unwrap();
