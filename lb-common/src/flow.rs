@@ -163,7 +163,7 @@ pub struct Flow {
     pub ways: [Way; 2],
     /// Added to sequence numbers of this direction, and taken off acknowledgements of the other.
     pub shift: [AtomicU32; 2],
-    /// The sequence number that follows the last byte seen of this direction, as its sender counts.
+    /// How far the other side has acknowledged this direction, as its sender counts; until it has, what follows its SYN.
     pub next: [AtomicU32; 2],
 }
 

@@ -1,7 +1,7 @@
 //! Versions, capacities and the shape rule of every record in a map.
 
 /// Changes with any change of a record or a map; names the directory of the pins.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Members of all pools together. Number 0 means "none".
 pub const MAX_MEMBERS: u32 = 1024;
@@ -38,13 +38,25 @@ pub enum Jump {
     Icmp = 2,
     /// Fragments, extension headers and VLAN tags.
     Odd = 3,
+    /// A first packet that is answered with a SYN cookie.
+    Bake = 4,
+    /// A packet of no flow that may bring one back.
+    Redeem = 5,
     /// A packet to answer with an ICMP error of our own.
     Answer = 8,
 }
 
 impl Jump {
     /// Every one, by index.
-    pub const ALL: [Self; 5] = [Self::Open, Self::Shift, Self::Icmp, Self::Odd, Self::Answer];
+    pub const ALL: [Self; 7] = [
+        Self::Open,
+        Self::Shift,
+        Self::Icmp,
+        Self::Odd,
+        Self::Bake,
+        Self::Redeem,
+        Self::Answer,
+    ];
 
     /// Does everything else work on a kernel that refuses its program?
     pub const fn is_optional(self) -> bool {
@@ -58,6 +70,8 @@ impl Jump {
             Self::Shift => "shift",
             Self::Icmp => "icmp",
             Self::Odd => "odd",
+            Self::Bake => "bake",
+            Self::Redeem => "redeem",
             Self::Answer => "answer",
         }
     }

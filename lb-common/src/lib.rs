@@ -8,6 +8,7 @@ pub mod addr;
 pub mod atomic;
 pub mod bits;
 pub mod checksum;
+pub mod cookie;
 pub mod event;
 pub mod flow;
 pub mod index;

@@ -115,7 +115,9 @@ pub struct Allocation {
     pub turn: AtomicU32,
     /// Half-open flows now.
     pub embryonic: AtomicU32,
-    spare: [u32; 3],
+    /// Tick of the last SYN cookie; 0 for none.
+    pub baked: AtomicU32,
+    spare: [u32; 2],
 }
 
 map_record!(

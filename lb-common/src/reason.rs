@@ -39,7 +39,7 @@ reasons! {
     Truncated = 0 "truncated",
     /// No member of the pool is up; the stack answers with RST.
     NoMember = 1 "no-member",
-    /// Every flow record is in use by a live flow, or half-open flows have their share; the new connection is dropped and may be retried.
+    /// Every flow record is in use by a live flow; the new connection is dropped and may be retried.
     FlowTableFull = 2 "flow-table-full",
     /// Every port of every SNAT address towards the member is in use; the new connection is dropped and may be retried.
     PortsExhausted = 3 "ports-exhausted",
@@ -75,6 +75,10 @@ reasons! {
     PolicyReset = 18 "policy-reset",
     /// The client's network connects too often; the new connection is dropped and may be retried.
     RateLimited = 19 "rate-limited",
+    /// A first packet while half-open connections have their share; it was answered with a SYN cookie, and the connection is made when the client brings it back.
+    SynCookie = 20 "syn-cookie",
+    /// A member's answer to a connection that a SYN cookie has opened, neither SYN and ACK nor RST.
+    Unexpected = 21 "unexpected",
 }
 
 /// Capacity of the counter array; room for reasons to come.

@@ -92,7 +92,7 @@ map_record!(
         chunks: u32,
         /// Buckets of the table of flows, less one.
         flow_mask: u32,
-        /// Half-open flows at once; beyond it only old ones of them make room for new ones.
+        /// Half-open flows at once; beyond it clients get SYN cookies.
         embryonic: u32,
         /// Does any virtual server leave the client's address? Then replies are looked up by it too.
         by_key: u32,
@@ -110,7 +110,9 @@ map_record!(
         seeds: [u64; 2],
         /// What flows are hashed by; never changed while there is a table of flows.
         hash: [u64; HASH_KEYS],
-    } size 152 align 8
+        /// What SYN cookies are signed with; never changed while there is a table of flows.
+        cookie: [u64; 2],
+    } size 168 align 8
 );
 
 impl Config {

@@ -1,5 +1,17 @@
 //! The phases of a passthrough flow, and how long each may idle.
 
+/// Offsets in the TCP header (RFC 9293 §3.1).
+pub mod at {
+    /// Sequence number; the acknowledgement follows.
+    pub const SEQUENCE: usize = 4;
+    /// Acknowledgement number.
+    pub const ACKNOWLEDGEMENT: usize = 8;
+    /// Header length in the high half of the byte; the flag byte follows.
+    pub const LENGTH: usize = 12;
+    /// Checksum.
+    pub const CHECKSUM: usize = 16;
+}
+
 /// A TCP flag byte (RFC 9293 §3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flags(pub u8);
@@ -42,7 +54,7 @@ pub enum Direction {
 /// Where a flow is in its life. Stored as `u32`; 0 means that the record is free.
 ///
 /// ```text
-///                 client's ACK              one FIN                     other FIN
+///              client's true ACK            one FIN                     other FIN
 ///   Syn ──────────────────▶ Established ──────────────▶ FinClient/FinMember ─────▶ Closing
 ///    └──────────────────────────┴──────── RST ───────────────┴────────▶ Reset ──▶ Established, when talk goes on
 /// ```
@@ -84,7 +96,7 @@ impl Phase {
         }
     }
 
-    /// The phase after a packet.
+    /// The phase after a packet whose numbers are believed.
     #[inline(always)]
     #[must_use]
     pub const fn after(self, direction: Direction, flags: Flags) -> Self {
@@ -101,9 +113,7 @@ impl Phase {
             (Self::Syn | Self::Established, Direction::Reverse) if fin => Self::FinMember,
             (Self::FinClient, Direction::Reverse) if fin => Self::Closing,
             (Self::FinMember, Direction::Forward) if fin => Self::Closing,
-            (Self::Syn, Direction::Forward) if flags.any(Flags::ACK) && !flags.any(Flags::SYN) => {
-                Self::Established
-            }
+            (Self::Syn, _) if flags.any(Flags::ACK) && !flags.any(Flags::SYN) => Self::Established,
             _ => self,
         }
     }
@@ -156,20 +166,15 @@ pub const RESET_LIMIT: u32 = 2;
 /// fifth and sixth SYN.
 pub const DEFAULT_LIMITS: [u32; LIMITS] = [60, 7440, 240, 56];
 
-/// How far a reset's sequence number may lie ahead of the last byte seen: segments before it may have been lost.
-const RESET_AHEAD: u32 = 1 << 20;
+/// How far a sender may be ahead of what the other side has acknowledged, bytes: as much as Linux buffers at most unless
+/// told otherwise (`net.ipv4.tcp_wmem`).
+const AHEAD: u32 = 1 << 22;
 
-/// Is this sequence number where its sender could reset the connection (RFC 5961 §3), given what follows the last byte
-/// seen of it? Others are carried, but the flow lives on.
+/// Is this a sequence number that its sender may have come to, given what the other side has acknowledged? Who sees
+/// neither side can only guess it, once in a thousand times (RFC 5961 §1.2). Others are carried, but end nothing.
 #[inline(always)]
-pub const fn resets(sequence: u32, next: u32) -> bool {
-    sequence.wrapping_sub(next) < RESET_AHEAD
-}
-
-/// Does a sequence number come after another (RFC 9293 §3.4)?
-#[inline(always)]
-pub const fn follows(sequence: u32, other: u32) -> bool {
-    sequence.wrapping_sub(other) as i32 > 0
+pub const fn plausible(sequence: u32, acknowledged: u32) -> bool {
+    sequence.wrapping_sub(acknowledged) < AHEAD
 }
 
 /// A tick is 2^30 ns, 1.07 s: a shift of the monotonic clock instead of a division.

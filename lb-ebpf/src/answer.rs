@@ -6,7 +6,7 @@
 
 use core::mem::offset_of;
 
-use lb_common::{checksum::fold, layout::Jump, reason::DropReason};
+use lb_common::{checksum::fold, layout::Jump, reason::DropReason, tcp};
 use network_types::{
     eth::EtherType,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -29,13 +29,13 @@ pub struct Notice {
     pub mtu: u32,
     /// Tick of the last answer.
     pub tick: u32,
-    /// Answers in that tick.
-    pub count: u32,
+    /// Answers in that tick: of all else, and of too-big.
+    pub counts: [u32; 2],
     /// Tags to put on the answer.
     pub vlan: u32,
 }
 
-/// Answers of one CPU in a tick (1.07 s); the kernel's own limit is 1000 a second (`net.ipv4.icmp_msgs_per_sec`).
+/// Answers of one CPU in a tick (1.07 s), too-big apart from the rest; the kernel's own limit is 1000 a second (`net.ipv4.icmp_msgs_per_sec`).
 pub const ANSWERS: u32 = 1000;
 /// Lengths of the headers that come before the quoted packet.
 const ROOM4: u32 = (Ipv4Hdr::LEN + 8) as u32;
@@ -50,8 +50,6 @@ const PRECEDENCE: u8 = 0xc0;
 const SERVICE: u8 = 0x1e;
 /// The fragment offset (RFC 791 §3.1), network order.
 const OFFSET: u16 = 0x1fff_u16.to_be();
-/// Offset of the checksum in a TCP header.
-const TCP_CHECK: usize = 16;
 
 /// Turns a packet into the error about it.
 ///
@@ -75,12 +73,7 @@ pub fn answer<F: Frame, T: Tables>(
         tables.keep_tags(link.vlan);
         return Ok(Verdict::Jump(Jump::Answer));
     }
-    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
-    egress.interface = frame.ingress();
-    egress.known = true;
-    for (to, pair) in egress.macs.iter_mut().zip([[d, e], [f, a], [b, c]]) {
-        *to = crate::frame::word(pair);
-    }
+    back(frame, egress)?;
     let [kind4, kind6] = kinds(notice.reason);
     if notice.reason == DropReason::PolicyReset as u32 {
         reset(frame)?;
@@ -94,6 +87,18 @@ pub fn answer<F: Frame, T: Tables>(
         frame.retag(&link, notice.vlan)?;
     }
     Ok(Verdict::Send)
+}
+
+/// The way that a packet came.
+#[inline(always)]
+pub(crate) fn back<F: Frame>(frame: &F, egress: &mut Egress) -> Result<(), DropReason> {
+    let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
+    egress.interface = frame.ingress();
+    egress.known = true;
+    for (to, pair) in egress.macs.iter_mut().zip([[d, e], [f, a], [b, c]]) {
+        *to = crate::frame::word(pair);
+    }
+    Ok(())
 }
 
 /// Type and code for IPv4 and IPv6 (RFC 792, RFC 1812 §5.2.7.1, RFC 4443 §3).
@@ -227,9 +232,9 @@ fn finished<F: Frame>(
     ends: u64,
 ) -> Result<u64, DropReason> {
     let l4 = l3 + header as usize;
-    let at = l4 + TCP_CHECK;
+    let at = l4 + tcp::at::CHECKSUM;
     let may = frame.may_be_partial();
-    let short = header + TCP_CHECK as u32 + 2 > keep;
+    let short = header + tcp::at::CHECKSUM as u32 + 2 > keep;
     if may == Partial::Never || header == 0 || short || frame.reach(at + 2).is_err() {
         return Ok(u64::MAX);
     }

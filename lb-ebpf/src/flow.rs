@@ -7,13 +7,14 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
+    atomic::AtomicU32,
     event::Cause,
     flow::{Flow, FlowKey, Hit, owners, split_owners},
     layout::POOL_MEMBERS,
     pair::Mark,
     reason::DropReason,
-    service::{Config, Service},
-    tcp::{Direction, Flags, Phase, follows, resets, tick},
+    service::Service,
+    tcp::{Direction, Flags, Phase, plausible, tick},
 };
 
 use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service, shift};
@@ -88,14 +89,15 @@ pub(crate) fn reopens(flow: &Flow, hit: Hit, flags: Flags) -> bool {
         && Phase::from_u32(flow.phase.load(Relaxed)).ended()
 }
 
-/// Opens a flow for the first packet of a connection: its slot.
+/// Opens a flow for the first packet of a connection, or for one that brings back a SYN cookie with this class of segment
+/// size.
 #[inline(always)]
 pub(crate) fn open<T: Tables>(
     tables: &T,
-    config: &Config,
     service: &Service,
     packet: &Packet,
-) -> Result<u32, DropReason> {
+    class: u32,
+) -> Result<(), DropReason> {
     let chosen = tables.select(service.pool);
     if chosen == 0 {
         return Err(DropReason::NoMember);
@@ -104,27 +106,20 @@ pub(crate) fn open<T: Tables>(
     let place = opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1);
     let number = chosen & 0xffff;
     let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
-    let allocation = tables.allocation().ok_or(DropReason::Internal)?;
-    let pressed = allocation.embryonic.load(Relaxed) >= config.embryonic;
-    let got = tables.take(u32::from(pool.sources[place]), u32::from(pressed));
+    let got = tables.take(u32::from(pool.sources[place]));
     let slot = got as u32;
     match got {
         ports::NO_CHUNK => return Err(DropReason::FlowTableFull),
         ports::NO_PAIR => return Err(DropReason::NoSnatAddress),
-        ports::NO_PORT if pressed => return Err(DropReason::FlowTableFull),
         ports::NO_PORT => return Err(DropReason::PortsExhausted),
         _ => {}
     }
     tables.write_leave(slot, Direction::Reverse, &packet.key);
     let flow = tables.flow(slot).ok_or(DropReason::Internal)?;
-    flow.next[0].store(packet.next(), Relaxed);
-    for direction in 0..2 {
-        flow.shift[direction].store(0, Relaxed);
-    }
-    shift::prepare(flow, service, packet);
+    shift::prepare(flow, service, packet, class);
     let owners = owners(number as u16, service.virtual_server);
     match tables.fill(got, owners, u32::from(service.snat)) {
-        filled::DONE => Ok(slot),
+        filled::DONE => Ok(()),
         // The same SYN on another CPU was first, or the member could not tell the client's connections apart.
         filled::TWICE => Err(DropReason::PortsExhausted),
         _ => Err(DropReason::FlowTableFull),
@@ -209,17 +204,19 @@ fn embryonic<T: Tables>(tables: &T, one: u32) {
     }
 }
 
-/// What a packet tells about its flow.
+/// What a packet tells about its flow, in the numbers of its sender.
 #[derive(Clone, Copy, Debug)]
 pub struct Note {
     /// Which way it travels, and its flags.
     pub way: (Direction, Flags),
-    /// Its sequence number.
-    pub sequence: u32,
-    /// The sequence number that follows it.
+    /// The sequence number that follows it; of a SYN what it may carry besides does not count.
     pub next: u32,
+    /// Its acknowledgement number.
+    pub acknowledgement: u32,
     /// IP header and payload, bytes.
     pub length: u32,
+    /// Does it carry payload of TCP?
+    pub data: bool,
 }
 
 impl Note {
@@ -227,30 +224,43 @@ impl Note {
     pub(crate) fn of(packet: &Packet, direction: Direction) -> Self {
         Self {
             way: (direction, packet.flags),
-            sequence: packet.sequence,
-            next: packet.next(),
+            next: match packet.flags.any(Flags::SYN) {
+                true => packet.sequence.wrapping_add(1),
+                false => packet.next(),
+            },
+            acknowledgement: packet.acknowledgement,
             length: packet.length,
+            data: packet.data() != 0,
         }
     }
 }
 
-/// Notes a packet that changes no phase, as nearly all do; false when it may.
+/// Notes a packet of a plain flow that changes no phase, as nearly all do; false when it may.
 #[inline(always)]
 pub(crate) fn touch(flow: &Flow, note: &Note, now: u64) -> bool {
     let (direction, flags) = note.way;
     let phase = flow.phase.load(Relaxed);
-    if flags.any(Flags::SYN | Flags::FIN | Flags::RST)
+    if flags.0 & (Flags::SYN | Flags::FIN | Flags::RST | Flags::ACK) != Flags::ACK
         || phase.wrapping_sub(Phase::Established as u32)
             > Phase::Closing as u32 - Phase::Established as u32
     {
         return false;
     }
     count(flow, direction, note, now);
-    let next = &flow.next[direction as usize & 1];
-    if follows(note.next, next.load(Relaxed)) {
-        next.store(note.next, Relaxed);
-    }
+    acknowledge(
+        &flow.next[(direction as usize & 1) ^ 1],
+        note.acknowledgement,
+    );
     true
+}
+
+/// Notes how much of what the other side sent has arrived.
+#[inline(always)]
+fn acknowledge(next: &AtomicU32, acknowledged: u32) {
+    let before = next.load(Relaxed);
+    if acknowledged != before && plausible(acknowledged, before) {
+        next.store(acknowledged, Relaxed);
+    }
 }
 
 #[inline(always)]
@@ -272,18 +282,38 @@ pub(crate) fn track<T: Tables>(tables: &T, slot: u32, note: &Note) {
         return;
     };
     let (direction, flags) = note.way;
+    let side = direction as usize & 1;
     count(flow, direction, note, tables.now());
     let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    let next = &flow.next[direction as usize & 1];
-    let seen = next.load(Relaxed);
-    if flags.any(Flags::RST) {
-        // Half-open, a reset answers the other side's SYN and its number says nothing.
-        if phase != Phase::Syn && !resets(note.sequence, seen) {
-            return;
+    let [own, other] = [&flow.next[side], &flow.next[side ^ 1]];
+    let acknowledged = note
+        .acknowledgement
+        .wrapping_sub(flow.shift[side ^ 1].load(Relaxed));
+    if flags.any(Flags::SYN) {
+        if phase == Phase::Syn {
+            own.store(note.next, Relaxed);
         }
+        return;
+    }
+    let believed = match (phase, direction) {
+        // A reset that refuses the connection has no number (RFC 9293 §3.10.7.1), and without one a member talks only to
+        // whom it has heard.
+        (Phase::Syn, Direction::Reverse) => note.data || flags.any(Flags::RST),
+        // Who acknowledges the member's SYN has received it: no one else knows its number.
+        (Phase::Syn, Direction::Forward) if !flags.any(Flags::RST) => {
+            flow.packets[1].load(Relaxed) != 0 && acknowledged == other.load(Relaxed)
+        }
+        // Nor does anyone else know how far the talk is.
+        _ if flags.any(Flags::FIN | Flags::RST) => plausible(note.next, own.load(Relaxed)),
+        _ => flags.any(Flags::ACK) && plausible(acknowledged, other.load(Relaxed)),
+    };
+    if !believed {
+        return;
+    }
+    if flags.any(Flags::RST) {
         flow.note_reset(direction);
-    } else if phase == Phase::Syn || follows(note.next, seen) {
-        next.store(note.next, Relaxed);
+    } else {
+        acknowledge(other, acknowledged);
     }
     if phase.after(direction, flags) != phase {
         turn(tables, slot, flow, direction, flags);

@@ -7,7 +7,12 @@
 
 use core::{mem::offset_of, sync::atomic::Ordering::Relaxed};
 
-use lb_common::{checksum::Delta, flow::FlowKey, reason::DropReason, tcp::Direction};
+use lb_common::{
+    checksum::Delta,
+    flow::FlowKey,
+    reason::DropReason,
+    tcp::{self, Direction},
+};
 use network_types::{
     eth::EtherType,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -16,7 +21,7 @@ use network_types::{
 use crate::{
     Egress, Frame, Packet, Tables, Verdict, flow, forward,
     frame::{addresses, halves, word},
-    odd::{LOOPBACK, leave},
+    odd::{LOOPBACK, check_vlan, leave},
     parse::{self, Link, QUOTED_TCP, Walk},
     rewrite,
 };
@@ -27,11 +32,8 @@ const HEADER: usize = 8;
 const QUOTED: usize = 8;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
-/// Offset of the sequence number in a TCP header; the acknowledgement follows.
-const SEQUENCE: usize = 4;
-/// Offset of the checksum in ICMP and in TCP headers.
+/// Offset of the checksum in the ICMP header.
 const CHECK: usize = 2;
-const TCP_CHECK: usize = 16;
 /// The fragment offset (RFC 791 §3.1), network order.
 const OFFSET: u16 = 0x1fff_u16.to_be();
 /// "Use another router": true before translation, wrong behind it.
@@ -72,6 +74,9 @@ pub fn icmp<F: Frame, T: Tables>(
     }
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
     let (direction, now) = (hit.direction(), tables.now());
+    if direction == Direction::Forward {
+        check_vlan(tables, quote.link.vlan)?;
+    }
     match forward::way(frame, &quote.outer, flow, direction, now, egress) {
         // Nobody answers an error by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
         Err(DropReason::TtlExceeded | DropReason::TooBig) => return Err(DropReason::NoAnswer),
@@ -139,7 +144,7 @@ fn inside<F: Frame>(
     frame.store(about.l4, [to.dport, to.sport])?;
     let end = quote.outer.l3 + quote.outer.length as usize;
     if about.l4 + QUOTED_TCP <= end && frame.reach(about.l4 + QUOTED_TCP).is_ok() {
-        let at = about.l4 + TCP_CHECK;
+        let at = about.l4 + tcp::at::CHECKSUM;
         let old: u16 = frame.load(at)?;
         let new = addresses.and(ports).apply(old);
         frame.store(at, new)?;
@@ -158,19 +163,19 @@ fn numbers<F: Frame>(
     change: &mut Delta,
 ) -> Result<(), DropReason> {
     let l4 = quote.about.l4;
-    let old = word(frame.load(l4 + SEQUENCE)?);
+    let old = word(frame.load(l4 + tcp::at::SEQUENCE)?);
     let new = u32::from_be(old).wrapping_sub(*own).to_be();
-    frame.store(l4 + SEQUENCE, halves(new))?;
+    frame.store(l4 + tcp::at::SEQUENCE, halves(new))?;
     let mut moved = Delta::NONE.word(old, new);
     let end = quote.outer.l3 + quote.outer.length as usize;
     if l4 + QUOTED_TCP <= end && frame.reach(l4 + QUOTED_TCP).is_ok() {
-        let old = word(frame.load(l4 + SEQUENCE + 4)?);
+        let old = word(frame.load(l4 + tcp::at::ACKNOWLEDGEMENT)?);
         let new = u32::from_be(old).wrapping_add(*other).to_be();
-        frame.store(l4 + SEQUENCE + 4, halves(new))?;
+        frame.store(l4 + tcp::at::ACKNOWLEDGEMENT, halves(new))?;
         moved = moved.word(old, new);
-        let check: u16 = frame.load(l4 + TCP_CHECK)?;
+        let check: u16 = frame.load(l4 + tcp::at::CHECKSUM)?;
         let amended = moved.apply(check);
-        frame.store(l4 + TCP_CHECK, amended)?;
+        frame.store(l4 + tcp::at::CHECKSUM, amended)?;
         moved = moved.half(check, amended);
     }
     *change = change.and(moved);

@@ -19,6 +19,7 @@ extern crate alloc;
 mod access;
 pub mod answer;
 mod atomic;
+mod cookie;
 mod expire;
 pub mod explain;
 mod flow;
@@ -56,6 +57,7 @@ use lb_common::{
 };
 
 pub use crate::{
+    cookie::{bake, redeem},
     expire::sweep,
     flow::end,
     forward::Egress,
@@ -126,6 +128,7 @@ fn first<F: Frame, T: Tables>(
     if service.forward == Service::PASSTHROUGH {
         return match packet.flags.opens() {
             true => Ok(Verdict::Jump(Jump::Open)),
+            false if cookie::may_return(tables, packet) => Ok(Verdict::Jump(Jump::Redeem)),
             false => Err(DropReason::NoFlow),
         };
     }
@@ -159,7 +162,10 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
     if service.forward != Service::PASSTHROUGH {
         return Ok(Verdict::Pass);
     }
-    flow::open(tables, config, service, &deep.packet)?;
+    if cookie::is_time(tables, config) {
+        return Ok(Verdict::Jump(Jump::Bake));
+    }
+    flow::open(tables, service, &deep.packet, lb_common::cookie::NONE)?;
     Ok(Verdict::Jump(Jump::Odd))
 }
 

@@ -22,196 +22,115 @@ use lb_common::{
     reason::DropReason,
 };
 use lb_ebpf::{
-    Egress, Verdict,
-    answer::answer,
-    balance, explain,
+    Egress, Verdict, explain,
     frame::{Reshape, TcFrame, XdpFrame, tc, xdp},
-    icmp,
     maps::{self, KernelTables, TC_JUMPS, XDP_GENERIC_JUMPS, XDP_JUMPS},
-    odd, open, shift, steer, sweep,
+    steer, sweep,
 };
 
 /// Set before the object is loaded; 0 makes the verifier remove every log line.
 #[unsafe(no_mangle)]
 static KERNEL_LOG: u32 = 0;
 
-/// Ingress of an interface, after the driver: keeps GSO, resolves neighbours.
-#[classifier]
-fn balance_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let verdict = balance(&mut TcFrame::new(&context), &KernelTables, &mut egress);
-    tc_verdict(&context, verdict, &egress)
-}
+/// What the programs of every hook do, under the names that the loader and [`Jump`] know.
+mod stage {
+    use super::*;
 
-/// Goes on with the first packet of a connection.
-#[classifier]
-fn open_tc(context: TcContext) -> i32 {
-    let verdict = open(&mut TcFrame::new(&context), &KernelTables);
-    tc_verdict(&context, verdict, &Egress::default())
-}
+    type Outcome = Result<Verdict, DropReason>;
 
-/// Ingress of an interface, in its driver.
-#[xdp(frags)]
-fn balance_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = balance(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn balance<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        lb_ebpf::balance(frame, &KernelTables, egress)
+    }
 
-/// Goes on with the first packet of a connection.
-#[xdp(frags)]
-fn open_xdp(context: XdpContext) -> u32 {
-    let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = open(&mut frame, &KernelTables);
-    xdp_verdict(&context, verdict, &Egress::default(), &XDP_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn open<F: Reshape>(frame: &mut F, _: &mut Egress) -> Outcome {
+        lb_ebpf::open(frame, &KernelTables)
+    }
 
-/// Ingress of an interface, behind a driver without XDP. Without `frags`, which breaks TC behind it (Linux 6.18).
-#[xdp]
-fn balance_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = balance(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn odd<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        lb_ebpf::odd(frame, &KernelTables, egress)
+    }
 
-/// Goes on with the first packet of a connection.
-#[xdp]
-fn open_xdp_generic(context: XdpContext) -> u32 {
-    let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = open(&mut frame, &KernelTables);
-    xdp_verdict(&context, verdict, &Egress::default(), &XDP_GENERIC_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn shift<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        let workspace = maps::workspace().ok_or(DropReason::Internal)?;
+        lb_ebpf::shift(frame, &KernelTables, workspace, egress)
+    }
 
-/// Goes on with tags, fragments and extension headers.
-#[classifier]
-fn odd_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let verdict = odd(&mut TcFrame::new(&context), &KernelTables, &mut egress);
-    tc_verdict(&context, verdict, &egress)
-}
+    #[inline(always)]
+    pub(super) fn icmp<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        lb_ebpf::icmp(frame, &KernelTables, egress)
+    }
 
-/// Goes on with tags, fragments and extension headers.
-#[xdp(frags)]
-fn odd_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = odd(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn bake<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        let workspace = maps::workspace().ok_or(DropReason::Internal)?;
+        lb_ebpf::bake(frame, &KernelTables, workspace, egress)
+            .map_err(|_| DropReason::FlowTableFull)
+    }
 
-/// Goes on with tags, fragments and extension headers.
-#[xdp]
-fn odd_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = odd(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
-}
+    #[inline(always)]
+    pub(super) fn redeem<F: Reshape>(frame: &mut F, _: &mut Egress) -> Outcome {
+        lb_ebpf::redeem(frame, &KernelTables)
+    }
 
-/// Goes on with a packet of a flow whose sequence numbers are shifted.
-#[classifier]
-fn shift_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let mut frame = TcFrame::new(&context);
-    let verdict = shifted(&mut frame, &mut egress);
-    tc_verdict(&context, verdict, &egress)
-}
-
-/// Goes on with a packet of a flow whose sequence numbers are shifted.
-#[xdp(frags)]
-fn shift_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = shifted(&mut frame, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
-}
-
-/// Goes on with a packet of a flow whose sequence numbers are shifted.
-#[xdp]
-fn shift_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = shifted(&mut frame, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
-}
-
-#[inline(always)]
-fn shifted<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Result<Verdict, DropReason> {
-    let workspace = maps::workspace().ok_or(DropReason::Internal)?;
-    shift(frame, &KernelTables, workspace, egress)
-}
-
-/// Goes on with ICMP.
-#[classifier]
-fn icmp_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let verdict = icmp(&mut TcFrame::new(&context), &KernelTables, &mut egress);
-    tc_verdict(&context, verdict, &egress)
-}
-
-/// Goes on with ICMP.
-#[xdp(frags)]
-fn icmp_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<false>::new(&context);
-    let verdict = icmp(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
-}
-
-/// Goes on with ICMP.
-#[xdp]
-fn icmp_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<true>::new(&context);
-    let verdict = icmp(&mut frame, &KernelTables, &mut egress);
-    xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
-}
-
-/// Answers a packet that cannot go on.
-#[classifier]
-fn answer_tc(context: TcContext) -> i32 {
-    let mut egress = Egress::default();
-    let mut frame = TcFrame::new(&context);
-    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
-        Ok(Verdict::Jump(jump)) => {
-            let _ = jumped(&context, &TC_JUMPS, jump);
-            TC_ACT_SHOT
-        }
-        Ok(_) => tc::send(&egress),
-        Err(_) => TC_ACT_SHOT,
+    /// What is half an answer goes nowhere.
+    #[inline(always)]
+    pub(super) fn answer<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
+        lb_ebpf::answer::answer(frame, &KernelTables, &maps::noticed(), egress)
+            .map_err(|_| DropReason::NoAnswer)
     }
 }
 
-/// Answers a packet that cannot go on.
-#[xdp(frags)]
-fn answer_xdp(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<false>::new(&context);
-    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
-        Ok(Verdict::Jump(jump)) => {
-            let _ = jumped(&context, &XDP_JUMPS, jump);
-            XDP_DROP
+/// A program for each hook: TC keeps GSO and resolves neighbours; XDP in the driver; XDP behind it, which is without
+/// `frags`, since they break TC behind it (Linux 6.18).
+macro_rules! programs {
+    ($($(#[$doc:meta])* $stage:ident: $tc:ident $xdp:ident $generic:ident;)*) => { $(
+        $(#[$doc])*
+        #[classifier]
+        fn $tc(context: TcContext) -> i32 {
+            let mut egress = Egress::default();
+            let verdict = stage::$stage(&mut TcFrame::new(&context), &mut egress);
+            tc_verdict(&context, verdict, &egress)
         }
-        Ok(_) => xdp::send(&context, &egress),
-        Err(_) => XDP_DROP,
-    }
+
+        $(#[$doc])*
+        #[xdp(frags)]
+        fn $xdp(context: XdpContext) -> u32 {
+            let mut egress = Egress::default();
+            let verdict = stage::$stage(&mut XdpFrame::<false>::new(&context), &mut egress);
+            xdp_verdict(&context, verdict, &egress, &XDP_JUMPS)
+        }
+
+        $(#[$doc])*
+        #[xdp]
+        fn $generic(context: XdpContext) -> u32 {
+            let mut egress = Egress::default();
+            let verdict = stage::$stage(&mut XdpFrame::<true>::new(&context), &mut egress);
+            xdp_verdict(&context, verdict, &egress, &XDP_GENERIC_JUMPS)
+        }
+    )* };
 }
 
-/// Answers a packet that cannot go on.
-#[xdp]
-fn answer_xdp_generic(context: XdpContext) -> u32 {
-    let mut egress = Egress::default();
-    let mut frame = XdpFrame::<true>::new(&context);
-    match answer(&mut frame, &KernelTables, &maps::noticed(), &mut egress) {
-        Ok(Verdict::Jump(jump)) => {
-            let _ = jumped(&context, &XDP_GENERIC_JUMPS, jump);
-            XDP_DROP
-        }
-        Ok(_) => xdp::send(&context, &egress),
-        Err(_) => XDP_DROP,
-    }
+programs! {
+    /// Ingress of an interface.
+    balance: balance_tc balance_xdp balance_xdp_generic;
+    /// Goes on with the first packet of a connection.
+    open: open_tc open_xdp open_xdp_generic;
+    /// Goes on with tags, fragments and extension headers.
+    odd: odd_tc odd_xdp odd_xdp_generic;
+    /// Goes on with a packet of a flow whose sequence numbers are shifted.
+    shift: shift_tc shift_xdp shift_xdp_generic;
+    /// Goes on with ICMP.
+    icmp: icmp_tc icmp_xdp icmp_xdp_generic;
+    /// Answers the first packet of a connection with a SYN cookie.
+    bake: bake_tc bake_xdp bake_xdp_generic;
+    /// Goes on with a packet that may bring a SYN cookie back.
+    redeem: redeem_tc redeem_xdp redeem_xdp_generic;
+    /// Answers a packet that cannot go on.
+    answer: answer_tc answer_xdp answer_xdp_generic;
 }
 
 /// The socket of a new connection.

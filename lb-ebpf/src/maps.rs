@@ -53,16 +53,18 @@ use lb_common::{
 };
 
 use self::calls::{
-    bind_chunk, bucket_room, busy_member, clear_entry, enter_flow, expire_flow, fill_flow,
-    find_rival, forget_flow, leave_flow, look_up_v4, look_up_v6, peek_member, pick_port, put_entry,
-    put_port, release_flow, same_ends, select_member, settle_place, surrender_flow, sweep_chunk,
-    take_port, take_port_of, track_flow, unrest_port,
+    bake_cookie, bind_chunk, bucket_room, busy_member, check_cookie, clear_entry, enter_flow,
+    expire_flow, fill_flow, find_rival, forget_flow, leave_flow, look_up_v4, look_up_v6,
+    peek_member, pick_port, put_entry, put_port, release_flow, same_ends, select_member,
+    settle_place, surrender_flow, sweep_chunk, take_port, take_port_in_turn, take_port_of,
+    take_swept_port, track_flow, unrest_port,
 };
 pub use self::{
     access::is_unjudged,
-    calls::{append_header, edit_options, end_flow},
+    calls::{build_segment, decide_shift, edit_options, end_flow, segment_size},
 };
 use crate::{
+    Packet,
     answer::{ANSWERS, Notice},
     flow::Note,
     icmp::Quote,
@@ -177,12 +179,15 @@ pub fn notice(reason: DropReason, mtu: u32) -> bool {
     let notice = unsafe { &mut *notice };
     let now = tick(KernelTables.now());
     if notice.tick != now {
-        (notice.tick, notice.count) = (now, 0);
+        (notice.tick, notice.counts) = (now, [0; 2]);
     }
-    notice.count += 1;
+    // Who finds out the path's MTU must not wait for those that run in circles.
+    let count = &mut notice.counts[usize::from(reason == DropReason::TooBig)];
+    *count += 1;
+    let allowed = *count <= ANSWERS;
     notice.vlan = 0;
     (notice.reason, notice.mtu) = (reason as u32, mtu);
-    notice.count <= ANSWERS
+    allowed
 }
 
 /// What was noted.
@@ -370,8 +375,31 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn take(&self, source: u32, pressed: u32) -> u64 {
-        take_port(source, pressed)
+    fn take(&self, source: u32) -> u64 {
+        take_port(source)
+    }
+
+    #[inline(always)]
+    fn take_turn(&self, source: u32, start: u32, level: u32) -> u64 {
+        take_port_in_turn(source, start, level)
+    }
+
+    #[inline(always)]
+    fn take_swept(&self, pair: u32) -> u64 {
+        take_swept_port(pair)
+    }
+
+    #[inline(always)]
+    fn bake(&self, packet: &Packet, class: u32) -> u32 {
+        bake_cookie(packet.sequence, class)
+    }
+
+    #[inline(always)]
+    fn check_cookie(&self, packet: &Packet) -> u32 {
+        check_cookie(
+            packet.sequence.wrapping_sub(1),
+            packet.acknowledgement.wrapping_sub(1),
+        )
     }
 
     #[inline(always)]
@@ -499,7 +527,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn track(&self, slot: u32, note: &Note) {
         let (direction, flags) = note.way;
-        let way = direction as u32 | u32::from(flags.0) << 8;
-        track_flow(slot, way, note.sequence, note.next, note.length);
+        let way = direction as u32 | u32::from(flags.0) << 8 | u32::from(note.data) << 16;
+        track_flow(slot, way, note.next, note.acknowledgement, note.length);
     }
 }

@@ -90,12 +90,12 @@ pub(crate) fn carry<F: Frame, T: Tables>(
     let to = &flow.route.leave[direction as usize & 1];
     if deep.part == Part::Later {
         // No more than that it came: its numbers are those of the first fragment.
-        let seen = flow.next[direction as usize & 1].load(Relaxed);
         let note = Note {
             way: (direction, Flags::default()),
-            sequence: seen,
-            next: seen,
+            next: 0,
+            acknowledgement: 0,
             length: packet.length,
+            data: false,
         };
         tables.track(hit.slot(), &note);
         rewrite::header(frame, packet, to).map_err(|_| DropReason::Internal)?;
@@ -174,7 +174,7 @@ const LOOPBACK_INTERFACE: u32 = 1;
 
 /// Is a tagged frame of a VLAN that clients may use?
 #[inline(always)]
-fn check_vlan<T: Tables>(tables: &T, vlan: u32) -> Result<(), DropReason> {
+pub(crate) fn check_vlan<T: Tables>(tables: &T, vlan: u32) -> Result<(), DropReason> {
     if vlan != 0 && !tables.vlan_allowed(parse::outer(vlan)) {
         return Err(DropReason::ForeignVlan);
     }

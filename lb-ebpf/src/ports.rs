@@ -48,10 +48,10 @@ const fn pack(slot: u32, port: u32) -> u64 {
 }
 
 /// Takes a port of a source, its pairs in turn: the slot of its claimed record in the low half, the port (host order) in
-/// the high half. `pressed`: only what yields.
+/// the high half.
 #[inline(always)]
-pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
-    let (Some(source), Some(allocation)) = (tables.source(source), tables.allocation()) else {
+pub(crate) fn take<T: Tables>(tables: &T, number: u32) -> u64 {
+    let (Some(source), Some(allocation)) = (tables.source(number), tables.allocation()) else {
         return NO_PAIR;
     };
     let count = source.count;
@@ -65,37 +65,52 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
             .checked_rem(count)
             .unwrap_or(0),
     };
-    let pair = |step: u32| {
-        let place = opaque(u64::from(start + step)) as usize;
-        u32::from(source.pairs[place & (2 * SOURCE_PAIRS - 1)])
-    };
-    if pressed == 0 {
-        for step in 0..2 * SOURCE_PAIRS as u32 {
-            let (step, level) = match step < SOURCE_PAIRS as u32 {
-                true => (step, level::RESTED),
-                false => (step - SOURCE_PAIRS as u32, level::RESTING),
-            };
-            if step >= count {
-                continue;
-            }
-            let got = tables.take_port(pair(step), level);
-            if got != 0 {
-                return got;
-            }
+    for level in [level::RESTED, level::RESTING] {
+        let got = tables.take_turn(number, start, level);
+        if got != 0 {
+            return got;
         }
     }
-    let first = pair(0);
+    let first = u32::from(source.pairs[start as usize & (2 * SOURCE_PAIRS - 1)]);
     let got = tables.take_port(first, level::YIELDING);
-    if got != 0 || pressed != 0 {
+    if got != 0 {
         return got;
     }
     // The record of a pair without a free port is worth nothing to another.
     let unbound = tables
         .pair(first)
         .is_some_and(|pair| pair.tops[Mark::Unbound as usize].load(Relaxed) != 0);
-    if !unbound {
-        return NO_PORT;
+    match unbound {
+        true => tables.take_swept(first),
+        false => NO_PORT,
     }
+}
+
+/// Takes a port of one of a source's pairs, from the one whose turn it is on; 0 when none has any at this level.
+#[inline(always)]
+pub(crate) fn take_turn<T: Tables>(tables: &T, source: u32, start: u32, level: u32) -> u64 {
+    let Some(source) = tables.source(source) else {
+        return 0;
+    };
+    for step in 0..SOURCE_PAIRS as u32 {
+        if step >= source.count {
+            break;
+        }
+        let place = opaque(u64::from(start + step)) as usize & (2 * SOURCE_PAIRS - 1);
+        let got = tables.take_port(u32::from(source.pairs[place]), level);
+        if got != 0 {
+            return got;
+        }
+    }
+    0
+}
+
+/// Sweeps a few chunks until a pair gets one; [`NO_CHUNK`] when none was empty.
+#[inline(always)]
+pub(crate) fn take_swept<T: Tables>(tables: &T, pair: u32) -> u64 {
+    let Some(allocation) = tables.allocation() else {
+        return NO_CHUNK;
+    };
     for _ in 0..CHUNKS {
         let used = allocation.unused.load(Relaxed);
         let next = atomic::draw(&allocation.hand)
@@ -103,7 +118,7 @@ pub(crate) fn take<T: Tables>(tables: &T, source: u32, pressed: u32) -> u64 {
             .unwrap_or(0)
             + 1;
         if tables.sweep_chunk(next) {
-            let got = tables.take_port(first, level::RESTED);
+            let got = tables.take_port(pair, level::RESTED);
             if got != 0 {
                 return got;
             }

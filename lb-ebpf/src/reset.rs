@@ -3,9 +3,10 @@
 use core::mem::offset_of;
 
 use lb_common::{
-    addr::Addr,
     checksum::{Delta, fold},
+    flow::FlowKey,
     reason::DropReason,
+    tcp::at,
 };
 use network_types::{
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -16,12 +17,11 @@ use crate::{
     Frame, Packet,
     frame::{Partial, halves},
     parse,
+    shift::segment,
 };
 
 /// TTL and hop limit of what we say, as Linux sends it.
 const TTL: u8 = 64;
-/// Offset of the checksum in the TCP header.
-const CHECKSUM: usize = 16;
 /// Five words of header, RST and ACK, as they lie in memory.
 const RST: u16 = u16::from_ne_bytes([5 << 4, 0x14]);
 
@@ -36,10 +36,10 @@ pub(crate) fn reset<F: Frame>(frame: &mut F) -> Result<(), DropReason> {
         return Err(DropReason::NoAnswer);
     };
     let (l3, l4) = (packet.l3, packet.l4);
-    let [src, dst] = [packet.key.dst, packet.key.src];
+    let reply = packet.key.reversed();
     let segment = packet.length.saturating_sub((l4 - l3) as u32);
-    let ends = sum(&src, packet.v6) + sum(&dst, packet.v6) + word_of(IpProto::Tcp as u32);
-    let field: u16 = frame.load(l4 + CHECKSUM)?;
+    let ends = segment::pseudo(&reply, packet.v6);
+    let field: u16 = frame.load(l4 + at::CHECKSUM)?;
     // A field with the sum of the pseudo-header was left to a device, which will finish what is written here as well.
     // One complete packet in 65,536 looks the same; its client asks again with another timestamp.
     let unfinished = match frame.may_be_partial() {
@@ -48,26 +48,26 @@ pub(crate) fn reset<F: Frame>(frame: &mut F) -> Result<(), DropReason> {
         Partial::Surely => true,
     };
     frame.cut(l4 + TcpHdr::LEN)?;
-    header(frame, &packet, &src, &dst)?;
+    header(frame, &packet, &reply)?;
     let [high, low] = halves(packet.next().to_be());
-    let (sport, dport) = (packet.key.dport, packet.key.sport);
+    let (sport, dport) = (reply.sport, reply.dport);
     let ends = ends + word_of(TcpHdr::LEN as u32);
     let words = [sport, dport, high, low, RST];
     let all = ends + words.iter().map(|word| u64::from(*word)).sum::<u64>();
     let field = if unfinished { fold(ends) } else { !fold(all) };
     frame.store(l4, [sport, dport, 0, 0, high, low])?;
     frame.store(l4 + 12, [RST, 0])?;
-    frame.store(l4 + CHECKSUM, [field, 0])
+    frame.store(l4 + at::CHECKSUM, [field, 0])
 }
 
-/// The IP header of the answer.
+/// The IP header of an answer with no more than a TCP header.
 #[inline(always)]
-fn header<F: Frame>(
+pub(crate) fn header<F: Frame>(
     frame: &mut F,
     packet: &Packet,
-    src: &Addr,
-    dst: &Addr,
+    reply: &FlowKey,
 ) -> Result<(), DropReason> {
+    let (src, dst) = (&reply.src, &reply.dst);
     let (l3, length) = (packet.l3, TcpHdr::LEN as u16);
     if packet.v6 {
         frame.store(l3 + offset_of!(Ipv6Hdr, payload_len), length.to_be())?;
@@ -96,16 +96,6 @@ fn header<F: Frame>(
     frame.store(check_at, delta.apply(check))?;
     frame.store(at(offset_of!(Ipv4Hdr, src_addr)), halves(src.0[3]))?;
     frame.store(at(offset_of!(Ipv4Hdr, dst_addr)), halves(dst.0[3]))
-}
-
-/// The sum of an address, as the pseudo-header has it.
-#[inline(always)]
-fn sum(address: &Addr, v6: bool) -> u64 {
-    let words = &address.0;
-    match v6 {
-        true => words.iter().map(|word| u64::from(*word)).sum(),
-        false => u64::from(words[3]),
-    }
 }
 
 /// A number as a word in network order.

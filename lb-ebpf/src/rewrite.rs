@@ -2,16 +2,13 @@
 
 use core::mem::offset_of;
 
-use lb_common::{checksum::Delta, flow::FlowKey, reason::DropReason};
+use lb_common::{checksum::Delta, flow::FlowKey, reason::DropReason, tcp::at};
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
 use crate::{Frame, Packet, frame::halves};
 
 /// Offset of the next-header byte in the IPv6 header; the hop limit follows (RFC 8200 §3).
 const NEXT_HEADER: usize = offset_of!(Ipv6Hdr, next_hdr);
-
-/// Offset of the checksum in the TCP header (RFC 9293 §3.1).
-const TCP_CHECKSUM: usize = 16;
 
 /// What a packet's TCP checksum has to follow.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +49,7 @@ pub(crate) fn apply<F: Frame>(
     let addresses = header(frame, packet, to)?;
     frame.store(packet.l4, [to.sport, to.dport])?;
     frame.amend_checksum(&ChecksumEdit {
-        at: packet.l4 + TCP_CHECKSUM,
+        at: packet.l4 + at::CHECKSUM,
         addresses,
         ports: Delta::NONE
             .half(from.sport, to.sport)

@@ -6,6 +6,7 @@ use lb_common::{
     access::{Event, Explanation, Guard, Policies, Rule, SourceKey, Spending, matching},
     addr::Addr,
     atomic::AtomicU32,
+    cookie,
     event::Cause,
     flow::{Flow, FlowKey, FragmentKey, Hit},
     index::{Bucket, ServiceBucket},
@@ -17,7 +18,7 @@ use lb_common::{
     tcp::{Direction, Phase},
 };
 
-use crate::{access::Knock, flow::Note};
+use crate::{Packet, access::Knock, flow::Note};
 
 /// What is asked before a connection is opened.
 pub trait Access: Policies {
@@ -154,11 +155,51 @@ pub trait Tables: Access {
     }
 
     /// [`crate::ports::take`], behind such a call.
-    fn take(&self, source: u32, pressed: u32) -> u64
+    fn take(&self, source: u32) -> u64
     where
         Self: Sized,
     {
-        crate::ports::take(self, source, pressed)
+        crate::ports::take(self, source)
+    }
+
+    /// [`crate::ports::take_turn`], behind such a call.
+    fn take_turn(&self, source: u32, start: u32, level: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::take_turn(self, source, start, level)
+    }
+
+    /// [`crate::ports::take_swept`], behind such a call.
+    fn take_swept(&self, pair: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::ports::take_swept(self, pair)
+    }
+
+    /// The cookie for a first packet, which in a program is the one that was parsed last; behind such a call.
+    fn bake(&self, packet: &Packet, class: u32) -> u32 {
+        self.config().map_or(0, |config| {
+            cookie::bake(
+                &config.cookie,
+                &packet.key,
+                packet.sequence,
+                class,
+                self.now(),
+            )
+        })
+    }
+
+    /// The class of a cookie that a packet brings back, of the same one and in the same way; [`cookie::NONE`] for none.
+    fn check_cookie(&self, packet: &Packet) -> u32 {
+        let (sequence, brought) = (
+            packet.sequence.wrapping_sub(1),
+            packet.acknowledgement.wrapping_sub(1),
+        );
+        self.config().map_or(cookie::NONE, |config| {
+            cookie::check(&config.cookie, &packet.key, sequence, brought, self.now())
+        })
     }
 
     /// [`crate::ports::take_of`], behind such a call.

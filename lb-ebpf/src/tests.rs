@@ -115,6 +115,7 @@ impl MemoryTables {
             instance: 1,
             prefixes: 0,
             seeds: [0x2545_f491_4f6c_dd1d, 0xda94_2042_e4dd_58b5],
+            cookie: [1, 2],
             hash: std::array::from_fn(|place| {
                 let word = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 (word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
@@ -245,6 +246,7 @@ impl MemoryTables {
         for _ in 0..3 {
             verdict = match verdict {
                 Verdict::Jump(Jump::Open) => crate::open(&mut frame, self)?,
+                Verdict::Jump(Jump::Redeem) => crate::redeem(&mut frame, self)?,
                 Verdict::Jump(Jump::Icmp) => crate::icmp(&mut frame, self, &mut egress)?,
                 Verdict::Jump(Jump::Odd) => crate::odd(&mut frame, self, &mut egress)?,
                 verdict => return Ok(verdict),
@@ -451,6 +453,7 @@ impl Tables for MemoryTables {
             (&place.first, &old.first),
             (&place.header, &old.header),
             (&place.shift[0], &old.shift[0]),
+            (&place.shift[1], &old.shift[1]),
         ] {
             to.store(from.load(Relaxed), Relaxed);
         }
@@ -509,12 +512,28 @@ fn packet(port: u16, flags: u8) -> Vec<u8> {
     frame[30..34].copy_from_slice(&[10, 0, 1, 100]);
     frame[34..36].copy_from_slice(&port.to_be_bytes());
     frame[36..38].copy_from_slice(&465u16.to_be_bytes());
+    // Everybody begins with 0 and has said nothing since.
+    frame[41] = u8::from(flags & SYN == 0);
+    frame[45] = u8::from(flags & ACK != 0);
     frame[46..48].copy_from_slice(&[0x50, flags]);
     frame
 }
 
 fn open(tables: &MemoryTables, port: u16) -> Result<Verdict, DropReason> {
     tables.send(&mut packet(port, SYN))
+}
+
+/// Completes the handshake of a client's port: the slot of its flow.
+fn establish(tables: &MemoryTables, port: u16) -> u32 {
+    let ours = |slot: &u32| {
+        tables.flows.borrow()[*slot as usize].route.client().1 == port.to_be()
+            && !tables.phase(*slot).ended()
+    };
+    let slot = tables.live().into_iter().find(ours).unwrap();
+    assert_eq!(reply(tables, slot, SYN | ACK), Ok(Verdict::Send));
+    assert_eq!(tables.send(&mut packet(port, ACK)), Ok(Verdict::Send));
+    assert_eq!(tables.phase(slot), Phase::Established);
+    slot
 }
 
 /// The reply of a member to the flow in a slot.

@@ -6,7 +6,7 @@ use lb_userspace::model::Method;
 use crate::rig::{Rig, generation};
 
 /// Instructions that the verifier may walk for one program.
-const BUDGET: u32 = 40_000;
+const BUDGET: u32 = 30_000;
 
 /// Older kernels see less often that they have been there before.
 fn budget() -> u32 {

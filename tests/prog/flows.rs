@@ -214,6 +214,7 @@ fn a_full_table_refuses_new_flows_and_keeps_established_ones() {
             assert_eq!(fits, 192);
             for port in 0..fits {
                 assert_eq!(syn(rig, 1000 + port), Outcome::Sent);
+                assert_eq!(reply(rig, 1000 + port, SYN | ACK), Outcome::Sent);
                 let ack = Packet::new(client(1000 + port), service(), ACK).bytes();
                 assert_eq!(rig.send(&ack, "c0").0, Outcome::Sent);
             }

@@ -3,6 +3,7 @@
 mod answers;
 mod budget;
 mod clsact;
+mod cookies;
 mod exhaustion;
 mod flows;
 mod header;

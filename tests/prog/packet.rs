@@ -8,6 +8,9 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
+/// The first sequence number of everybody who is not given another.
+const ISN: u32 = 0x0102_0304;
+
 /// A TCP packet as a test says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -22,6 +25,7 @@ pub struct Packet {
     pub options: Vec<u8>,
     pub seq: u32,
     pub ack: u32,
+    pub window: u16,
     /// TCP options, a multiple of four bytes.
     pub tcp_options: Vec<u8>,
 }
@@ -37,8 +41,10 @@ impl Packet {
             ttl: 64,
             payload: Vec::new(),
             options: Vec::new(),
-            seq: 0x0102_0304,
-            ack: 0x0506_0708,
+            // Both sides begin alike, and have said nothing since.
+            seq: ISN + u32::from(flags & SYN == 0),
+            ack: ISN + 1,
+            window: 0x2000,
             tcp_options: Vec::new(),
         }
     }
@@ -60,7 +66,9 @@ impl Packet {
         tcp.extend(self.seq.to_be_bytes());
         tcp.extend(self.ack.to_be_bytes());
         let header = (20 + self.tcp_options.len() as u8) << 2;
-        tcp.extend([header, self.flags, 0x20, 0x00, 0, 0, 0, 0]);
+        tcp.extend([header, self.flags]);
+        tcp.extend(self.window.to_be_bytes());
+        tcp.extend([0; 4]);
         tcp.extend(&self.tcp_options);
         tcp.extend(&self.payload);
         let mut pseudo = octets(self.src.ip());
@@ -99,8 +107,18 @@ impl Packet {
 
 /// The source port of a TCP frame without IP options.
 pub fn source_port(frame: &[u8]) -> u16 {
-    let at = if frame[12] == 0x08 { 34 } else { 54 };
+    let at = tcp(frame);
     u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+/// The sequence number of such a frame.
+pub fn sequence(frame: &[u8]) -> u32 {
+    let at = tcp(frame) + 4;
+    u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn tcp(frame: &[u8]) -> usize {
+    if frame[12] == 0x08 { 34 } else { 54 }
 }
 
 pub fn octets(address: IpAddr) -> Vec<u8> {

@@ -190,7 +190,7 @@ impl Flooding {
         time: Duration::from_secs(5),
         idle: 300,
         rate: 20,
-        newcomers: false,
+        newcomers: true,
     };
     /// What is promised.
     pub const MINUTE: Self = Self {

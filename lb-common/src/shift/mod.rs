@@ -24,10 +24,29 @@ pub const PLAIN: u32 = 0;
 /// The same: a header is to be inserted, none was sent yet.
 pub const UNSENT: u32 = 1;
 /// The same: the client's handshake was answered with a SYN cookie, the member has not answered its own yet. Until then
-/// the reverse shift is the cookie itself.
+/// the reverse shift is the number that the client expects next, one more than the cookie. Bits 3 and 4 say the class of
+/// the client's segment size ([`crate::cookie`]).
 pub const WAITING: u32 = 4;
 /// The same: shifted, with no header to insert, or one that the member has acknowledged.
 pub const SETTLED: u32 = 5;
+
+/// [`WAITING`], with the class of a segment size.
+#[inline(always)]
+pub const fn waiting(class: u32) -> u32 {
+    WAITING | (class & 3) << 3
+}
+
+/// Is it [`WAITING`]?
+#[inline(always)]
+pub const fn waits(header: u32) -> bool {
+    header & !(3 << 3) == WAITING
+}
+
+/// The class of a segment size that [`waiting`] was given.
+#[inline(always)]
+pub const fn waiting_class(header: u32) -> u32 {
+    header >> 3 & 3
+}
 
 /// How long a header counts as under way, units of [`instant`], 157 ms. Shorter than the shortest time after which a
 /// client repeats lost payload (200 ms in Linux), longer than its own packets of one flight are apart.
@@ -163,7 +182,13 @@ mod tests {
     #[test]
     fn instants_are_no_words() {
         for now in [0, 1, 1 << 20, u64::MAX] {
-            assert!(![PLAIN, UNSENT, WAITING, SETTLED].contains(&instant(now)));
+            assert!(![PLAIN, UNSENT, SETTLED].contains(&instant(now)));
+            assert!(!waits(instant(now)));
         }
+        for class in 0..4 {
+            assert!(waits(waiting(class)));
+            assert_eq!(waiting_class(waiting(class)), class);
+        }
+        assert!(![PLAIN, UNSENT, SETTLED].into_iter().any(waits));
     }
 }

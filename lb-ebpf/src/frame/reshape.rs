@@ -3,7 +3,10 @@
 use lb_common::{flow::Flow, reason::DropReason};
 
 use super::Frame;
-use crate::shift::{self, Place, ROOM, SEGMENT, Workspace, segment};
+use crate::{
+    parse::Deep,
+    shift::{self, Place, ROOM, SEGMENT, Workspace, segment},
+};
 
 /// A packet whose end can be moved. Offsets count from its Ethernet header.
 pub trait Reshape: Frame {
@@ -81,11 +84,16 @@ pub trait Reshape: Frame {
     ///
     /// [`DropReason::Truncated`] when the packet ends inside its headers, [`DropReason::TooBig`] when there is no room.
     #[inline(always)]
-    fn perform(&mut self, workspace: &mut Workspace, flow: &Flow) -> Result<(), DropReason>
+    fn perform(
+        &mut self,
+        workspace: &mut Workspace,
+        flow: &Flow,
+        deep: &Deep,
+    ) -> Result<(), DropReason>
     where
         Self: Sized,
     {
-        shift::perform(self, workspace, flow)
+        shift::perform(self, workspace, flow, deep)
     }
 }
 
@@ -154,7 +162,12 @@ mod kernel {
         let Some(flow) = maps::KernelTables.flow(workspace.slot) else {
             return 1;
         };
-        u32::from(shift::perform(frame, workspace, flow).is_err())
+        let Some(deep) = maps::DEEP.get_ptr(0) else {
+            return 1;
+        };
+        // SAFETY: the record is this CPU's own, and was written by the parser just now.
+        let deep = unsafe { &*deep };
+        u32::from(shift::perform(frame, workspace, flow, deep).is_err())
     }
 
     macro_rules! once {
@@ -307,7 +320,7 @@ mod kernel {
         }
 
         #[inline(always)]
-        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
+        fn perform(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
             let code = perform_tc(self.context.skb.skb);
             done(i64::from(code), DropReason::TooBig)
         }
@@ -407,7 +420,7 @@ mod kernel {
         }
 
         #[inline(always)]
-        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
+        fn perform(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
             let code = match GENERIC {
                 true => perform_xdp_generic(self.context.ctx),
                 false => perform_xdp(self.context.ctx),

@@ -265,21 +265,30 @@ pub fn send(egress: &Egress) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sum_skb(skb: *mut __sk_buff, at: u32, length: u32) -> u64 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return UNREADABLE;
-    };
     let mut sum = 0;
     for place in 0..3 {
         let done = place * CHUNK;
         if done >= length {
             break;
         }
-        sum += super::chunk(scratch, (length - done).min(CHUNK), |into, length| {
-            // SAFETY: the scratch record has room for a chunk.
-            unsafe { helpers::generated::bpf_skb_load_bytes(skb.cast(), at + done, into, length) }
-        });
+        sum += sum_skb_chunk(skb, at + done, length - done);
     }
     sum
+}
+
+/// The sum of the first [`CHUNK`] of these bytes of a packet, or [`UNREADABLE`] and more.
+///
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sum_skb_chunk(skb: *mut __sk_buff, at: u32, length: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return UNREADABLE;
+    };
+    super::chunk(scratch, length.min(CHUNK), |into, length| {
+        // SAFETY: the scratch record has room for a chunk.
+        unsafe { helpers::generated::bpf_skb_load_bytes(skb.cast(), at, into, length) }
+    })
 }
 
 /// [`parse::deep`], a function of its own for the verifier (Linux 5.6).

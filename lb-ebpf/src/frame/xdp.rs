@@ -96,24 +96,27 @@ impl<'a, const GENERIC: bool> XdpFrame<'a, GENERIC> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sum_packet(context: *mut xdp_md, at: u32, length: u32) -> u64 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return UNREADABLE;
-    };
     let mut sum = 0;
     for place in 0..CHUNKS {
         let done = place * CHUNK;
         if done >= length {
             break;
         }
-        sum += chunk(context, scratch, at + done, (length - done).min(CHUNK));
+        sum += sum_packet_chunk(context, at + done, length - done);
     }
     sum
 }
 
-/// The sum of up to [`CHUNK`] bytes of the packet.
-#[inline(always)]
-fn chunk(context: *mut xdp_md, scratch: *mut [u32; 128], at: u32, length: u32) -> u64 {
-    super::chunk(scratch, length, |into, length| {
+/// The sum of the first [`CHUNK`] of these bytes of a packet, or [`UNREADABLE`] and more.
+///
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sum_packet_chunk(context: *mut xdp_md, at: u32, length: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return UNREADABLE;
+    };
+    super::chunk(scratch, length.min(CHUNK), |into, length| {
         // SAFETY: the scratch record has room for a chunk.
         unsafe { helpers::generated::bpf_xdp_load_bytes(context, at, into, length) }
     })

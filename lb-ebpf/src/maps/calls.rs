@@ -3,13 +3,14 @@
 
 use lb_common::{
     addr::Addr,
+    cookie,
     event::Cause,
     flow::FlowKey,
     pair::Mark,
     tcp::{Direction, Flags, Phase},
 };
 
-use super::{KEY, KernelTables, workspace};
+use super::{DEEP, KEY, KernelTables, workspace};
 use crate::{
     expire,
     flow::{self, Note},
@@ -60,10 +61,29 @@ functions! {
         Some(key) => flow::look_up(&KernelTables, unsafe { &*key }),
         None => 0,
     };
+    bake_cookie(sequence, class) -> u32 = match (KernelTables.config(), DEEP.get_ptr(0)) {
+        (Some(config), Some(deep)) => {
+            // SAFETY: the record is this CPU's own, and was written just now.
+            let key = unsafe { &(*deep).packet.key };
+            cookie::bake(&config.cookie, key, sequence, class, KernelTables.now())
+        }
+        _ => 0,
+    };
+    check_cookie(sequence, brought) -> u32 = match (KernelTables.config(), DEEP.get_ptr(0)) {
+        (Some(config), Some(deep)) => {
+            // SAFETY: as above.
+            let key = unsafe { &(*deep).packet.key };
+            cookie::check(&config.cookie, key, sequence, brought, KernelTables.now())
+        }
+        _ => cookie::NONE,
+    };
     select_member(pool) -> u32 = select::member(&KernelTables, pool);
     peek_member(pool) -> u32 = select::peek(&KernelTables, pool);
     busy_member(member) -> u64 = select::busy(&KernelTables, member);
-    take_port(source, pressed) -> u64 = ports::take(&KernelTables, source, pressed);
+    take_port(source) -> u64 = ports::take(&KernelTables, source);
+    take_port_in_turn(source, start, level) -> u64 =
+        ports::take_turn(&KernelTables, source, start, level);
+    take_swept_port(pair) -> u64 = ports::take_swept(&KernelTables, pair);
     take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);
     surrender_flow(slot) -> u32 = u32::from(expire::surrender(&KernelTables, slot));
     sweep_chunk(chunk) -> u32 = u32::from(expire::sweep_chunk(&KernelTables, chunk));
@@ -108,13 +128,14 @@ functions! {
         let (phase, cause) = (Phase::from_u32(phase), Cause::from_u8(cause as u8));
         u32::from(flow::release(&KernelTables, slot, phase, cause))
     };
-    track_flow(slot, way, sequence, next, length) -> u32 = {
-        // `way` is the direction, and the flags in the second byte.
+    track_flow(slot, way, next, acknowledgement, length) -> u32 = {
+        // `way` is the direction, the flags in the second byte, and whether there is payload in the third.
         let note = Note {
             way: (direction(way), Flags((way >> 8) as u8)),
-            sequence,
             next,
+            acknowledgement,
             length,
+            data: way >> 16 != 0,
         };
         flow::track(&KernelTables, slot, &note);
         0
@@ -134,9 +155,33 @@ pub extern "C" fn edit_options(length: u32, what: u32, by: u32) -> u32 {
 /// A function of its own for the verifier (Linux 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn append_header(length: u32, slot: u32) -> u32 {
+pub extern "C" fn decide_shift(slot: u32, came: u32) -> u32 {
+    let (Some(workspace), Some(flow), Some(deep)) =
+        (workspace(), KernelTables.flow(slot), DEEP.get_ptr(0))
+    else {
+        return 0;
+    };
+    // SAFETY: the record is this CPU's own, and was written just now.
+    let packet = unsafe { &(*deep).packet };
+    let now = KernelTables.now();
+    u32::from(shift::decide(workspace, flow, packet, direction(came), now))
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn segment_size(length: u32) -> u32 {
+    workspace().map_or(0, |workspace| {
+        shift::options::segment_size(workspace, length)
+    })
+}
+
+/// A function of its own for the verifier (Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn build_segment(slot: u32) -> u32 {
     match (workspace(), KernelTables.flow(slot)) {
-        (Some(workspace), Some(flow)) => shift::segment::append_header(workspace, length, flow),
-        _ => length,
+        (Some(workspace), Some(flow)) => shift::segment::build(workspace, flow),
+        _ => 0,
     }
 }

@@ -3,7 +3,12 @@
 mod deep;
 mod link;
 
-use lb_common::{flow::FlowKey, layout::Jump, reason::DropReason, tcp::Flags};
+use lb_common::{
+    flow::FlowKey,
+    layout::Jump,
+    reason::DropReason,
+    tcp::{Flags, at},
+};
 use network_types::{
     eth::{EthHdr, EtherType},
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -40,6 +45,8 @@ pub struct Packet {
     pub ttl: u8,
     /// Sequence number.
     pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledgement: u32,
     /// Length of IP and TCP headers, bytes.
     pub headers: u32,
 }
@@ -61,10 +68,6 @@ impl Packet {
     }
 }
 
-/// Offset of the sequence number in the TCP header (RFC 9293 §3.1).
-const SEQUENCE: usize = 4;
-/// Offset of the header length in the TCP header; the flag byte follows.
-const OFFSET: usize = 12;
 /// The fragment offset and the more-fragments bit (RFC 791 §3.1), network order.
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 
@@ -143,8 +146,10 @@ fn segment<F: Frame>(frame: &mut F, packet: &mut Packet) -> Result<(), DropReaso
     let l4 = packet.l4;
     frame.reach(l4 + TcpHdr::LEN)?;
     [packet.key.sport, packet.key.dport] = frame.load(l4)?;
-    packet.sequence = u32::from_be(word(frame.load(l4 + SEQUENCE)?));
-    let [offset, flags]: [u8; 2] = frame.load(l4 + OFFSET)?;
+    let [a, b, c, d]: [u16; 4] = frame.load(l4 + at::SEQUENCE)?;
+    packet.sequence = u32::from_be(word([a, b]));
+    packet.acknowledgement = u32::from_be(word([c, d]));
+    let [offset, flags]: [u8; 2] = frame.load(l4 + at::LENGTH)?;
     packet.flags = Flags(flags);
     packet.headers = (l4 - packet.l3) as u32 + u32::from(offset >> 4) * 4;
     // Bytes behind the IP packet are padding, whatever they look like.

@@ -9,11 +9,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     checksum::Delta,
+    cookie,
     flow::{Flow, FlowKey},
     reason::DropReason,
     service::Service,
-    shift::{self as rule, Act, PLAIN, SETTLED, UNSENT, header, instant},
-    tcp::{Direction, Flags, Phase},
+    shift::{self as rule, Act, PLAIN, SETTLED, UNSENT, header, instant, waiting, waits},
+    tcp::{Direction, Flags, Phase, at},
 };
 
 pub use self::{
@@ -31,22 +32,28 @@ use crate::{
     rewrite,
 };
 
-/// Offsets of sequence and acknowledgement number in the TCP header (RFC 9293 §3.1).
-const SEQUENCE: usize = 4;
-const ACKNOWLEDGEMENT: usize = 8;
 /// NOP, NOP, timestamps of ten bytes: what almost every segment has for options, and nothing here to edit.
 const TIMESTAMPS_ALONE: [u16; 2] = [u16::from_ne_bytes([1, 1]), u16::from_ne_bytes([8, 10])];
 
-/// Prepares the record of a new flow, whose shifts are zero, by its first packet.
+/// Prepares the numbers in the record of a new flow by its first packet, or by one that brings back a cookie with this
+/// class of segment size.
 #[inline(always)]
-pub(crate) fn prepare(flow: &Flow, service: &Service, syn: &Packet) {
-    flow.first.store(syn.sequence.wrapping_add(1), Relaxed);
-    if service.flags & Service::PROXY_HEADER == 0 {
-        flow.header.store(PLAIN, Relaxed);
-    } else {
-        flow.shift[0].store(header::length(!syn.v6), Relaxed);
-        flow.header.store(UNSENT, Relaxed);
-    }
+pub(crate) fn prepare(flow: &Flow, service: &Service, packet: &Packet, class: u32) {
+    let told = service.flags & Service::PROXY_HEADER != 0;
+    let (word, first, back) = match class {
+        cookie::NONE => {
+            let word = if told { UNSENT } else { PLAIN };
+            (word, packet.sequence.wrapping_add(1), 0)
+        }
+        class => (waiting(class), packet.sequence, packet.acknowledgement),
+    };
+    flow.header.store(word, Relaxed);
+    flow.first.store(first, Relaxed);
+    flow.next[0].store(first, Relaxed);
+    flow.next[1].store(0, Relaxed);
+    let length = if told { header::length(!packet.v6) } else { 0 };
+    flow.shift[0].store(length, Relaxed);
+    flow.shift[1].store(back, Relaxed);
 }
 
 /// Is this a flow for [`shift`]?
@@ -56,7 +63,7 @@ pub(crate) fn concerns(flow: &Flow) -> bool {
 }
 
 /// The farthest that a TCP header may lie from the start of a frame here, bytes; extension headers reach farther.
-const LONGEST: usize = 255;
+pub(crate) const LONGEST: usize = 255;
 
 /// Carries a packet of a shifted flow.
 ///
@@ -78,7 +85,9 @@ pub fn shift<F: Reshape, T: Tables>(
     let whole = deep.part as u32 == Part::Whole as u32;
     let hit = flow::find(tables, packet).ok_or(DropReason::Internal)?;
     let flow = tables.flow(hit.slot()).ok_or(DropReason::Internal)?;
-    let (direction, now) = (hit.direction(), tables.now());
+    let (came, now) = (hit.direction(), tables.now());
+    let turns = came as u32 == Direction::Reverse as u32 && turns(flow, packet.flags);
+    let direction = if turns { Direction::Forward } else { came };
     forward::way(frame, packet, flow, direction, now, egress)?;
     if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == odd::LOOPBACK) {
         return Ok(Verdict::Pass);
@@ -86,21 +95,20 @@ pub fn shift<F: Reshape, T: Tables>(
     if packet.l4 > LONGEST {
         return Err(DropReason::Internal);
     }
-    let plan = &mut workspace.plan;
-    *plan = Plan::default();
-    match direction {
-        Direction::Forward => {
-            odd::note_way_back(frame, flow, &deep.link, now)?;
-            to_member(frame, flow, packet, now, plan)?;
-        }
-        Direction::Reverse => to_client(frame, flow, packet, plan)?,
+    if came as u32 == Direction::Forward as u32 {
+        odd::note_way_back(frame, flow, &deep.link, now)?;
     }
-    if plan.header != 0 {
+    if !once::decide(workspace, (hit.slot(), flow), packet, came, now) {
+        return Err(DropReason::Unexpected);
+    }
+    let plan = &workspace.plan;
+    if plan.becomes != Becomes::ITSELF {
         // Nobody cuts what has no payload, or so little.
         if !whole {
             return Err(DropReason::Truncated);
         }
-        let end = segment::header_length(packet) + flow.shift[0].load(Relaxed);
+        let end =
+            segment::header_length(packet).max(segment::HANDSHAKE) + flow.shift[0].load(Relaxed);
         if frame.make_room(packet.l4 + end as usize).is_err() {
             return Ok(Verdict::Pass);
         }
@@ -108,15 +116,24 @@ pub fn shift<F: Reshape, T: Tables>(
     if !whole {
         tables.note_fragment(&deep.fragment(), hit);
     }
-    tables.track(hit.slot(), &Note::of(packet, direction));
-    // First to its new addresses, which is the same for all: what comes after has many ways, and the verifier goes each.
-    let to = &flow.route.leave[direction as usize & 1];
+    tables.track(hit.slot(), &Note::of(packet, came));
+    if turns {
+        // The client has acknowledged the cookie long ago.
+        let answer = Note {
+            way: (Direction::Forward, Flags(Flags::ACK)),
+            next: plan.sequence,
+            acknowledgement: plan
+                .acknowledgement
+                .wrapping_add(flow.shift[1].load(Relaxed)),
+            length: 0,
+            data: false,
+        };
+        tables.track(hit.slot(), &answer);
+    }
+    (workspace.slot, workspace.leaves) = (hit.slot(), direction as u32);
     // What is half rewritten goes nowhere, and nobody is told of it.
-    rewrite::apply(frame, packet, to, !whole).map_err(|_| DropReason::Internal)?;
-    workspace.slot = hit.slot();
-    workspace.spot = Spot::of(packet, to, !whole);
     frame
-        .perform(workspace, flow)
+        .perform(workspace, flow, deep)
         .map_err(|_| DropReason::Internal)?;
     odd::leave(frame, &deep.link, flow, direction, egress)
 }
@@ -132,8 +149,72 @@ pub struct Plan {
     /// What is done to its options, see [`options::edit`], and by how much.
     options: u32,
     by: u32,
-    /// It becomes the PROXY header, at this instant; 0 when it does not.
+    /// One of [`Becomes`].
+    becomes: u32,
+    /// The PROXY header goes with it, at this instant; 0 when it does not.
     header: u32,
+}
+
+/// Which segment a packet becomes.
+struct Becomes;
+
+impl Becomes {
+    /// Itself, with other numbers.
+    const ITSELF: u32 = 0;
+    /// The PROXY header, on its own header and options.
+    const HEADER: u32 = 1;
+    /// The first packet to a member.
+    const FIRST: u32 = 2;
+    /// The answer to the member's own.
+    const ANSWER: u32 = 3;
+}
+
+/// Decides what becomes of a packet; false when it goes nowhere.
+#[inline(always)]
+pub(crate) fn decide(
+    workspace: &mut Workspace,
+    flow: &Flow,
+    packet: &Packet,
+    came: Direction,
+    now: u64,
+) -> bool {
+    let plan = &mut workspace.plan;
+    *plan = Plan::default();
+    match came {
+        Direction::Forward => to_member(flow, packet, now, plan),
+        Direction::Reverse if turns(flow, packet.flags) => back_to_member(flow, packet, now, plan),
+        Direction::Reverse => to_client(flow, packet, plan),
+    }
+}
+
+/// Has the client seen a cookie in place of what this packet of the member says, so that the answer is ours?
+#[inline(always)]
+fn turns(flow: &Flow, flags: Flags) -> bool {
+    let syn = flags.0 & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN | Flags::ACK;
+    syn && flow.shift[1].load(Relaxed) != 0
+}
+
+/// Takes the member's first number, and answers it.
+#[inline(always)]
+fn back_to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bool {
+    let first = flow.first.load(Relaxed);
+    if packet.acknowledgement != first {
+        return false;
+    }
+    let told = flow.shift[0].load(Relaxed) != 0;
+    if waits(flow.header.load(Relaxed)) {
+        let cookie = flow.shift[1].load(Relaxed).wrapping_sub(1);
+        flow.shift[1].store(cookie.wrapping_sub(packet.sequence), Relaxed);
+        flow.header
+            .store(if told { UNSENT } else { SETTLED }, Relaxed);
+    }
+    plan.becomes = Becomes::ANSWER;
+    plan.sequence = first;
+    plan.acknowledgement = packet.sequence.wrapping_add(1);
+    if flow.header.load(Relaxed) != SETTLED {
+        plan.header = instant(now);
+    }
+    true
 }
 
 /// Where a packet's headers lie, and how long its segment is; again in one shape, whatever the family.
@@ -157,7 +238,7 @@ pub struct Spot {
 
 impl Spot {
     #[inline(always)]
-    fn of(packet: &Packet, to: &FlowKey, complete: bool) -> Self {
+    pub(crate) fn of(packet: &Packet, to: &FlowKey, complete: bool) -> Self {
         Self {
             l3: packet.l3 as u32,
             l4: packet.l4 as u32,
@@ -179,7 +260,7 @@ impl Spot {
 
     /// For a new segment of this length.
     #[inline(always)]
-    fn place(&self, after: u32) -> Place {
+    pub(crate) fn place(&self, after: u32) -> Place {
         Place {
             l3: self.l3 as usize & 127,
             l4: self.l4(),
@@ -192,19 +273,18 @@ impl Spot {
 }
 
 #[inline(always)]
-fn to_member<F: Reshape>(
-    frame: &F,
-    flow: &Flow,
-    packet: &Packet,
-    now: u64,
-    plan: &mut Plan,
-) -> Result<(), DropReason> {
+fn to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bool {
     let [length, back] = [0, 1].map(|side| flow.shift[side].load(Relaxed));
     if packet.flags.opens() && flow.phase.load(Relaxed) == Phase::Syn as u32 {
         // The same SYN again, or that of another attempt from the same port.
         flow.first.store(packet.sequence.wrapping_add(1), Relaxed);
     }
     let first = flow.first.load(Relaxed);
+    if waits(flow.header.load(Relaxed)) && !packet.flags.any(Flags::RST) {
+        plan.becomes = Becomes::FIRST;
+        plan.sequence = first.wrapping_sub(1);
+        return true;
+    }
     let now = instant(now);
     let act = rule::forward(
         flow.header.load(Relaxed),
@@ -214,9 +294,10 @@ fn to_member<F: Reshape>(
         packet.data(),
         now,
     ) as u32;
-    plan.acknowledgement = acknowledgement(frame, packet.l4)?.wrapping_sub(back);
+    plan.acknowledgement = packet.acknowledgement.wrapping_sub(back);
     plan.sequence = packet.sequence;
     if act == Act::Header as u32 {
+        plan.becomes = Becomes::HEADER;
         plan.sequence = first;
         plan.header = now;
     } else if act == Act::Shift as u32 {
@@ -224,21 +305,21 @@ fn to_member<F: Reshape>(
     }
     plan.options = options::SHIFT_SACK;
     plan.by = back;
-    Ok(())
+    true
 }
 
 #[inline(always)]
-fn to_client<F: Reshape>(
-    frame: &F,
-    flow: &Flow,
-    packet: &Packet,
-    plan: &mut Plan,
-) -> Result<(), DropReason> {
+fn to_client(flow: &Flow, packet: &Packet, plan: &mut Plan) -> bool {
     let first = flow.first.load(Relaxed);
     let [length, back] = [0, 1].map(|side| flow.shift[side].load(Relaxed));
-    let acknowledgement = acknowledgement(frame, packet.l4)?;
-    let mut settled = flow.header.load(Relaxed) == SETTLED;
+    let acknowledgement = packet.acknowledgement;
+    let word = flow.header.load(Relaxed);
+    if waits(word) && !packet.flags.any(Flags::RST) {
+        return false;
+    }
+    let mut settled = word == SETTLED;
     if !settled
+        && !waits(word)
         && packet.flags.any(Flags::ACK)
         && rule::acknowledges(first, length, acknowledgement)
     {
@@ -253,39 +334,47 @@ fn to_client<F: Reshape>(
         options::HIDE_SACK
     };
     plan.by = length;
-    Ok(())
+    true
 }
 
 #[inline(always)]
 fn acknowledgement<F: Reshape>(frame: &F, l4: usize) -> Result<u32, DropReason> {
-    Ok(u32::from_be(word(frame.load(l4 + ACKNOWLEDGEMENT)?)))
+    Ok(u32::from_be(word(frame.load(l4 + at::ACKNOWLEDGEMENT)?)))
+}
+
+/// Gives a packet its new addresses, then does what was planned.
+#[inline(always)]
+pub(crate) fn perform<F: Reshape>(
+    frame: &mut F,
+    workspace: &mut Workspace,
+    flow: &Flow,
+    deep: &Deep,
+) -> Result<(), DropReason> {
+    let complete = deep.part as u32 != Part::Whole as u32;
+    let to = &flow.route.leave[workspace.leaves as usize & 1];
+    rewrite::apply(frame, &deep.packet, to, complete)?;
+    workspace.spot = Spot::of(&deep.packet, to, complete);
+    change(frame, workspace, flow)
 }
 
 /// Does what was planned; the checksum follows.
 #[inline(always)]
-pub(crate) fn perform<F: Reshape>(
+fn change<F: Reshape>(
     frame: &mut F,
     workspace: &mut Workspace,
     flow: &Flow,
 ) -> Result<(), DropReason> {
     let (l4, flags) = (workspace.spot.l4(), Flags(workspace.spot.flags as u8));
     let syn = flags.any(Flags::SYN);
-    if workspace.plan.header != 0 {
-        flow.header.store(workspace.plan.header, Relaxed);
-        let length = workspace.spot.header;
+    if workspace.plan.becomes != Becomes::ITSELF {
+        let (length, slot) = (workspace.spot.header, workspace.slot);
         frame.take(workspace, l4, length)?;
-        workspace.number(
-            workspace.plan.sequence,
-            workspace.plan.acknowledgement,
-            Flags::ACK | Flags::PSH,
-        );
-        let slot = workspace.slot;
-        let end = once::append_header(workspace, length, (slot, flow));
+        let end = once::build(workspace, slot, flow);
         let place = workspace.spot.place(end);
         return frame.replace(workspace, &place);
     }
     frame.reach(l4 + 20)?;
-    frame.store(l4 + SEQUENCE, halves(workspace.plan.sequence.to_be()))?;
+    frame.store(l4 + at::SEQUENCE, halves(workspace.plan.sequence.to_be()))?;
     let mut delta = Delta::NONE.word(
         workspace.spot.sequence.to_be(),
         workspace.plan.sequence.to_be(),
@@ -293,7 +382,7 @@ pub(crate) fn perform<F: Reshape>(
     if flags.any(Flags::ACK) {
         let old = acknowledgement(frame, l4)?;
         let new = halves(workspace.plan.acknowledgement.to_be());
-        frame.store(l4 + ACKNOWLEDGEMENT, new)?;
+        frame.store(l4 + at::ACKNOWLEDGEMENT, new)?;
         delta = delta.word(old.to_be(), workspace.plan.acknowledgement.to_be());
     }
     if workspace.spot.header > 20
@@ -315,7 +404,7 @@ pub(crate) fn perform<F: Reshape>(
         delta = delta.and(Delta::from_sum(change));
     }
     frame.amend_checksum(&ChecksumEdit {
-        at: l4 + segment::CHECKSUM,
+        at: l4 + at::CHECKSUM,
         addresses: Delta::NONE,
         ports: delta,
         pseudo: workspace.spot.pseudo + u64::from(workspace.spot.segment.to_be()),
@@ -341,11 +430,11 @@ fn timestamps_alone<F: Reshape>(frame: &mut F, spot: &Spot) -> Result<bool, Drop
 }
 
 /// Work on this CPU's workspace, as functions that the verifier checks once, whatever comes before and after.
-mod once {
+pub(crate) mod once {
     #[cfg(target_arch = "bpf")]
     use crate::maps;
 
-    use super::{Flow, Workspace};
+    use super::{Direction, Flow, Packet, Workspace};
     #[cfg(not(target_arch = "bpf"))]
     use super::{options, segment};
 
@@ -358,14 +447,32 @@ mod once {
     }
 
     #[inline(always)]
-    pub(super) fn append_header(
+    pub(super) fn decide(
         _workspace: &mut Workspace,
-        length: u32,
         (_slot, _flow): (u32, &Flow),
-    ) -> u32 {
+        _packet: &Packet,
+        _came: Direction,
+        _now: u64,
+    ) -> bool {
         #[cfg(target_arch = "bpf")]
-        return maps::append_header(length, _slot);
+        return maps::decide_shift(_slot, _came as u32) != 0;
         #[cfg(not(target_arch = "bpf"))]
-        segment::append_header(_workspace, length, _flow)
+        super::decide(_workspace, _flow, _packet, _came, _now)
+    }
+
+    #[inline(always)]
+    pub(super) fn build(_workspace: &mut Workspace, _slot: u32, _flow: &Flow) -> u32 {
+        #[cfg(target_arch = "bpf")]
+        return maps::build_segment(_slot);
+        #[cfg(not(target_arch = "bpf"))]
+        segment::build(_workspace, _flow)
+    }
+
+    #[inline(always)]
+    pub(crate) fn segment_size(_workspace: &mut Workspace, length: u32) -> u32 {
+        #[cfg(target_arch = "bpf")]
+        return maps::segment_size(length);
+        #[cfg(not(target_arch = "bpf"))]
+        options::segment_size(_workspace, length)
     }
 }

@@ -18,7 +18,7 @@ const BYTES: usize = 40;
 const STEPS: usize = 24;
 
 const NOP: u8 = 1;
-const MSS: u64 = 2;
+pub(super) const MSS: u64 = 2;
 const SACK: u64 = 5;
 /// Multipath TCP (RFC 8684): its own numbers would not follow the shift.
 const MPTCP: u64 = 30;
@@ -128,6 +128,21 @@ pub fn lower_mss(tcp: &mut [u8; ROOM], mss: u32, by: u32) {
     let value = u32::from(u16::from_be_bytes([tcp[at[0]], tcp[at[1]]]));
     let lowered = value.saturating_sub(by).max(LEAST_MSS.min(value)) as u16;
     [tcp[at[0]], tcp[at[1]]] = lowered.to_be_bytes();
+}
+
+/// The MSS that the TCP header of `length` bytes offers which was taken in; 0 for none.
+#[inline(always)]
+pub(crate) fn segment_size(workspace: &Workspace, length: u32) -> u32 {
+    let mut found = Found::NONE;
+    walk(&workspace.old, length, &mut found);
+    if found.mss == 0 {
+        return 0;
+    }
+    let at = |offset| (opaque(u64::from(found.mss) + offset) & (ROOM as u64 - 1)) as usize;
+    u32::from(u16::from_be_bytes([
+        workspace.old[at(2)],
+        workspace.old[at(3)],
+    ]))
 }
 
 /// No MSS is lowered beyond this: with less, mail would not be worth sending (Linux's own least, `tcp_min_snd_mss`).

@@ -5,7 +5,7 @@ use lb_common::{
     atomic::AtomicU32,
     checksum::{fold, sum_bytes},
     flow::{FlowKey, Route},
-    shift::{PATIENCE, WAITING},
+    shift::{PATIENCE, WAITING, waiting},
 };
 
 use super::*;
@@ -180,19 +180,20 @@ impl Connection {
     }
 
     fn send(&mut self, direction: Direction, segment: &Segment) -> Segment {
+        self.try_send(direction, segment).unwrap()
+    }
+
+    fn try_send(&mut self, direction: Direction, segment: &Segment) -> Result<Segment, DropReason> {
         let key = self.flow.route.key(direction);
         let mut frame = VecFrame(segment.frame(&key, self.v6));
         let packet = crate::parse::packet(&mut frame).unwrap().expect("TCP");
         let mut workspace = Workspace::default();
-        let mut plan = Plan::default();
-        let done = match direction {
-            Direction::Forward => to_member(&frame, &self.flow, &packet, self.now, &mut plan),
-            Direction::Reverse => to_client(&frame, &self.flow, &packet, &mut plan),
-        };
-        done.unwrap();
-        (workspace.plan, workspace.spot) = (plan, Spot::of(&packet, &packet.key, false));
-        perform(&mut frame, &mut workspace, &self.flow).unwrap();
-        Segment::read(&frame.0, self.v6)
+        if !decide(&mut workspace, &self.flow, &packet, direction, self.now) {
+            return Err(DropReason::Unexpected);
+        }
+        workspace.spot = Spot::of(&packet, &packet.key, false);
+        change(&mut frame, &mut workspace, &self.flow)?;
+        Ok(Segment::read(&frame.0, self.v6))
     }
 
     fn forward(&mut self, segment: &Segment) -> Segment {
@@ -462,6 +463,83 @@ fn both_directions_shift_at_once() {
     });
 }
 
+/// The connection as it is when a cookie has just come back.
+fn redeemed(connection: Connection, class: u32) -> Connection {
+    connection.flow.header.store(waiting(class), Relaxed);
+    connection.flow.shift[1].store(COOKIE.wrapping_add(1), Relaxed);
+    connection
+}
+
+const COOKIE: u32 = 0xc001_d00d;
+
+#[test]
+fn whatever_brings_a_cookie_back_is_the_first_packet_to_the_member() {
+    each_family(|connection| {
+        let mut connection = redeemed(connection, 2);
+        for payload in [0, 1000] {
+            let mut packet = Segment::new(FIRST, ACK | PSH, payload);
+            packet.ack = COOKIE.wrapping_add(1);
+            let first = connection.forward(&packet);
+            assert_eq!(first.flags, SYN);
+            assert_eq!((first.seq, first.ack), (ISN, 0));
+            assert_eq!(first.options, [2, 4, 0x05, 0x78], "1400");
+            assert!(first.payload.is_empty());
+        }
+    });
+}
+
+#[test]
+fn the_members_answer_to_a_cookie_is_acknowledged_with_the_header() {
+    each_family(|connection| {
+        let mut connection = redeemed(connection, 2);
+        let mut answer = Segment::new(THEIRS, SYN | ACK, 0);
+        (answer.ack, answer.options) = (FIRST, vec![2, 4, 5, 0xb4]);
+        for round in 0..2 {
+            let back = connection.reverse(&answer);
+            let mut expected = connection.header(&back);
+            expected.ack = THEIRS.wrapping_add(1);
+            expected.options = Vec::new();
+            assert_eq!(back, expected, "answer {round}");
+        }
+        let mut wrong = answer.clone();
+        wrong.ack = FIRST.wrapping_add(1);
+        assert_eq!(
+            connection.try_send(Direction::Reverse, &wrong),
+            Err(DropReason::Unexpected)
+        );
+        // From then on numbers are shifted both ways.
+        let length = connection.length();
+        let mut greeting = Segment::new(THEIRS.wrapping_add(1), ACK | PSH, 50);
+        greeting.ack = FIRST.wrapping_add(length);
+        let heard = connection.reverse(&greeting);
+        assert_eq!(heard.seq, COOKIE.wrapping_add(1));
+        assert_eq!(heard.ack, FIRST);
+        let mut hello = Segment::new(FIRST, ACK | PSH, 20);
+        hello.ack = COOKIE.wrapping_add(51);
+        let said = connection.forward(&hello);
+        assert_eq!(said.seq, FIRST.wrapping_add(length));
+        assert_eq!(said.ack, THEIRS.wrapping_add(51));
+    });
+}
+
+#[test]
+fn a_member_that_refuses_a_cookie_is_understood() {
+    each_family(|connection| {
+        let mut connection = redeemed(connection, 0);
+        let mut refusal = Segment::new(0, Flags::RST | ACK, 0);
+        refusal.ack = FIRST;
+        let heard = connection.reverse(&refusal);
+        assert_eq!(heard.flags, Flags::RST | ACK);
+        assert_eq!(heard.seq, COOKIE.wrapping_add(1), "what the client expects");
+        assert_eq!(heard.ack, FIRST);
+        let stray = Segment::new(77, ACK, 0);
+        assert_eq!(
+            connection.try_send(Direction::Reverse, &stray),
+            Err(DropReason::Unexpected)
+        );
+    });
+}
+
 /// Any segment with right checksums leaves with right checksums, or is refused; nothing panics.
 #[test]
 fn hostile_segments_stay_sound() {
@@ -487,6 +565,6 @@ fn hostile_segments_stay_sound() {
             .map(|_| [1, 2, 5, 34, 10, random() as u8][random() as usize % 6])
             .collect();
         let direction = [Direction::Forward, Direction::Reverse][round % 2];
-        connection.send(direction, &segment);
+        let _ = connection.try_send(direction, &segment);
     }
 }

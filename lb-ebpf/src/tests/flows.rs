@@ -161,7 +161,7 @@ fn a_port_rests_while_another_is_to_be_had() {
                 "port used in round {before} and again in {round}"
             );
         }
-        tables.send(&mut packet(1000, ACK)).unwrap();
+        establish(&tables, 1000);
         tables.send(&mut packet(1000, FIN | ACK)).unwrap();
         reply(&tables, slot, FIN | ACK).unwrap();
         assert_eq!(tables.phase(slot), Phase::Closing);
@@ -183,7 +183,7 @@ fn a_port_rests_while_another_is_to_be_had() {
 fn a_reset_that_nobody_believes_keeps_record_and_port() {
     let tables = MemoryTables::new(Service::SNAT_POOL, 4, &[1 << 63]);
     open(&tables, 1000).unwrap();
-    tables.send(&mut packet(1000, ACK)).unwrap();
+    establish(&tables, 1000);
     tables.send(&mut packet(1000, RST)).unwrap();
     tables.send(&mut packet(1000, ACK)).unwrap();
     for port in 2000..2020 {
@@ -213,7 +213,7 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
         open(&tables, 1000 + port).unwrap();
     }
     for port in 0..5 {
-        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+        establish(&tables, 1000 + port);
     }
     assert_eq!(
         open(&tables, 2000),
@@ -239,31 +239,139 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
 fn a_flood_of_half_open_flows_leaves_its_share() {
     let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
     tables.config.embryonic = 100;
-    let opened = (0..400)
-        .filter(|port| open(&tables, 1000 + port).is_ok())
-        .count();
-    assert_eq!(opened, 100);
+    let flood = |from: u16| {
+        let sent = (from..from + 400).map(|port| open(&tables, port));
+        let (opened, others): (Vec<_>, Vec<_>) = sent.partition(|it| *it == Ok(Verdict::Send));
+        assert!(others.iter().all(|it| *it == Ok(Verdict::Jump(Jump::Bake))));
+        opened.len()
+    };
+    assert_eq!(flood(1000), 100);
     for port in 0..50 {
-        tables.send(&mut packet(1000 + port, ACK)).unwrap();
+        establish(&tables, 1000 + port);
     }
-    let opened = (0..400)
-        .filter(|port| open(&tables, 5000 + port).is_ok())
-        .count();
-    assert_eq!(opened, 50, "those that became connections count no longer");
+    assert_eq!(
+        flood(5000),
+        50,
+        "those that became connections count no longer"
+    );
+    tables.check();
+}
+
+#[test]
+fn a_cookie_that_comes_back_opens_a_flow() {
+    let mut tables = MemoryTables::new(Service::SNAT_POOL, 8, &[u64::MAX; 2]);
+    tables.config.embryonic = 0;
+    let mut frame = packet(1000, SYN);
+    let syn = crate::parse::packet(&mut MemoryFrame::new(&mut frame, Ok(VIA)));
+    let cookie = tables.bake(&syn.unwrap().unwrap(), 3);
+    let back = |port, cookie: u32| tables.send(&mut numbered(port, ACK, 1, cookie.wrapping_add(1)));
+    assert_eq!(
+        back(1000, cookie),
+        Err(DropReason::NoFlow),
+        "nobody has baked"
+    );
+    let now = lb_common::tcp::tick(tables.now.get());
+    tables.allocation.baked.store(now, Relaxed);
+    assert_eq!(back(1000, cookie ^ 8), Err(DropReason::NoFlow));
+    assert_eq!(back(1001, cookie), Err(DropReason::NoFlow));
+    assert_eq!(tables.live().len(), 0);
+    assert_eq!(back(1000, cookie), Ok(Verdict::Jump(Jump::Shift)));
+    let slot = tables.live()[0];
+    assert_eq!(tables.phase(slot), Phase::Syn);
+    let flow = tables.flow(slot).unwrap();
+    assert_eq!(flow.header.load(Relaxed), lb_common::shift::waiting(3));
+    assert_eq!(flow.first.load(Relaxed), 1);
+    assert_eq!(flow.shift[1].load(Relaxed), cookie.wrapping_add(1));
+    assert_eq!(back(1000, cookie), Ok(Verdict::Jump(Jump::Shift)), "once");
+    assert_eq!(tables.live().len(), 1);
+    tables.check();
+    tables.wait(u64::from(lb_common::cookie::LIFETIME) + 1);
+    assert_eq!(back(1002, cookie), Err(DropReason::NoFlow));
+}
+
+/// A packet as a client sends it, or as somebody does who only knows who talks to whom.
+fn numbered(port: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+    let mut frame = packet(port, flags);
+    frame[38..42].copy_from_slice(&sequence.to_be_bytes());
+    frame[42..46].copy_from_slice(&acknowledgement.to_be_bytes());
+    frame
+}
+
+#[test]
+fn who_does_not_know_the_members_number_establishes_nothing() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    open(&tables, 1000).unwrap();
+    let slot = tables.live()[0];
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    assert_eq!(tables.phase(slot), Phase::Syn, "the member has not spoken");
+    reply(&tables, slot, SYN | ACK).unwrap();
+    for guess in [0, 2, 1 << 20, u32::MAX] {
+        for flags in [ACK, FIN | ACK] {
+            let mut frame = numbered(1000, flags, 1, guess);
+            assert_eq!(
+                tables.send(&mut frame),
+                Ok(Verdict::Send),
+                "carried, not believed"
+            );
+            assert_eq!(tables.phase(slot), Phase::Syn, "{flags} {guess}");
+        }
+    }
+    reply(&tables, slot, ACK).unwrap();
+    assert_eq!(
+        tables.phase(slot),
+        Phase::Syn,
+        "a member may answer a guess"
+    );
+    tables.send(&mut packet(1000, ACK)).unwrap();
+    assert_eq!(tables.phase(slot), Phase::Established);
+    tables.check();
+}
+
+#[test]
+fn who_guesses_numbers_ends_nothing() {
+    let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
+    open(&tables, 1000).unwrap();
+    let slot = establish(&tables, 1000);
+    let guesses = (0..1000u32).map(|step| (1 << 22) + 1 + step * 4_290_000);
+    for sequence in guesses.chain([u32::MAX - 9]) {
+        for flags in [ACK, FIN | ACK, RST, RST | ACK] {
+            tables
+                .send(&mut numbered(1000, flags, sequence, sequence))
+                .unwrap();
+            assert_eq!(tables.phase(slot), Phase::Established, "{flags} {sequence}");
+        }
+    }
+    // Both sides go on talking, and what they say is believed.
+    tables.send(&mut numbered(1000, ACK, 1, 1)).unwrap();
+    reply(&tables, slot, ACK).unwrap();
+    tables.send(&mut numbered(1000, FIN | ACK, 1, 1)).unwrap();
+    assert_eq!(tables.phase(slot), Phase::FinClient);
+    tables.send(&mut numbered(1000, RST, 2, 0)).unwrap();
+    assert_eq!(tables.phase(slot), Phase::Reset);
+    tables.send(&mut numbered(1000, ACK, 1, 1 << 31)).unwrap();
+    assert_eq!(
+        tables.phase(slot),
+        Phase::Reset,
+        "who guesses revives nothing"
+    );
+    tables.send(&mut numbered(1000, ACK, 1, 1)).unwrap();
+    assert_eq!(
+        tables.phase(slot),
+        Phase::Established,
+        "the reset was not believed"
+    );
     tables.check();
 }
 
 #[test]
 fn an_idle_flow_goes_when_its_phase_says_so() {
     let tables = MemoryTables::new(Service::SNAT_NONE, 4, &[u64::MAX]);
-    for (port, flags, limit) in [
-        (1, None, Phase::Syn),
-        (2, Some(ACK), Phase::Established),
-        (3, Some(RST), Phase::Reset),
-    ] {
+    for (port, limit) in [(1, Phase::Syn), (2, Phase::Established), (3, Phase::Reset)] {
         open(&tables, port).unwrap();
-        if let Some(flags) = flags {
-            tables.send(&mut packet(port, flags)).unwrap();
+        match limit {
+            Phase::Established => _ = establish(&tables, port),
+            Phase::Reset => _ = tables.send(&mut packet(port, RST)).unwrap(),
+            _ => {}
         }
         tables.wait(u64::from(tables.config.idle_limit(limit)));
         tables.sweep_all();

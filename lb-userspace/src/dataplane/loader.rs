@@ -209,9 +209,6 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
         return anyhow!(error).context(format!("cannot load the program {name}"));
     };
     let log = verifier_log.to_string();
-    if let Ok(path) = std::env::var("CORE_LOG") {
-        let _ = std::fs::write(path, &log);
-    }
     let last: Vec<_> = log
         .lines()
         .rev()

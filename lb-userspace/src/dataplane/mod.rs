@@ -232,6 +232,7 @@ impl KernelPlane {
             prefixes: 0,
             seeds: [0; 2],
             hash: [0; HASH_KEYS],
+            cookie: [0; 2],
         };
         let filled = self
             .policies

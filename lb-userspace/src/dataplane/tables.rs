@@ -33,6 +33,9 @@ use super::{
 };
 use crate::model::{Forward, Generation, Name, Snat};
 
+/// Half-open flows at once, at most: a busy mail host has some hundred, a flood fills any number.
+const MAX_HALF_OPEN: u32 = 16_384;
+
 /// The tables, open.
 pub(super) struct Tables {
     config: Array<MapData, Record<Config>>,
@@ -284,8 +287,9 @@ impl Tables {
         config.generation = old.map_or(1, |old| old.generation + 1);
         config.chunks = (self.flows.len() as u32) / CHUNK;
         config.flow_mask = self.flow_buckets - 1;
+        config.cookie = old.map_or_else(|| std::array::from_fn(|_| random()), |old| old.cookie);
         // Half of the records: the others stay free for connections that are really opened.
-        config.embryonic = (self.flows_max() as u32 / 2).max(1);
+        config.embryonic = (self.flows_max() as u32 / 2).clamp(1, MAX_HALF_OPEN);
         // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
         // half.
         config.epoch = in_use;

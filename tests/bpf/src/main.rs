@@ -79,6 +79,10 @@ const SRC: usize = 14 + 12;
 const DST: usize = 14 + 16;
 const PORTS: usize = 14 + 20;
 const FLAGS: usize = 14 + 20 + 13;
+const SYN: u32 = 0x02;
+/// The lowest bytes of sequence and acknowledgement number, of which the others are 0.
+const SEQUENCE: usize = 14 + 20 + 7;
+const ACKNOWLEDGEMENT: usize = 14 + 20 + 11;
 
 #[classifier]
 fn replay_tc(context: TcContext) -> i32 {
@@ -191,6 +195,9 @@ fn prepare(start: usize, end: usize) -> bool {
         store_u32(start + DST, ends.dst);
         store_u32(start + PORTS, ends.ports);
         *((start + FLAGS) as *mut u8) = ends.flags as u8;
+        // Both sides begin with 0 and have said nothing since.
+        *((start + SEQUENCE) as *mut u8) = u8::from(ends.flags & SYN == 0);
+        *((start + ACKNOWLEDGEMENT) as *mut u8) = 1;
     }
     true
 }

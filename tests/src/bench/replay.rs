@@ -227,8 +227,6 @@ fn packet() -> [u8; 64] {
     let mut packet = [0; 64];
     packet[..14].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0]);
     packet[14..24].copy_from_slice(&[0x45, 0, 0, 50, 0x12, 0x34, 0x40, 0, 64, 6]);
-    packet[38..42].copy_from_slice(&0x0102_0304u32.to_be_bytes());
-    packet[42..46].copy_from_slice(&0x0506_0708u32.to_be_bytes());
     packet[46..50].copy_from_slice(&[0x50, 0x10, 0x20, 0]);
     packet[50] = 0x5a;
     packet[24] = 0x5a;

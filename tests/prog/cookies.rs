@@ -1,0 +1,266 @@
+//! SYN cookies: what clients and members see when half-open connections have their share, byte for byte.
+
+use std::net::SocketAddr;
+
+use lb_common::{addr::Addr, tcp::Phase};
+use lb_userspace::model::{Generation, Method, Snat};
+
+use crate::{
+    packet::{ACK, PSH, Packet, RST, SYN, sequence, source_port},
+    rig::{CLIENT_MAC, MEMBER_MAC, Outcome, Rig, generation, mac},
+};
+
+/// Client, virtual address, member, the box towards members; with a PROXY header and without.
+const SITES: [([&str; 4], &str); 3] = [
+    (
+        [
+            "10.0.1.2:40000",
+            "10.0.1.100:465",
+            "10.0.2.11:4465",
+            "10.0.2.1:0",
+        ],
+        "four",
+    ),
+    (
+        [
+            "[fd00:1::2]:40000",
+            "[fd00:1::100]:465",
+            "[fd00:2::11]:4465",
+            "[fd00:2::1]:0",
+        ],
+        "six",
+    ),
+    (
+        [
+            "10.0.1.2:40000",
+            "10.0.1.101:465",
+            "10.0.2.12:4465",
+            "10.0.2.1:0",
+        ],
+        "told-four",
+    ),
+];
+const CLIENT_ISN: u32 = u32::MAX;
+const MEMBER_ISN: u32 = 0x7654_3210;
+/// Linux's: MSS, SACK permitted, timestamps, NOP, window scale.
+const OPTIONS: [u8; 20] = [
+    2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7,
+];
+
+fn sites() -> Generation {
+    let servers = SITES.each_ref().map(|([_, service, member, _], name)| {
+        (*name, *service, Snat::Automap, std::slice::from_ref(member))
+    });
+    generation(Method::LeastConnections, &servers)
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// A client of a rig whose half-open connections have their share.
+struct Client<'a> {
+    rig: &'a mut Rig,
+    client: SocketAddr,
+    service: SocketAddr,
+    member: SocketAddr,
+    own: SocketAddr,
+    told: bool,
+}
+
+impl Client<'_> {
+    fn says(&self, flags: u8, seq: u32, ack: u32) -> Packet {
+        let mut packet = Packet::new(self.client, self.service, flags);
+        (packet.seq, packet.ack) = (seq, ack);
+        packet
+    }
+
+    fn syn(&self) -> Packet {
+        let mut syn = self.says(SYN, CLIENT_ISN, 0);
+        syn.tcp_options = OPTIONS.to_vec();
+        syn
+    }
+
+    fn hears(&self, flags: u8, seq: u32, ack: u32) -> Packet {
+        let mut packet = Packet::new(self.service, self.client, flags);
+        (packet.src_mac, packet.dst_mac) = (mac("c0"), CLIENT_MAC);
+        (packet.seq, packet.ack) = (seq, ack);
+        packet
+    }
+
+    fn member_hears(&self, port: u16, flags: u8, seq: u32, ack: u32) -> Packet {
+        let snat = SocketAddr::new(self.own.ip(), port);
+        let mut packet = Packet::new(snat, self.member, flags);
+        (packet.src_mac, packet.dst_mac) = (mac("s0"), MEMBER_MAC);
+        (packet.seq, packet.ack, packet.ttl) = (seq, ack, 63);
+        packet
+    }
+
+    fn member_says(&self, port: u16, flags: u8, seq: u32, ack: u32) -> Packet {
+        let snat = SocketAddr::new(self.own.ip(), port);
+        let mut packet = Packet::new(self.member, snat, flags);
+        (packet.seq, packet.ack) = (seq, ack);
+        packet
+    }
+
+    /// Sends a SYN and takes the cookie out of the answer, which is as it should be.
+    fn cookie(&mut self) -> u32 {
+        let mut syn = self.syn();
+        // Answers go where frames came from.
+        syn.src_mac = CLIENT_MAC;
+        syn.dst_mac = mac("c0");
+        let flows = self.rig.plane.flows().len();
+        let (outcome, out) = self.rig.send(&syn.bytes(), "c0");
+        assert_eq!(outcome, Outcome::Sent);
+        let cookie = sequence(&out);
+        let mut expected = self.hears(SYN | ACK, cookie, CLIENT_ISN.wrapping_add(1));
+        let size: u16 = match (self.service.is_ipv4(), self.told) {
+            (true, false) => 1460,
+            (true, true) => 1460 - 28,
+            (false, _) => 1440,
+        };
+        expected.window = 4096;
+        expected.tcp_options = [&[2, 4], &size.to_be_bytes()[..]].concat();
+        assert_eq!(out, expected.bytes());
+        assert_eq!(
+            self.rig.plane.flows().len(),
+            flows,
+            "nothing is left behind"
+        );
+        cookie
+    }
+
+    fn flow(&self) -> Option<Phase> {
+        let ends = |(address, port): (Addr, u16)| address.to_socket_addr(port);
+        let wanted = (self.client, self.service);
+        let flows = self.rig.plane.flows();
+        let ours = flows
+            .iter()
+            .find(|flow| (ends(flow.route.client()), ends(flow.route.address())) == wanted);
+        ours.map(|flow| flow.phase)
+    }
+}
+
+fn each(name: &str, test: impl Fn(&mut Client<'_>) + Sync) {
+    Rig::each(name, sites, 512, |rig| {
+        let most = rig.plane.flows_max() as u16 / 2;
+        for port in 0..most {
+            let ends = (at(SITES[0].0[0]).ip(), 1000 + port).into();
+            let syn = Packet::new(ends, at(SITES[0].0[1]), SYN).bytes();
+            assert_eq!(rig.send(&syn, "c0").0, Outcome::Sent, "{port} of {most}");
+        }
+        assert_eq!(rig.drops("syn-cookie"), 0);
+        for ([client, service, member, own], site) in SITES {
+            let [client, service, member, own] = [client, service, member, own].map(at);
+            let told = site.starts_with("told");
+            test(&mut Client {
+                rig,
+                client,
+                service,
+                member,
+                own,
+                told,
+            });
+        }
+        assert!(rig.drops("syn-cookie") > 0);
+        assert_eq!(rig.drops("internal"), 0);
+    });
+}
+
+#[test]
+fn a_client_that_exists_gets_in_by_a_cookie() {
+    each("cookie", |it| {
+        let first = CLIENT_ISN.wrapping_add(1);
+        let cookie = it.cookie();
+        let mut ack = it.says(ACK, first, cookie.wrapping_add(1));
+        ack.window = 1234;
+        let mut snat = 0;
+        // Whatever the client sends until the member has answered.
+        for payload in [0, 700] {
+            ack.payload = vec![5; payload];
+            let (outcome, out) = it.rig.send(&ack.bytes(), "c0");
+            snat = source_port(&out);
+            let mut expected = it.member_hears(snat, SYN, CLIENT_ISN, 0);
+            expected.window = 1234;
+            expected.tcp_options = vec![2, 4, 0x05, 0xa0];
+            assert_eq!((outcome, out), (Outcome::Sent, expected.bytes()));
+            assert_eq!(it.flow(), Some(Phase::Syn));
+        }
+
+        let mut answer = it.member_says(snat, SYN | ACK, MEMBER_ISN, first);
+        answer.tcp_options = vec![2, 4, 5, 0xb4];
+        let length = if it.told { 28 } else { 0 };
+        for _ in 0..2 {
+            let (outcome, out) = it.rig.send(&answer.bytes(), "s0");
+            let mut expected = it.member_hears(snat, ACK, first, MEMBER_ISN + 1);
+            expected.window = 4096;
+            if it.told {
+                expected.flags |= PSH;
+                expected.payload = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
+                expected.payload.extend([10, 0, 1, 2, 10, 0, 1, 101]);
+                expected.payload.extend(40000u16.to_be_bytes());
+                expected.payload.extend(465u16.to_be_bytes());
+            }
+            assert_eq!((outcome, out), (Outcome::Sent, expected.bytes()));
+            assert_eq!(it.flow(), Some(Phase::Established));
+        }
+
+        let mut greeting = it.member_says(snat, ACK | PSH, MEMBER_ISN + 1, first + length);
+        greeting.payload = b"220 mx.example.org\r\n".to_vec();
+        let mut heard = it.hears(ACK | PSH, cookie.wrapping_add(1), first);
+        (heard.ttl, heard.payload) = (63, greeting.payload.clone());
+        let (outcome, out) = it.rig.send(&greeting.bytes(), "s0");
+        assert_eq!((outcome, out), (Outcome::Sent, heard.bytes()));
+
+        let mut hello = it.says(ACK | PSH, first, cookie.wrapping_add(21));
+        hello.payload = b"EHLO client.example\r\n".to_vec();
+        let mut expected = it.member_hears(snat, ACK | PSH, first + length, MEMBER_ISN + 21);
+        expected.payload = hello.payload.clone();
+        let (outcome, out) = it.rig.send(&hello.bytes(), "c0");
+        assert_eq!((outcome, out), (Outcome::Sent, expected.bytes()));
+        let reset = it.says(RST, first + hello.payload.len() as u32, 0);
+        assert_eq!(it.rig.send(&reset.bytes(), "c0").0, Outcome::Sent);
+        assert_eq!(it.flow(), Some(Phase::Reset));
+    });
+}
+
+#[test]
+fn a_member_that_refuses_is_heard() {
+    each("cookie-refused", |it| {
+        let first = CLIENT_ISN.wrapping_add(1);
+        let cookie = it.cookie();
+        let ack = it.says(ACK, first, cookie.wrapping_add(1));
+        let snat = source_port(&it.rig.send(&ack.bytes(), "c0").1);
+        let stray = it.member_says(snat, ACK, 5, 6);
+        assert_eq!(it.rig.send(&stray.bytes(), "s0").0, Outcome::Dropped);
+        let refusal = it.member_says(snat, RST | ACK, 0, first);
+        let mut heard = it.hears(RST | ACK, cookie.wrapping_add(1), first);
+        heard.ttl = 63;
+        let (outcome, out) = it.rig.send(&refusal.bytes(), "s0");
+        assert_eq!((outcome, out), (Outcome::Sent, heard.bytes()));
+        assert_eq!(it.flow(), Some(Phase::Reset));
+        assert!(it.rig.drops("unexpected") > 0);
+    });
+}
+
+#[test]
+fn who_invents_a_cookie_leaves_nothing_behind() {
+    each("cookie-forged", |it| {
+        let first = CLIENT_ISN.wrapping_add(1);
+        let cookie = it.cookie();
+        let before = it.rig.plane.flows().len();
+        let mut forged = vec![
+            it.says(ACK, first, cookie),
+            it.says(ACK, first.wrapping_add(1), cookie.wrapping_add(1)),
+            it.says(SYN | ACK, first, cookie.wrapping_add(1)),
+            it.says(RST | ACK, first, cookie.wrapping_add(1)),
+        ];
+        let mut other = it.says(ACK, first, cookie.wrapping_add(1));
+        other.src.set_port(40_001);
+        forged.push(other);
+        for packet in forged {
+            assert_eq!(it.rig.send(&packet.bytes(), "c0").0, Outcome::Passed);
+        }
+        assert_eq!(it.rig.plane.flows().len(), before);
+    });
+}
