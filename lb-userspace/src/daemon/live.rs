@@ -16,7 +16,7 @@ use crate::{
     },
     monitor::Target,
     pool::{Admin, LiveMember, LivePool},
-    proxy::{MemberSecurity, Security, Service},
+    proxy::{Fallback, MemberSecurity, Security, Service},
     tls::{self, ListenerTls, Loaded, MemberTls, Roots},
 };
 
@@ -274,6 +274,9 @@ pub(super) fn services(
             },
             xclient: *xclient,
             pool: pools[&server.pool].clone(),
+            plaintext: client_tls
+                .plaintext_pool()
+                .map(|name| Fallback::new(pools[name].clone())),
             cell: plane.service_cell(numbers.virtual_servers[&server.name]),
         };
         services.push(Arc::new(service));
@@ -336,7 +339,7 @@ fn security(
     Ok(match client_tls {
         ClientTls::None => Security::None,
         ClientTls::Implicit(terms) => Security::Implicit(config(terms)?),
-        ClientTls::StartTls { policy, terms } => Security::StartTls {
+        ClientTls::StartTls { policy, terms, .. } => Security::StartTls {
             policy: *policy,
             tls: config(terms)?,
         },

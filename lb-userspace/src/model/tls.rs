@@ -15,6 +15,8 @@ pub enum ClientTls {
     StartTls {
         /// May clients stay in plaintext?
         policy: StartTls,
+        /// Who serves those that do; absent: the same pool. Only with [`StartTls::Allow`].
+        plaintext_pool: Option<Name>,
         /// The terms for those that do not.
         terms: ClientTerms,
     },
@@ -26,6 +28,16 @@ impl ClientTls {
         match self {
             Self::None => None,
             Self::Implicit(terms) | Self::StartTls { terms, .. } => Some(terms),
+        }
+    }
+}
+
+impl ClientTls {
+    /// Who serves clients that stay in plaintext, if others do.
+    pub const fn plaintext_pool(&self) -> Option<&Name> {
+        match self {
+            Self::StartTls { plaintext_pool, .. } => plaintext_pool.as_ref(),
+            Self::None | Self::Implicit(_) => None,
         }
     }
 }

@@ -130,7 +130,9 @@ async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>,
         let opened = match (&mut opened).await {
             Ok(opened) => opened,
             Err(_) => {
-                opened.take_io().map(hear_out);
+                if let Some(wire) = opened.take_io() {
+                    hear_out(wire);
+                }
                 return Err(End::TlsFailed);
             }
         };

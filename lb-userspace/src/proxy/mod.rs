@@ -14,6 +14,7 @@ mod listener;
 mod live;
 mod orders;
 mod pump;
+mod scout;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use lb_common::stats::TrafficCell;
 pub use self::{
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
+    scout::Fallback,
     worker::{DrainReport, Proxy},
 };
 use crate::{
@@ -39,7 +41,7 @@ use crate::{
     pool::LivePool,
     smtp::{
         approach::Plan,
-        session::{ClientSecurity, Terms},
+        session::{ClientSecurity, Session, Terms},
     },
     tls::{ListenerTls, MemberTls},
 };
@@ -59,6 +61,8 @@ pub struct Service {
     pub xclient: bool,
     /// Who serves it.
     pub pool: Arc<LivePool>,
+    /// Who serves clients that stay in plaintext, if others do.
+    pub plaintext: Option<Fallback>,
     /// Its counters.
     pub cell: &'static TrafficCell,
 }
@@ -144,6 +148,14 @@ impl Services {
 }
 
 impl Service {
+    /// Who serves a session now.
+    fn pool_for(&self, session: &Session) -> &LivePool {
+        match &self.plaintext {
+            Some(fallback) if session.is_switched() => fallback.pool(),
+            _ => &self.pool,
+        }
+    }
+
     /// What the dialogue with a client and its members has to heed.
     fn terms(&self, client: SocketAddr) -> Terms {
         Terms {
@@ -152,6 +164,7 @@ impl Service {
                 starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
                 xclient: self.xclient.then_some(client),
             },
+            switches: self.plaintext.is_some(),
             member_verified: match &self.server_tls {
                 MemberSecurity::None => false,
                 MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {

@@ -86,7 +86,10 @@ impl Moved {
 /// What the pump cannot do alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    Connect,
+    /// Any member, or one that was not tried.
+    Connect {
+        afresh: bool,
+    },
     StartTls,
     SecureMember,
     Complain(Fault),
@@ -148,7 +151,7 @@ impl Pump {
             let mut moved = self.send_to_member(cx);
             while let Some(action) = self.session.poll_action() {
                 match action {
-                    Action::Connect => return Poll::Ready(Turn::Connect),
+                    Action::Connect { afresh } => return Poll::Ready(Turn::Connect { afresh }),
                     Action::StartTls => return Poll::Ready(Turn::StartTls),
                     Action::SecureMember => return Poll::Ready(Turn::SecureMember),
                     Action::Complain(fault) => return Poll::Ready(Turn::Complain(fault)),
@@ -249,7 +252,7 @@ impl Pump {
             };
             let queue = self.session.to_member();
             let parts = [IoSlice::new(queue), IoSlice::new(&verbatim[sent..])];
-            match Pin::new(member).poll_write_vectored(cx, &parts) {
+            match Pin::new(&mut member.link).poll_write_vectored(cx, &parts) {
                 Poll::Ready(Ok(count)) => {
                     self.member_unflushed = true;
                     let queued = count.min(queue.len());
@@ -275,7 +278,7 @@ impl Pump {
                 break;
             };
             let queue = self.session.to_member();
-            match Pin::new(member).poll_write(cx, queue) {
+            match Pin::new(&mut member.link).poll_write(cx, queue) {
                 Poll::Ready(Ok(count)) => {
                     take_front(queue, count);
                     self.member_unflushed = true;
@@ -291,7 +294,7 @@ impl Pump {
         }
         if self.member_unflushed {
             let flushed = match &mut self.member {
-                Some(member) => Pin::new(member).poll_flush(cx),
+                Some(member) => Pin::new(&mut member.link).poll_flush(cx),
                 None => Poll::Ready(Ok(())),
             };
             match flushed {
@@ -340,7 +343,7 @@ impl Pump {
                 return false;
             };
             let mut buffer = ReadBuf::new(&mut scratch[..MEMBER_READ]);
-            match Pin::new(member).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut member.link).poll_read(cx, &mut buffer) {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.session.handle_member(buffer.filled(), Instant::now());

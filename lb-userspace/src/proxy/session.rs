@@ -69,7 +69,11 @@ pub(super) async fn serve(
     }
     let terms = serving.service.terms(peer);
     let timeouts = serving.context.timeouts;
-    let session = Session::new(terms, timeouts, Instant::now());
+    let offers = match &serving.service.plaintext {
+        Some(fallback) => Some(Box::pin(fallback.offers(&serving.service, &timeouts)).await),
+        None => None,
+    };
+    let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;
     let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
@@ -111,14 +115,15 @@ impl Serving {
             };
             match turn {
                 // Boxed: an idle session need not hold the room for what it did at its start.
-                Turn::Connect => Box::pin(self.connect(pump, &mut tried)).await,
+                Turn::Connect { afresh } => {
+                    if afresh {
+                        tried.clear();
+                    }
+                    Box::pin(self.connect(pump, &mut tried)).await;
+                }
                 Turn::SecureMember => Box::pin(self.secure_member(pump)).await,
                 Turn::Complain(fault) => self.complain(pump, &fault),
-                Turn::StartTls => {
-                    Box::pin(self.start_tls(pump)).await;
-                    // Another member may be asked for now, and any may serve.
-                    tried.clear();
-                }
+                Turn::StartTls => Box::pin(self.start_tls(pump)).await,
                 Turn::Close(end) => return end,
             }
         }
@@ -131,7 +136,7 @@ impl Serving {
         pump.release_member();
         self.present.entry.set_phase(Phase::Connect);
         let before = tried.len();
-        let pool = &self.service.pool;
+        let pool = self.service.pool_for(&pump.session);
         let Context {
             events, timeouts, ..
         } = &*self.context;
@@ -147,7 +152,7 @@ impl Serving {
         let member = upstream.lease.member();
         self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
-        let own = upstream.own();
+        let own = upstream.link.own();
         pump.member = Some(upstream);
         pump.session.member_connected(own, Instant::now());
     }
@@ -160,7 +165,7 @@ impl Serving {
             return pump.session.member_insecure();
         };
         self.present.entry.set_phase(Phase::Handshake);
-        match member.secure(tls, limit).await {
+        match member.link.secure(tls, limit).await {
             Ok(()) => pump.session.member_secured(Instant::now()),
             Err(error) => {
                 self.complain(pump, &error);

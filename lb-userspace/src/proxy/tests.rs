@@ -5,3 +5,4 @@ mod hostile;
 mod listeners;
 mod members;
 mod peers;
+mod switch;

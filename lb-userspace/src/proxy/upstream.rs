@@ -27,9 +27,16 @@ use crate::{
 /// of a message then, it cannot take its end for the end of data.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    stream: Stream,
+    pub(super) link: Link,
     pub(super) lease: Lease,
     orderly: bool,
+}
+
+/// A connection to a member.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: Stream,
+    address: SocketAddr,
 }
 
 #[derive(Debug)]
@@ -51,24 +58,50 @@ impl Upstream {
     ) -> Option<Self> {
         while let Some(lease) = pool.select(tried) {
             tried.push(lease.member().id);
-            let Some(tcp) = open(lease.member().address, timeouts.connect).await else {
-                events.member_connect_failed.fetch_add(1, Relaxed);
-                continue;
-            };
-            let mut upstream = Self {
-                stream: Stream::Plain(tcp),
-                lease,
-                orderly: false,
+            let mut link = match Link::open(lease.member().address, timeouts.connect).await {
+                Some(link) => link,
+                None => {
+                    events.member_connect_failed.fetch_add(1, Relaxed);
+                    continue;
+                }
             };
             if let MemberSecurity::Implicit(tls) = &service.server_tls
-                && let Err(error) = upstream.secure(tls, timeouts.member_handshake).await
+                && let Err(error) = link.secure(tls, timeouts.member_handshake).await
             {
-                events.member_is_unfit(upstream.lease.member(), &error);
+                events.member_is_unfit(lease.member(), &error);
                 continue;
             }
-            return Some(upstream);
+            return Some(Self {
+                link,
+                lease,
+                orderly: false,
+            });
         }
         None
+    }
+
+    /// Closes in order.
+    pub(super) fn close(mut self) {
+        self.orderly = true;
+        if let Stream::Tls(stream) = &mut self.link.stream {
+            // A goodbye that does not go out at once is not worth waiting for.
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(stream).poll_shutdown(&mut cx);
+        }
+    }
+}
+
+impl Link {
+    pub(super) async fn open(address: SocketAddr, limit: Duration) -> Option<Self> {
+        let tcp = timeout(limit, TcpStream::connect(address))
+            .await
+            .ok()?
+            .ok()?;
+        tcp.set_nodelay(true).ok()?;
+        Some(Self {
+            stream: Stream::Plain(tcp),
+            address,
+        })
     }
 
     /// Shakes hands; on failure nothing is left but to drop it.
@@ -76,23 +109,13 @@ impl Upstream {
         let Stream::Plain(tcp) = std::mem::replace(&mut self.stream, Stream::Gone) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let name = tls.name_of(self.lease.member().address.ip());
+        let name = tls.name_of(self.address.ip());
         let handshake = TlsConnector::from(tls.config.clone()).connect(name, tcp);
         let stream = timeout(limit, handshake).await.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("no TLS within {limit:?}"))
         })??;
         self.stream = Stream::Tls(Box::new(stream));
         Ok(())
-    }
-
-    /// Closes in order.
-    pub(super) fn close(mut self) {
-        self.orderly = true;
-        if let Stream::Tls(stream) = &mut self.stream {
-            // A goodbye that does not go out at once is not worth waiting for.
-            let mut cx = Context::from_waker(Waker::noop());
-            let _ = Pin::new(stream).poll_shutdown(&mut cx);
-        }
     }
 
     /// The box's address towards the member.
@@ -112,14 +135,14 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        if let (false, Some(tcp)) = (self.orderly, self.tcp()) {
+        if let (false, Some(tcp)) = (self.orderly, self.link.tcp()) {
             // A stream that is gone already needs no reset.
             let _ = tcp.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for Upstream {
+impl AsyncRead for Link {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -133,7 +156,7 @@ impl AsyncRead for Upstream {
     }
 }
 
-impl AsyncWrite for Upstream {
+impl AsyncWrite for Link {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -173,13 +196,4 @@ impl AsyncWrite for Upstream {
             Stream::Gone => Poll::Ready(Ok(())),
         }
     }
-}
-
-async fn open(address: SocketAddr, limit: Duration) -> Option<TcpStream> {
-    let tcp = timeout(limit, TcpStream::connect(address))
-        .await
-        .ok()?
-        .ok()?;
-    tcp.set_nodelay(true).ok()?;
-    Some(tcp)
 }

@@ -134,7 +134,11 @@ impl Approach {
                 Next::Secure
             }
             (Step::Probe, _) => self.take_probe(reply, hello, out),
-            (Step::Greeting | Step::Introduction, 220) | (Step::Replay, 250) => self.ready(),
+            (Step::Greeting | Step::Introduction, 220) => self.ready(),
+            (Step::Replay, 250) => {
+                self.step = Step::Ready;
+                Next::Answered
+            }
             (step, _) => Next::Fault(match step {
                 Step::Greeting => Fault::Greeting,
                 Step::Hello | Step::Replay => Fault::Hello,

@@ -129,7 +129,8 @@ impl<'r, 'd> Known<'r, 'd> {
             for place in server.places() {
                 known.addresses.entry(place).or_insert(server);
             }
-            if let Some(pool) = server.pool.get() {
+            let pools = [&server.pool, &server.client.plaintext_pool];
+            for pool in pools.into_iter().filter_map(Field::get) {
                 known.served.entry(pool).or_insert(server);
             }
         }

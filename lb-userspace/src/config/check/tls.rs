@@ -37,9 +37,10 @@ pub(super) fn certificates_named<'r>(
         .chain(towards_members)
 }
 
-fn client_keys(keys: &raw::ClientKeys<'_>) -> [(&'static str, Option<usize>); 7] {
+fn client_keys(keys: &raw::ClientKeys<'_>) -> [(&'static str, Option<usize>); 8] {
     [
         ("starttls", place(&keys.starttls)),
+        ("plaintext_pool", place(&keys.plaintext_pool)),
         ("certificates", place(&keys.certificates)),
         ("client_tls_min", place(&keys.min_version)),
         ("key_exchange", place(&keys.key_exchange)),
@@ -78,6 +79,7 @@ pub(super) fn client(
             "Remove it, or set client_tls = \"starttls\".",
         );
     }
+    let plaintext_pool = plaintext_pool(raw, tls, known, faults);
     let Some(tls) = tls else {
         // Which certificates it names is a question of its own.
         if place(&keys.certificates).is_some() {
@@ -87,8 +89,8 @@ pub(super) fn client(
     };
     match tls {
         Encryption::None => {
-            // `starttls` was judged above.
-            for (key, at) in &client_keys(keys)[1..] {
+            // Those of STARTTLS were judged above.
+            for (key, at) in &client_keys(keys)[2..] {
                 let Some(at) = *at else { continue };
                 faults.error(
                     at,
@@ -106,10 +108,54 @@ pub(super) fn client(
             let policy = keys.starttls.clone().or(StartTls::Require);
             Some(ClientTls::StartTls {
                 policy: policy?,
+                plaintext_pool: plaintext_pool?,
                 terms: terms?,
             })
         }
     }
+}
+
+/// The pool for clients that stay in plaintext.
+fn plaintext_pool(
+    raw: &raw::VirtualServer<'_>,
+    tls: Option<Encryption>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) -> Option<Option<Name>> {
+    let keys = &raw.client;
+    let given = match &keys.plaintext_pool {
+        Field::Wrong => return None,
+        Field::Absent => return Some(None),
+        Field::Is(given) => given,
+    };
+    let policy = keys.starttls.clone().or(StartTls::Require);
+    let allows = tls == Some(Encryption::StartTls) && policy == Some(StartTls::Allow);
+    if !allows && tls.is_some() && policy.is_some() {
+        faults.error(
+            given.at,
+            &raw.object,
+            "has plaintext_pool without client_tls = \"starttls\" and starttls = \"allow\"",
+            "There are no clients that could have chosen TLS and did not.",
+            "Remove it, or set both.",
+        );
+        return None;
+    }
+    if raw.pool.get() == Some(&given.value) {
+        faults.error(
+            given.at,
+            &raw.object,
+            format!(
+                "has the pool {} as its plaintext_pool, too",
+                quoted(given.value)
+            ),
+            "Clients in plaintext would be sent where they are already.",
+            "Remove it, or name another pool.",
+        );
+        return None;
+    }
+    let names = known.pools.keys().copied();
+    let consequence = "Clients that stay in plaintext would be refused.";
+    reference(given, "pool", names, &raw.object, consequence, faults).map(Some)
 }
 
 fn terms(

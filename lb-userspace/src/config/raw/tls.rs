@@ -26,6 +26,7 @@ const ENCRYPTION: &[(&str, Encryption)] = &[
 pub(in crate::config) struct ClientKeys<'d> {
     pub(in crate::config) tls: Field<Encryption>,
     pub(in crate::config) starttls: Field<StartTls>,
+    pub(in crate::config) plaintext_pool: Field<&'d str>,
     pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
     pub(in crate::config) min_version: Field<TlsVersion>,
     pub(in crate::config) key_exchange: Field<Vec<KeyExchange>>,
@@ -70,6 +71,7 @@ impl<'d> ClientKeys<'d> {
                 &[],
                 faults,
             ),
+            plaintext_pool: section.string("plaintext_pool", "plaintext_pool = \"legacy\"", faults),
             certificates: section.strings("certificates", "certificates = [\"mail\"]", faults),
             min_version: section.choice(
                 "client_tls_min",

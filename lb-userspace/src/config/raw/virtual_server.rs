@@ -84,11 +84,6 @@ pub(super) fn read<'d>(
         faults,
     );
     section.later(
-        "plaintext_pool",
-        "Remove it: starttls = \"allow\" sends every client to `pool`.",
-        faults,
-    );
-    section.later(
         "detect_implicit_tls",
         "Remove it, and give implicit TLS a virtual server of its own on port 465.",
         faults,

@@ -72,6 +72,7 @@ fn every_key_reaches_the_model() {
             forward: Forward::Proxy {
                 client_tls: ClientTls::StartTls {
                     policy: StartTls::Require,
+                    plaintext_pool: None,
                     terms: terms(),
                 },
                 server_tls: ServerTls::None,
@@ -174,11 +175,13 @@ fn words_choose_what_they_say() {
     };
     let allow = ClientTls::StartTls {
         policy: StartTls::Allow,
+        plaintext_pool: None,
         terms: terms(),
     };
     assert_eq!(proxy("\"require\"", "\"allow\""), allow);
     let require = ClientTls::StartTls {
         policy: StartTls::Require,
+        plaintext_pool: None,
         terms: terms(),
     };
     assert_eq!(proxy("starttls = \"require\"\n", ""), require);

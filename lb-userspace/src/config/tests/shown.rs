@@ -62,6 +62,19 @@ fn what_is_shown_loads_to_the_same() {
         client_roots = "/etc/clients.pem"
         unknown_name = "refuse"
         pool = "a.b"
+        [virtual_server.both]
+        address = "2001:db8::1"
+        port = 26
+        forward = "proxy"
+        client_tls = "starttls"
+        starttls = "allow"
+        certificates = ["own"]
+        plaintext_pool = "legacy"
+        pool = "a.b"
+        [pool.legacy]
+        [[pool.legacy.member]]
+        address = "2001:db8::8"
+        port = 25
         [virtual_server.mx2]
         address = "2001:db8::2"
         port = 25

@@ -22,6 +22,9 @@ pub(super) fn client(table: &mut Table, tls: &ClientTls) {
             },
         );
     }
+    if let Some(pool) = tls.plaintext_pool() {
+        table.word("plaintext_pool", pool);
+    }
     if let Some(terms) = tls.terms() {
         let names = terms.certificates.iter().map(|name| &**name);
         table.list("certificates", names);

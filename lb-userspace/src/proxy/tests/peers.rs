@@ -17,7 +17,7 @@ use rustls::{
 use crate::{
     model::{Method, StartTls},
     pool::{LiveMember, LivePool},
-    proxy::{MemberSecurity, Proxy, Security, Service, Services, bind_listeners},
+    proxy::{Fallback, MemberSecurity, Proxy, Security, Service, Services, bind_listeners},
     smtp::timeouts::Timeouts,
     telemetry::session::{SessionEnd, SessionSink},
     tls::{
@@ -52,6 +52,8 @@ pub(super) struct Setup {
     pub(super) listener: Listener,
     pub(super) server: Server,
     pub(super) xclient: bool,
+    /// The members for clients that stay in plaintext.
+    pub(super) plaintext: Option<&'static [Script]>,
 }
 
 /// TLS towards clients, by the box's certificate.
@@ -69,6 +71,7 @@ impl Default for Setup {
             listener: |pair| Arc::new(plain(&[Arc::new(pair.load().unwrap())]).unwrap()),
             server: |_| MemberSecurity::None,
             xclient: false,
+            plaintext: None,
         }
     }
 }
@@ -131,17 +134,22 @@ impl Lab {
             listener,
             server,
             xclient,
+            plaintext,
         } = setup;
         let (log, seen) = mpsc::channel();
         let shown = Pair::new(&["member.example", "127.0.0.1"]);
         let tls = plain(&[Arc::new(shown.load().unwrap())]).unwrap().config;
-        let members = members.iter().enumerate().map(|(id, script)| {
-            let address = serve(*script, tls.clone(), log.clone());
-            let name = format!("m{id}").into();
-            Arc::new(LiveMember::new(name, address, id as u16, true, cell()))
-        });
-        let pool = LivePool::new("pool".into(), Method::RoundRobin, members.collect());
-        let pool = Arc::new(pool);
+        let live = |name: &str, first: usize, scripts: &[Script]| {
+            let members = scripts.iter().zip(first..).map(|(script, id)| {
+                let address = serve(*script, tls.clone(), log.clone());
+                let name = format!("m{id}").into();
+                Arc::new(LiveMember::new(name, address, id as u16, true, cell()))
+            });
+            let pool = LivePool::new(name.into(), Method::RoundRobin, members.collect());
+            Arc::new(pool)
+        };
+        let pool = live("pool", 0, members);
+        let plaintext = plaintext.map(|scripts| live("plaintext", members.len(), scripts));
         let tls_for_clients = listener(&pair);
         let client_tls = match kind {
             Kind::Plain => Security::None,
@@ -162,6 +170,7 @@ impl Lab {
             client_tls: client_tls.clone(),
             server_tls: server_tls.clone(),
             xclient,
+            plaintext: plaintext.clone().map(Fallback::new),
             pool: pool.clone(),
             cell,
         };

@@ -23,6 +23,7 @@ const LONG_LINE: Local = Local::new(500, "5.5.2", "Line too long");
 const BAD_CHUNK: Local = Local::new(501, "5.5.4", "BDAT needs a size");
 const NO_CHUNKING: Local = Local::new(503, "5.5.1", "CHUNKING is not offered");
 const TLS_FIRST: Local = Local::new(530, "5.7.0", "Must issue a STARTTLS command first");
+const NO_MAIL: Local = Local::new(503, "5.5.1", "Send MAIL first");
 const HELLO_FIRST: Local = Local::new(503, "5.5.1", "Send EHLO first");
 const FORGED: Local = Local::new(550, "5.7.1", "Not accepted from a client");
 /// RFC 8689 §4.2.4: the way to the member cannot keep the promise.
@@ -229,6 +230,7 @@ impl Session {
             Verb::Mail if command.has_parameter(b"REQUIRETLS") && !self.carries_requiretls() => {
                 Some(NOT_CARRIED)
             }
+            Verb::Bdat if self.switch.is_open() => Some(NO_MAIL),
             Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
             _ => None,
         };
@@ -252,7 +254,9 @@ impl Session {
             Verb::Noop | Verb::Quit | Verb::Help | Verb::Lookup | Verb::Rset => {}
             _ => self.tainted = true,
         }
-        self.send(line, verb);
+        if !self.switches(line, verb) {
+            self.send(line, verb);
+        }
     }
 
     /// Octets follow the line, whoever answers it.

@@ -27,8 +27,9 @@ impl Session {
     pub fn member_connected(&mut self, own: IpAddr, now: Instant) {
         if self.member == Member::Absent {
             self.replies = ReplyParser::new();
-            self.approach = Some(Box::new(Approach::new(self.plan, own)));
+            self.approach = Some(Box::new(Approach::new(*self.plan, own)));
             (self.member_greeted, self.stale) = (false, false);
+            self.switch.member_connected();
             self.member = Member::Greeting {
                 relay: self.facts.last_code == 0,
             };
@@ -128,7 +129,7 @@ impl Session {
         self.member = Member::Absent;
         self.approach = None;
         self.to_member.clear();
-        self.actions.push_back(Action::Connect);
+        self.actions.push_back(Action::Connect { afresh: false });
     }
 
     fn take_reply(&mut self, reply: &Reply, now: Instant) {
@@ -149,7 +150,8 @@ impl Session {
         let Some(approach) = &mut self.approach else {
             return;
         };
-        let hello = self.held.as_ref().map(|held| (held.verb, held.arguments()));
+        let hello = self.switch.due().or(self.held.as_deref());
+        let hello = hello.map(|hello| (hello.verb, hello.arguments()));
         let next = approach.take(reply, rest, hello, &mut self.to_member);
         match (self.member, next) {
             (Member::Greeting { .. }, Next::Fault(fault)) => {
@@ -168,6 +170,10 @@ impl Session {
             }
             _ => {}
         }
+        if next == Next::Answered && self.switch.due().is_some() {
+            self.replayed(reply);
+            return self.follow(Next::Ready, now);
+        }
         self.follow(next, now);
         if next == Next::Answered {
             self.answer_held(reply);
@@ -180,6 +186,7 @@ impl Session {
         match next {
             Next::Reply => {}
             Next::Secure => self.actions.push_back(Action::SecureMember),
+            Next::Ready if self.replays() => {}
             Next::Ready | Next::Answered => {
                 self.member = Member::Ready;
                 self.approach.take_if(|approach| !approach.has_more());
@@ -217,6 +224,7 @@ impl Session {
     pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
         if matches!(verb, Verb::Ehlo | Verb::Helo) {
             self.member_greeted = true;
+            self.switch.remember(line, verb);
             let held = || {
                 let line = line.to_vec();
                 Some(Box::new(Held { line, verb }))
@@ -232,8 +240,9 @@ impl Session {
                 self.again = held();
             }
         }
+        // What is to be answered by one member must not be overtaken by the switch to another.
         let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
-        self.forward(line, Expect::Command(verb), hold);
+        self.forward(line, Expect::Command(verb), hold || self.switch.is_open());
     }
 
     /// Must the client introduce itself before this, since the member has to hear who it is?
@@ -305,7 +314,9 @@ impl Session {
     fn take_ehlo_answer(&mut self, reply: &Reply) {
         let offer_starttls = self.is_before_border();
         let required = self.security == ClientSecurity::StartTls(StartTls::Require);
+        let also = self.switch.offers();
         let filter = Filter {
+            also: also.as_deref(),
             offer_starttls,
             hide_auth: required && !self.tls,
             carries_requiretls: self.carries_requiretls(),

@@ -6,7 +6,7 @@
 //! ```text
 //! member:  Absent ──member_connected──▶ Greeting ──220──▶ Preparing ──▶ Ready ──first command──▶ Preparing: XCLIENT
 //!             ▲  ◀──refused, late, not 220──┘◀──no TLS────────┘              │ lost: 4yz to the client, close
-//!             └────────── border, when MAIL or AUTH came before it
+//!             └────────── border, when MAIL or AUTH came before it; the switch to the pool for plaintext
 //! client:  Command ──DATA, 354──▶ Content ──CRLF.CRLF──▶ Command
 //!             ├──BDAT──▶ Chunk ──size octets──▶ Command
 //!             ├──334──▶ Exchange ──other reply──▶ Command
@@ -18,6 +18,7 @@ mod border;
 mod budget;
 mod client;
 mod member;
+mod switch;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::budget::Budget;
+use self::{budget::Budget, switch::Switch};
 use super::{
     approach::{Approach, Fault, Plan},
     body::Body,
@@ -61,6 +62,8 @@ pub struct Terms {
     pub plan: Plan,
     /// Members are spoken to in TLS, and their names are proven.
     pub member_verified: bool,
+    /// Clients that stay in plaintext go to another pool.
+    pub switches: bool,
 }
 
 impl From<ClientSecurity> for Terms {
@@ -69,6 +72,7 @@ impl From<ClientSecurity> for Terms {
             client,
             plan: Plan::default(),
             member_verified: false,
+            switches: false,
         }
     }
 }
@@ -76,9 +80,9 @@ impl From<ClientSecurity> for Terms {
 /// What the machine asks of its shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Drop the member, if any, and connect the next one: [`Session::member_connected`] or
-    /// [`Session::no_member`] answers.
-    Connect,
+    /// Drop the member, if any, and connect one of the pool that [`Session::is_switched`] tells of, `afresh` any, else
+    /// one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
+    Connect { afresh: bool },
     /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
     StartTls,
     /// Shake hands with the member: [`Session::member_secured`] or [`Session::member_insecure`] answers.
@@ -123,7 +127,7 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Session {
     security: ClientSecurity,
-    plan: Plan,
+    plan: Box<Plan>,
     member_verified: bool,
     timeouts: Timeouts,
     tls: bool,
@@ -139,6 +143,7 @@ pub struct Session {
     stale: bool,
     /// The EHLO that may have been.
     again: Option<Box<Held>>,
+    switch: Switch,
     lines: Lines,
     replies: ReplyParser,
     /// How members greeted that did not want the session.
@@ -277,10 +282,11 @@ impl Session {
             client: security,
             plan,
             member_verified,
+            switches,
         } = terms.into();
         Self {
             security,
-            plan,
+            plan: Box::new(plan),
             member_verified,
             timeouts,
             tls: security == ClientSecurity::Implicit,
@@ -291,6 +297,7 @@ impl Session {
             member_greeted: false,
             stale: false,
             again: None,
+            switch: Switch::new(switches),
             lines: Lines::default(),
             replies: ReplyParser::new(),
             refusal: None,
@@ -312,7 +319,7 @@ impl Session {
             facts: Facts::default(),
             to_client: Vec::new(),
             to_member: Vec::new(),
-            actions: VecDeque::from([Action::Connect]),
+            actions: VecDeque::from([Action::Connect { afresh: true }]),
             since: now,
             progress: 0,
         }

@@ -166,7 +166,7 @@ impl Lab {
         self.member.append(self.session.to_member());
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Connect => self.connects += 1,
+                Action::Connect { .. } => self.connects += 1,
                 Action::StartTls => self.border = true,
                 Action::SecureMember => self.securing = true,
                 Action::Complain(fault) => self.complaint = Some(fault),

@@ -143,6 +143,7 @@ fn no_dialogue_breaks_the_rules() {
         };
         let mut lab = Lab::silent(Terms {
             plan,
+            switches: security == ALLOW && dice.roll(2) == 0,
             ..Terms::from(security)
         });
         let mut secured = false;
