@@ -24,5 +24,6 @@ mod soak;
 mod survival;
 mod the_box;
 mod the_lab;
+mod tutorials;
 mod vlan;
 mod volume;
