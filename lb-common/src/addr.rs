@@ -16,6 +16,17 @@ impl Addr {
     /// The unset address, `::`.
     pub const UNSET: Self = Self([0; 4]);
 
+    /// Becomes another, word by word: an assignment between records would call the BPF target's own `memmove`, which goes
+    /// byte by byte.
+    #[inline(always)]
+    pub fn copy(&mut self, from: &Self) {
+        let [a, b, c, d] = from.0;
+        self.0[0] = a;
+        self.0[1] = b;
+        self.0[2] = c;
+        self.0[3] = d;
+    }
+
     /// From the word of an IPv4 header, network order.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {

@@ -24,6 +24,14 @@ map_record!(
 );
 
 impl FlowKey {
+    /// Becomes another, word by word: see [`Addr::copy`].
+    #[inline(always)]
+    pub fn copy(&mut self, from: &Self) {
+        self.src.copy(&from.src);
+        self.dst.copy(&from.dst);
+        (self.sport, self.dport) = (from.sport, from.dport);
+    }
+
     /// The key of packets that go the other way.
     #[inline(always)]
     #[must_use]

@@ -112,10 +112,40 @@ map_record!(
         hash: [u64; HASH_KEYS],
         /// What SYN cookies are signed with; never changed while there is a table of flows.
         cookie: [u64; 2],
-    } size 168 align 8
+        /// A bit for each address, by its hash, that packets of ours go to.
+        filter: [u64; FILTER],
+    } size 232 align 8
 );
 
+/// Words of [`Config::filter`].
+const FILTER: usize = 8;
+
 impl Config {
+    /// May a packet to this address be ours? Says yes to one in some hundred others, and to all when it was told so.
+    #[inline(always)]
+    pub const fn concerns(&self, to: &Addr) -> bool {
+        let (word, bit) = Self::filtered(to);
+        self.filter[word] & bit != 0
+    }
+
+    /// Packets to this address are ours.
+    pub const fn let_through(&mut self, to: &Addr) {
+        let (word, bit) = Self::filtered(to);
+        self.filter[word] |= bit;
+    }
+
+    /// Packets to any address may be ours.
+    pub const fn let_all_through(&mut self) {
+        self.filter = [u64::MAX; FILTER];
+    }
+
+    #[inline(always)]
+    const fn filtered(to: &Addr) -> (usize, u64) {
+        let words = to.0[3] as u64 | ((to.0[0] ^ to.0[1]) as u64) << 32;
+        let hash = (words ^ words >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((hash >> 55) as usize & (FILTER - 1), 1 << (hash >> 58))
+    }
+
     /// The seed of the tables in use.
     #[inline(always)]
     pub const fn seed(&self) -> u64 {

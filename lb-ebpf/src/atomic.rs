@@ -1,6 +1,33 @@
 //! Atomic read-modify-write for both targets.
 
-use lb_common::atomic::{AtomicU32, AtomicU64};
+use lb_common::{
+    atomic::{AtomicU32, AtomicU64},
+    index::Bucket,
+};
+
+/// Two entries of a bucket, the first in the low half. Each of them is whole, and both are of nearly one moment.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "the target reads eight aligned bytes at once")]
+pub(crate) fn two(bucket: &Bucket, pair: usize) -> u64 {
+    // SAFETY: a bucket is aligned to 64 bytes and has room for eight pairs.
+    unsafe {
+        bucket
+            .entries
+            .as_ptr()
+            .cast::<u64>()
+            .add(pair & 7)
+            .read_volatile()
+    }
+}
+
+/// The host reads them one by one.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) fn two(bucket: &Bucket, pair: usize) -> u64 {
+    use core::sync::atomic::Ordering::Relaxed;
+    let [low, high] = [2 * pair, 2 * pair + 1].map(|at| bucket.entries[at].load(Relaxed));
+    u64::from(low) | u64::from(high) << 32
+}
 
 #[cfg(not(target_arch = "bpf"))]
 mod imp {

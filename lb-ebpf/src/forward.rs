@@ -8,13 +8,13 @@ use lb_common::{
     tcp::{Direction, tick},
 };
 
-use crate::{Frame, Packet};
+use crate::{Frame, Packet, opaque::opaque};
 
 /// Where a rewritten packet leaves.
 ///
 /// A plain record that is always filled: an enum's unused payload makes the compiler spill registers that were never
 /// written, which the verifier refuses (`R3 !read_ok`, Linux 6.18).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Egress {
     /// Interface index.
     pub interface: u32,
@@ -24,6 +24,20 @@ pub struct Egress {
     pub macs: [u32; 3],
     /// Largest IP packet that fits, bytes.
     pub mtu: u32,
+}
+
+impl Default for Egress {
+    /// Nowhere; in stores of their own, since the optimiser would call `memset`.
+    #[inline(always)]
+    fn default() -> Self {
+        let [interface, mtu, a, b, c] = [0; 5].map(|zero| opaque(zero) as u32);
+        Self {
+            interface,
+            known: false,
+            macs: [a, b, c],
+            mtu,
+        }
+    }
 }
 
 /// Finds the way for a packet of a flow, before anything is changed: the record's own when it is fresh, else the routing

@@ -117,8 +117,7 @@ pub(crate) fn put<T: Tables>(tables: &T, bucket: u32, entry: u32) -> bool {
         if vacant == 0 {
             return false;
         }
-        let place = lowest(opaque(vacant)) as usize & (WAYS - 1);
-        if atomic::swap_if(&bucket.entries[place], 0, entry) {
+        if atomic::swap_if(&bucket.entries[place(vacant)], 0, entry) {
             return true;
         }
         vacant &= vacant - 1;
@@ -196,36 +195,93 @@ pub(crate) fn clear<T: Tables>(tables: &T, bucket: u32, entry: u32) {
     };
     let found = equal(bucket, 0, entry);
     if found != 0 {
-        let place = lowest(opaque(found)) as usize & (WAYS - 1);
-        atomic::swap_if(&bucket.entries[place], entry, 0);
+        atomic::swap_if(&bucket.entries[place(found)], entry, 0);
     }
 }
 
 /// The first entry of a bucket that a mask names.
 #[inline(always)]
 pub(crate) fn entry(bucket: &Bucket, mask: u64) -> u32 {
-    bucket.entries[lowest(opaque(mask)) as usize & (WAYS - 1)].load(Relaxed)
+    bucket.entries[place(mask)].load(Relaxed)
 }
 
-/// Which entries have a tag: a bit each.
+/// The place of the first entry that a mask names.
+#[inline(always)]
+fn place(mask: u64) -> usize {
+    let bit = lowest(opaque(mask));
+    (bit << 1 | bit >> 5) as usize & (WAYS - 1)
+}
+
+/// Which entries have a tag, as a mask.
 #[inline(always)]
 fn tagged(bucket: &Bucket, tag: u32) -> u64 {
     equal(bucket, 24, tag)
 }
 
-/// Which entries, shifted, equal a value: a bit each. Without a branch, and all alike: the verifier would follow every
-/// combination.
+/// Which entries, shifted, equal a value, as a mask: a bit each, those at even places in its low half, the others in its
+/// high half. Two at a time and without a branch: the verifier would follow every combination.
 #[inline(always)]
 pub(crate) fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
-    let mut mask = 0;
-    for place in 0..WAYS {
-        let different = (bucket.entries[place].load(Relaxed) >> shift) ^ value;
-        mask |= (opaque(u64::from(different).wrapping_sub(1)) >> 63) << place;
+    const BOTH: u64 = 1 << 32 | 1;
+    const LOW: u64 = (u32::MAX >> 1) as u64 * BOTH;
+    let kept = u64::from(u32::MAX >> shift) * BOTH;
+    let value = u64::from(value) * BOTH;
+    let mut different = 0;
+    for pair in 0..WAYS / 2 {
+        let difference = (atomic::two(bucket, pair) >> shift & kept) ^ value;
+        // The highest bit of a half is set unless all of it is zero.
+        let high = match shift {
+            0 => ((difference & LOW) + LOW) | difference,
+            _ => difference + LOW,
+        };
+        different |= (high & !LOW) >> (31 - pair);
     }
-    mask
+    !different & 0xff * BOTH
 }
 
 #[inline(always)]
 fn count(mask: u64) -> u32 {
     lb_common::bits::ones(opaque(mask))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn every_place_is_found_and_no_other() {
+        let values = [
+            0,
+            1,
+            0x7fff_ffff,
+            0x8000_0000,
+            u32::MAX,
+            0x0100_0000,
+            0xff00_0001,
+        ];
+        for at in 0..WAYS {
+            for (here, others) in values.into_iter().zip(values.into_iter().skip(1)) {
+                let bucket = Bucket {
+                    entries: std::array::from_fn(|place| {
+                        AtomicU32::new(if place == at { here } else { others })
+                    }),
+                };
+                for shift in [0, 16, 24] {
+                    let mask = equal(&bucket, shift, here >> shift);
+                    assert_ne!(mask, 0);
+                    if here >> shift != others >> shift {
+                        assert_eq!(
+                            count(mask),
+                            1,
+                            "{here:x} at {at} among {others:x} >> {shift}"
+                        );
+                        assert_eq!(place(mask), at);
+                        assert_eq!(count(equal(&bucket, shift, others >> shift)), 15);
+                    }
+                }
+            }
+        }
+    }
 }

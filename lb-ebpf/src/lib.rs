@@ -98,6 +98,9 @@ pub fn balance<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
+    if !config.concerns(&packet.key.dst) {
+        return Ok(Verdict::Pass);
+    }
     let found = flow::Found(tables.look_up(&packet.key));
     if found.hit() != Hit::NONE {
         let flow = tables

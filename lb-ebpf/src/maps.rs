@@ -295,8 +295,8 @@ impl Tables for KernelTables {
         if let Some(flow) = FLOWS.get_ptr_mut(slot) {
             // SAFETY: the caller has claimed the record, nobody else relies on its route.
             let leave = unsafe { &mut (*flow).route.leave[direction as usize & 1] };
-            leave.src = arrive.dst;
-            leave.dst = arrive.src;
+            leave.src.copy(&arrive.dst);
+            leave.dst.copy(&arrive.src);
             leave.sport = arrive.dport;
             leave.dport = arrive.sport;
         }
@@ -307,12 +307,11 @@ impl Tables for KernelTables {
         if let Some(flow) = FLOWS.get_ptr_mut(slot) {
             // SAFETY: the caller has claimed the record, nobody else relies on its route.
             let [to, client] = unsafe { &mut (*flow).route.leave };
-            to.dst = member.address;
+            to.dst.copy(&member.address);
             to.dport = member.port;
-            match source {
-                Some((address, port)) => (to.src, to.sport) = (*address, port),
-                None => (to.src, to.sport) = (client.dst, client.dport),
-            }
+            let (address, port) = source.unwrap_or((&client.dst, client.dport));
+            to.src.copy(address);
+            to.sport = port;
         }
     }
 

@@ -51,9 +51,8 @@ mod ring {
         let end = entry.as_mut_ptr();
         // SAFETY: the ring buffer has reserved the record for us, aligned to 8; every field is written.
         unsafe {
-            (*end).route.leave[0] = flow.route.leave[0];
-            (*end).route.leave[1] = flow.route.leave[1];
             for side in 0..2 {
+                (&mut (*end).route.leave)[side].copy(&flow.route.leave[side]);
                 (*end).bytes[side] = flow.bytes[side].load(Relaxed);
                 (*end).packets[side] = flow.packets[side].load(Relaxed);
             }

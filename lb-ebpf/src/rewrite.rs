@@ -70,13 +70,15 @@ pub(crate) fn header<F: Frame>(
     to: &FlowKey,
 ) -> Result<Delta, DropReason> {
     let from = &packet.key;
-    let mut addresses = Delta::NONE;
-    for word in 0..4 {
-        addresses = addresses
-            .word(from.src.0[word], to.src.0[word])
-            .word(from.dst.0[word], to.dst.0[word]);
-    }
+    let mut addresses = Delta::NONE
+        .word(from.src.0[3], to.src.0[3])
+        .word(from.dst.0[3], to.dst.0[3]);
     if packet.v6 {
+        for word in 0..3 {
+            addresses = addresses
+                .word(from.src.0[word], to.src.0[word])
+                .word(from.dst.0[word], to.dst.0[word]);
+        }
         let at = packet.l3 + NEXT_HEADER;
         let [next, _] = frame.load::<u16>(at)?.to_ne_bytes();
         let hop = u16::from_ne_bytes([next, packet.ttl.wrapping_sub(1)]);

@@ -116,6 +116,7 @@ impl MemoryTables {
             prefixes: 0,
             seeds: [0x2545_f491_4f6c_dd1d, 0xda94_2042_e4dd_58b5],
             cookie: [1, 2],
+            filter: [u64::MAX; 8],
             hash: std::array::from_fn(|place| {
                 let word = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 (word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)

@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers,
 };
 use core::ffi::c_void;
-use lb_common::{flow::FlowKey, reason::DropReason};
+use lb_common::{addr::Addr, flow::FlowKey, reason::DropReason};
 use network_types::ip::IpProto;
 
 use crate::Egress;
@@ -39,6 +39,11 @@ pub(super) fn lookup(
     egress: &mut Egress,
 ) -> Result<(), DropReason> {
     let v6 = !to.dst.is_v4();
+    // An IPv4 address is the first word; behind it nobody looks.
+    let words = |address: &Addr| match v6 {
+        true => address.0,
+        false => [address.0[3]; 4],
+    };
     let mut ask = bpf_fib_lookup {
         family: if v6 { AF_INET6 } else { AF_INET },
         l4_protocol: IpProto::Tcp as u8,
@@ -47,16 +52,16 @@ pub(super) fn lookup(
         __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: ANY },
         ifindex: interface,
         __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { flowinfo: 0 },
-        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.src.0 },
-        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.dst.0 },
+        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 {
+            ipv6_src: words(&to.src),
+        },
+        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 {
+            ipv6_dst: words(&to.dst),
+        },
         __bindgen_anon_5: bpf_fib_lookup__bindgen_ty_5 { tbid: 0 },
         smac: [0; 6],
         dmac: [0; 6],
     };
-    if !v6 {
-        ask.__bindgen_anon_3.ipv4_src = to.src.0[3];
-        ask.__bindgen_anon_4.ipv4_dst = to.dst.0[3];
-    }
     // SAFETY: the context is the program's own, and the struct is as large as we say.
     let answer = unsafe {
         helpers::generated::bpf_fib_lookup(context, &mut ask, size_of::<bpf_fib_lookup>() as i32, 0)

@@ -291,6 +291,22 @@ fn chunk(
     (sum as u64 & 0xffff_ffff) + ((loaded as u64 >> 63) * UNREADABLE)
 }
 
+/// Makes a record all zeros, a word at a time: the target's own `memset` takes a byte at a time.
+///
+/// # Safety
+///
+/// The record is the caller's own, and zeros are a value of its type.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "writes words whatever the type")]
+unsafe fn clear<T>(record: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() >= 8) };
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: inside the record; volatile, so that it stays what it says.
+        unsafe { record.cast::<u64>().add(word).write_volatile(0) };
+    }
+}
+
 /// Start and end of the bytes that a program may touch.
 #[cfg(target_arch = "bpf")]
 type Bounds = (usize, usize);

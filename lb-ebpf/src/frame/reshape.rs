@@ -78,13 +78,13 @@ pub trait Reshape: Frame {
         segment::replace(self, workspace, place)
     }
 
-    /// [`shift::perform`], behind such a call.
+    /// [`shift::readdress`], behind such a call.
     ///
     /// # Errors
     ///
-    /// [`DropReason::Truncated`] when the packet ends inside its headers, [`DropReason::TooBig`] when there is no room.
+    /// [`DropReason::Truncated`] when the packet ends inside its headers.
     #[inline(always)]
-    fn perform(
+    fn readdress(
         &mut self,
         workspace: &mut Workspace,
         flow: &Flow,
@@ -93,7 +93,20 @@ pub trait Reshape: Frame {
     where
         Self: Sized,
     {
-        shift::perform(self, workspace, flow, deep)
+        shift::readdress(self, workspace, flow, deep)
+    }
+
+    /// [`shift::perform`], behind such a call.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Truncated`] when the packet ends inside its headers, [`DropReason::TooBig`] when there is no room.
+    #[inline(always)]
+    fn perform(&mut self, workspace: &mut Workspace, flow: &Flow) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        shift::perform(self, workspace, flow)
     }
 }
 
@@ -155,6 +168,19 @@ mod kernel {
     }
 
     #[inline(always)]
+    fn readdressed<F: Reshape>(frame: &mut F) -> u32 {
+        let (Some(workspace), Some(deep)) = (maps::workspace(), maps::DEEP.get_ptr(0)) else {
+            return 1;
+        };
+        let Some(flow) = maps::KernelTables.flow(workspace.slot) else {
+            return 1;
+        };
+        // SAFETY: the record is this CPU's own, and was written by the parser just now.
+        let deep = unsafe { &*deep };
+        u32::from(shift::readdress(frame, workspace, flow, deep).is_err())
+    }
+
+    #[inline(always)]
     fn performed<F: Reshape>(frame: &mut F) -> u32 {
         let Some(workspace) = maps::workspace() else {
             return 1;
@@ -162,21 +188,23 @@ mod kernel {
         let Some(flow) = maps::KernelTables.flow(workspace.slot) else {
             return 1;
         };
-        let Some(deep) = maps::DEEP.get_ptr(0) else {
-            return 1;
-        };
-        // SAFETY: the record is this CPU's own, and was written by the parser just now.
-        let deep = unsafe { &*deep };
-        u32::from(shift::perform(frame, workspace, flow, deep).is_err())
+        u32::from(shift::perform(frame, workspace, flow).is_err())
     }
 
     macro_rules! once {
-        ($frame:ty, $context:ident, $raw:ty, $take:ident, $replace:ident, $perform:ident) => {
+        ($frame:ty, $context:ident, $raw:ty, $take:ident, $replace:ident, $perform:ident, $readdress:ident) => {
             /// A function of its own for the verifier (Linux 5.6).
             #[unsafe(no_mangle)]
             #[inline(never)]
             pub extern "C" fn $perform(context: *mut $raw) -> u32 {
                 performed(&mut <$frame>::new(&$context::new(context)))
+            }
+
+            /// A function of its own for the verifier (Linux 5.6).
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $readdress(context: *mut $raw) -> u32 {
+                readdressed(&mut <$frame>::new(&$context::new(context)))
             }
 
             /// A function of its own for the verifier (Linux 5.6).
@@ -207,7 +235,8 @@ mod kernel {
         __sk_buff,
         take_tc,
         replace_tc,
-        perform_tc
+        perform_tc,
+        readdress_tc
     );
     once!(
         XdpFrame<'_, false>,
@@ -215,7 +244,8 @@ mod kernel {
         xdp_md,
         take_xdp,
         replace_xdp,
-        perform_xdp
+        perform_xdp,
+        readdress_xdp
     );
     once!(
         XdpFrame<'_, true>,
@@ -223,7 +253,8 @@ mod kernel {
         xdp_md,
         take_xdp_generic,
         replace_xdp_generic,
-        perform_xdp_generic
+        perform_xdp_generic,
+        readdress_xdp_generic
     );
 
     /// 1 to `most` (a power of two) already, but the verifier has to see it.
@@ -320,7 +351,13 @@ mod kernel {
         }
 
         #[inline(always)]
-        fn perform(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
+        fn readdress(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
+            let code = readdress_tc(self.context.skb.skb);
+            done(i64::from(code), DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
             let code = perform_tc(self.context.skb.skb);
             done(i64::from(code), DropReason::TooBig)
         }
@@ -420,7 +457,16 @@ mod kernel {
         }
 
         #[inline(always)]
-        fn perform(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
+        fn readdress(&mut self, _: &mut Workspace, _: &Flow, _: &Deep) -> Result<(), DropReason> {
+            let code = match GENERIC {
+                true => readdress_xdp_generic(self.context.ctx),
+                false => readdress_xdp(self.context.ctx),
+            };
+            done(i64::from(code), DropReason::Truncated)
+        }
+
+        #[inline(always)]
+        fn perform(&mut self, _: &mut Workspace, _: &Flow) -> Result<(), DropReason> {
             let code = match GENERIC {
                 true => perform_xdp_generic(self.context.ctx),
                 false => perform_xdp(self.context.ctx),

@@ -14,8 +14,8 @@ use aya_ebpf::{
 use lb_common::{flow::FlowKey, reason::DropReason};
 
 use super::{
-    Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, coded, decoded, fib,
-    pointer, read, within_reach, write,
+    Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, clear, coded,
+    decoded, fib, pointer, read, within_reach, write,
 };
 use crate::{
     Egress, Packet,
@@ -298,9 +298,11 @@ pub extern "C" fn deep_tc(context: *mut __sk_buff) -> u32 {
     let Some(record) = DEEP.get_ptr_mut(0) else {
         return TRUNCATED;
     };
-    // SAFETY: the record is this CPU's own.
-    let record = unsafe { &mut *record };
-    *record = Deep::default();
+    // SAFETY: the record is this CPU's own; zeros are its default.
+    let record = unsafe {
+        clear(record);
+        &mut *record
+    };
     let context = TcContext::new(context);
     coded(parse::deep(&mut TcFrame::new(&context), record))
 }
@@ -312,9 +314,11 @@ pub extern "C" fn error_tc(context: *mut __sk_buff) -> u32 {
     let Some(record) = QUOTE.get_ptr_mut(0) else {
         return TRUNCATED;
     };
-    // SAFETY: the record is this CPU's own.
-    let record = unsafe { &mut *record };
-    *record = Quote::default();
+    // SAFETY: the record is this CPU's own; zeros are its default.
+    let record = unsafe {
+        clear(record);
+        &mut *record
+    };
     let context = TcContext::new(context);
     coded(icmp::parse(&mut TcFrame::new(&context), record))
 }

@@ -13,7 +13,7 @@ use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
 
 use super::{
     Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves,
-    coded, decoded, fib, pointer, read, within_reach, write,
+    clear, coded, decoded, fib, pointer, read, within_reach, write,
 };
 use crate::{
     Egress, Packet,
@@ -312,9 +312,11 @@ pub extern "C" fn deep_xdp(context: *mut xdp_md) -> u32 {
     let Some(record) = DEEP.get_ptr_mut(0) else {
         return TRUNCATED;
     };
-    // SAFETY: the record is this CPU's own.
-    let record = unsafe { &mut *record };
-    *record = Deep::default();
+    // SAFETY: the record is this CPU's own; zeros are its default.
+    let record = unsafe {
+        clear(record);
+        &mut *record
+    };
     let context = XdpContext::new(context);
     coded(parse::deep(&mut XdpFrame::<false>::new(&context), record))
 }
@@ -326,9 +328,11 @@ pub extern "C" fn error_xdp(context: *mut xdp_md) -> u32 {
     let Some(record) = QUOTE.get_ptr_mut(0) else {
         return TRUNCATED;
     };
-    // SAFETY: the record is this CPU's own.
-    let record = unsafe { &mut *record };
-    *record = Quote::default();
+    // SAFETY: the record is this CPU's own; zeros are its default.
+    let record = unsafe {
+        clear(record);
+        &mut *record
+    };
     let context = XdpContext::new(context);
     coded(icmp::parse(&mut XdpFrame::<false>::new(&context), record))
 }

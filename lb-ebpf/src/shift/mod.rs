@@ -133,7 +133,8 @@ pub fn shift<F: Reshape, T: Tables>(
     (workspace.slot, workspace.leaves) = (hit.slot(), direction as u32);
     // What is half rewritten goes nowhere, and nobody is told of it.
     frame
-        .perform(workspace, flow, deep)
+        .readdress(workspace, flow, deep)
+        .and_then(|()| frame.perform(workspace, flow))
         .map_err(|_| DropReason::Internal)?;
     odd::leave(frame, &deep.link, flow, direction, egress)
 }
@@ -141,7 +142,7 @@ pub fn shift<F: Reshape, T: Tables>(
 /// What becomes of a packet.
 ///
 /// A plain record that is always filled: one shape for all ways that lead to it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Its new numbers.
     sequence: u32,
@@ -153,6 +154,23 @@ pub struct Plan {
     becomes: u32,
     /// The PROXY header goes with it, at this instant; 0 when it does not.
     header: u32,
+}
+
+impl Default for Plan {
+    /// Nothing changes; in stores of their own, since the optimiser would call `memset`.
+    #[inline(always)]
+    fn default() -> Self {
+        let [sequence, acknowledgement, options, by, becomes, header] =
+            [0; 6].map(|zero| opaque(zero) as u32);
+        Self {
+            sequence,
+            acknowledgement,
+            options,
+            by,
+            becomes,
+            header,
+        }
+    }
 }
 
 /// Which segment a packet becomes.
@@ -342,9 +360,9 @@ fn acknowledgement<F: Reshape>(frame: &F, l4: usize) -> Result<u32, DropReason> 
     Ok(u32::from_be(word(frame.load(l4 + at::ACKNOWLEDGEMENT)?)))
 }
 
-/// Gives a packet its new addresses, then does what was planned.
+/// Gives a packet its new addresses, which is the same for all; what comes after has many ways.
 #[inline(always)]
-pub(crate) fn perform<F: Reshape>(
+pub(crate) fn readdress<F: Reshape>(
     frame: &mut F,
     workspace: &mut Workspace,
     flow: &Flow,
@@ -354,12 +372,12 @@ pub(crate) fn perform<F: Reshape>(
     let to = &flow.route.leave[workspace.leaves as usize & 1];
     rewrite::apply(frame, &deep.packet, to, complete)?;
     workspace.spot = Spot::of(&deep.packet, to, complete);
-    change(frame, workspace, flow)
+    Ok(())
 }
 
 /// Does what was planned; the checksum follows.
 #[inline(always)]
-fn change<F: Reshape>(
+pub(crate) fn perform<F: Reshape>(
     frame: &mut F,
     workspace: &mut Workspace,
     flow: &Flow,

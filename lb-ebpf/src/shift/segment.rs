@@ -19,7 +19,11 @@ use super::{
     Becomes, Plan, Spot,
     options::{MSS, ROOM},
 };
-use crate::{Packet, frame::Reshape, opaque::opaque};
+use crate::{
+    Packet,
+    frame::Reshape,
+    opaque::{blank, opaque},
+};
 
 /// The longest segment that is built here: TCP header (60 bytes) and PROXY header (52), rounded up.
 pub const SEGMENT: usize = 128;
@@ -65,9 +69,9 @@ impl Workspace {
         if !(20..=60).contains(&length) {
             return Err(DropReason::Truncated);
         }
-        self.old = [0; ROOM];
+        blank(&mut self.old);
         frame.copy_out(at, &mut self.old, length)?;
-        self.new = [0; SEGMENT];
+        blank(&mut self.new);
         self.new[..ROOM].copy_from_slice(&self.old);
         Ok(())
     }
@@ -85,7 +89,7 @@ impl Workspace {
     #[inline(always)]
     fn bare(&mut self, window: u16) {
         let [a, b, c, d] = [self.new[0], self.new[1], self.new[2], self.new[3]];
-        self.new = [0; SEGMENT];
+        blank(&mut self.new);
         self.new[..4].copy_from_slice(&[a, b, c, d]);
         self.new[at::LENGTH] = 5 << 4;
         self.new[14..16].copy_from_slice(&window.to_be_bytes());

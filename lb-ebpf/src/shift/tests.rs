@@ -192,7 +192,7 @@ impl Connection {
             return Err(DropReason::Unexpected);
         }
         workspace.spot = Spot::of(&packet, &packet.key, false);
-        change(&mut frame, &mut workspace, &self.flow)?;
+        perform(&mut frame, &mut workspace, &self.flow)?;
         Ok(Segment::read(&frame.0, self.v6))
     }
 

@@ -233,6 +233,7 @@ impl KernelPlane {
             seeds: [0; 2],
             hash: [0; HASH_KEYS],
             cookie: [0; 2],
+            filter: [0; 8],
         };
         let filled = self
             .policies

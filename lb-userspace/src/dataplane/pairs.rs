@@ -313,6 +313,12 @@ impl Pairs {
         )
     }
 
+    /// The SNAT addresses of all pairs.
+    pub(super) fn sources(&self) -> impl Iterator<Item = Addr> {
+        let sources = self.numbers.keys().map(|(source, ..)| *source);
+        sources.filter(|source| *source != Addr::UNSET)
+    }
+
     /// Enters a pair into the table in use.
     ///
     /// # Errors

@@ -284,6 +284,7 @@ impl Tables {
         self.services.write(seed, epoch, &placed)?;
         config.prefixes = u32::from(services::any_prefix(&placed));
         config.by_key = u32::from(!by_key.is_empty());
+        self.write_filter(&mut config, &placed);
         config.generation = old.map_or(1, |old| old.generation + 1);
         config.chunks = (self.flows.len() as u32) / CHUNK;
         config.flow_mask = self.flow_buckets - 1;
@@ -299,6 +300,32 @@ impl Tables {
         self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         self.config.set(0, Record(config), 0)?;
+        Ok(())
+    }
+
+    /// Says to which addresses packets go that may be ours.
+    fn write_filter(&self, config: &mut Config, placed: &[Placed]) {
+        config.filter = Default::default();
+        if config.prefixes != 0 || config.by_key != 0 {
+            return config.let_all_through();
+        }
+        for Placed {
+            at: (address, ..), ..
+        } in placed
+        {
+            config.let_through(&(*address).into());
+        }
+        self.pairs
+            .sources()
+            .for_each(|source| config.let_through(&source));
+    }
+
+    /// Packets to this address are ours, too.
+    pub(super) fn let_through(&mut self, address: IpAddr) -> Result<()> {
+        if let Some(mut config) = self.config() {
+            config.let_through(&address.into());
+            self.config.set(0, Record(config), 0)?;
+        }
         Ok(())
     }
 

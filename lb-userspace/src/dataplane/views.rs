@@ -162,6 +162,7 @@ impl Tables {
         let ports = local_ports.automap(own);
         // Replies have to be found before the first connection leaves.
         self.pairs.make(identity, &ports)?;
+        self.let_through(own)?;
         self.pairs.enter(config.seed(), config.epoch, identity)?;
         self.pairs
             .write_source(u32::from(source), &[(identity, &ports)])?;

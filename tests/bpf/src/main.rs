@@ -78,11 +78,12 @@ const CHECK: usize = 14 + 10;
 const SRC: usize = 14 + 12;
 const DST: usize = 14 + 16;
 const PORTS: usize = 14 + 20;
-const FLAGS: usize = 14 + 20 + 13;
+/// Header length and flags.
+const FLAGS: usize = 14 + 20 + 12;
 const SYN: u32 = 0x02;
-/// The lowest bytes of sequence and acknowledgement number, of which the others are 0.
-const SEQUENCE: usize = 14 + 20 + 7;
-const ACKNOWLEDGEMENT: usize = 14 + 20 + 11;
+/// The lower halves of sequence and acknowledgement number, of which the others are 0.
+const SEQUENCE: usize = 14 + 20 + 6;
+const ACKNOWLEDGEMENT: usize = 14 + 20 + 10;
 
 #[classifier]
 fn replay_tc(context: TcContext) -> i32 {
@@ -187,17 +188,19 @@ fn prepare(start: usize, end: usize) -> bool {
     let Some(ends) = LIST.get(at) else {
         return false;
     };
+    // In halves, as they are read: a processor waits for what is read in other pieces than it was written in just now,
+    // and packets from a wire were not.
     // SAFETY: inside the packet, checked above.
     unsafe {
-        *((start + TTL) as *mut u8) = 64;
+        *((start + TTL) as *mut u16) = u16::from_ne_bytes([64, 6]);
         *((start + CHECK) as *mut u16) = place.check as u16;
         store_u32(start + SRC, ends.src);
         store_u32(start + DST, ends.dst);
         store_u32(start + PORTS, ends.ports);
-        *((start + FLAGS) as *mut u8) = ends.flags as u8;
+        *((start + FLAGS) as *mut u16) = u16::from_ne_bytes([0x50, ends.flags as u8]);
         // Both sides begin with 0 and have said nothing since.
-        *((start + SEQUENCE) as *mut u8) = u8::from(ends.flags & SYN == 0);
-        *((start + ACKNOWLEDGEMENT) as *mut u8) = 1;
+        *((start + SEQUENCE) as *mut u16) = u16::from(ends.flags & SYN == 0).to_be();
+        *((start + ACKNOWLEDGEMENT) as *mut u16) = 1u16.to_be();
     }
     true
 }

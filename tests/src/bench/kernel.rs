@@ -11,16 +11,18 @@ use serde::Serialize;
 
 use super::{
     Machine, Spread,
-    population::{self, ACK, From, Population, SYN, packet_of},
+    population::{self, ACK, From, Population, STEP, SYN, packet_of},
     replay::{Ends, Hook},
 };
 
-/// Each has a range of SNAT ports of its own.
+/// Members, each with a range of SNAT ports of its own: enough for a million flows.
 const MEMBERS: u16 = 32;
+/// Members that first packets are spread over: a large pool.
+const CHOICE: u16 = 16;
 /// Packets of a run where one flow is enough.
 const HOT_RUN: u32 = 1 << 18;
 /// First packets of a run.
-const NEW_RUN: u32 = 1 << 14;
+const NEW_RUN: u32 = STEP;
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -41,7 +43,7 @@ pub struct Options {
 pub struct Figure {
     /// `tc`, `xdp`, `xdp_generic`
     pub hook: &'static str,
-    /// `forward`, `reverse`, `syn`, `untouched`
+    /// `forward`, `reverse`, `untouched`, `syn`, `cookie`
     pub packet: &'static str,
     /// How many flows the packets belong to; their number where they belong to none.
     pub flows: u32,
@@ -116,7 +118,7 @@ pub fn run(options: Options) -> Result<Report> {
             figures: Vec::new(),
         };
         let middle = (1 << 16).min(options.flows);
-        let mut bench = Bench::new(middle, options.rounds)?;
+        let mut bench = Bench::new(MEMBERS, middle, options.rounds)?;
         for hook in Hook::ALL {
             let program = format!("balance_{}", hook.name());
             let plane = bench.population.plane()?;
@@ -129,12 +131,12 @@ pub fn run(options: Options) -> Result<Report> {
         bench.measure(middle, &mut report.figures)?;
         drop(bench);
         if options.flows > middle {
-            let mut bench = Bench::new(options.flows, options.rounds)?;
+            let mut bench = Bench::new(MEMBERS, options.flows, options.rounds)?;
             bench.open(options.flows)?;
             bench.measure(options.flows, &mut report.figures)?;
         }
-        let all = NEW_RUN * 3 * options.rounds;
-        let mut bench = Bench::new(all.next_power_of_two(), options.rounds)?;
+        let all = NEW_RUN * (3 * options.rounds + 2);
+        let mut bench = Bench::new(CHOICE, all.next_power_of_two(), options.rounds)?;
         bench.measure_new(&mut report.figures)?;
         Ok(report)
     })
@@ -149,8 +151,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(flows: u32, rounds: u32) -> Result<Self> {
-        let config = population::config(MEMBERS, "automap", "");
+    fn new(members: u16, flows: u32, rounds: u32) -> Result<Self> {
+        let config = population::config(members, "automap", "");
         Ok(Self {
             // A little room: the table must not be what makes new flows slow.
             population: Population::new(&config, 2 * flows + (2 << 16), flows.max(1 << 16))?,
@@ -202,26 +204,39 @@ impl Bench {
         let mut from = 0;
         for _ in 0..self.rounds {
             for hook in Hook::ALL {
-                let list = (from..from + NEW_RUN).map(|number| packet_of(number, SYN));
-                self.population.replay.fill(list)?;
-                samples[hook as usize].push(self.pair(
-                    hook,
-                    NEW_RUN,
-                    From::Clients,
-                    hook.sent(),
-                )?);
+                samples[hook as usize].push(self.first(hook, from, hook.sent())?);
+                self.population.establish(NEW_RUN as usize)?;
                 from += NEW_RUN;
             }
         }
-        let opened = self.population.flows()?.len();
-        ensure!(
-            opened == from as usize,
-            "{opened} of {from} flows opened: {:?}",
-            self.population.plane()?.drops()
-        );
         let measured = Hook::ALL.into_iter().zip(samples);
         figures.extend(measured.map(|(hook, samples)| figure(hook, "syn", NEW_RUN, &samples)));
+        // The same with all the half-open flows that there may be.
+        let mut samples = [const { Vec::new() }; 3];
+        for _ in 0..2 {
+            self.first(Hook::Tc, from, Hook::Tc.sent())?;
+            from += NEW_RUN;
+        }
+        let flows = self.population.flows()?.len();
+        for _ in 0..self.rounds {
+            for hook in Hook::ALL {
+                samples[hook as usize].push(self.first(hook, from, hook.returned())?);
+            }
+        }
+        ensure!(
+            self.population.flows()?.len() == flows,
+            "a cookie left a flow behind"
+        );
+        let measured = Hook::ALL.into_iter().zip(samples);
+        figures.extend(measured.map(|(hook, samples)| figure(hook, "cookie", NEW_RUN, &samples)));
         Ok(())
+    }
+
+    /// First packets of clients from a number on.
+    fn first(&mut self, hook: Hook, from: u32, wanted: u32) -> Result<[f64; 2]> {
+        let list = (from..from + NEW_RUN).map(|number| packet_of(number, SYN));
+        self.population.replay.fill(list)?;
+        self.pair(hook, NEW_RUN, From::Clients, wanted)
     }
 
     /// Nothing, then the program: nanoseconds per packet of each.

@@ -209,24 +209,7 @@ impl Population {
             let upto = numbers.end.min(at + STEP);
             let first = (at..upto).map(|number| packet_of(number, SYN));
             self.carry(first, From::Clients)?;
-            let (mut clients, mut members) = (Vec::new(), Vec::new());
-            for flow in self.flows()?.iter().filter(|flow| flow.phase == Phase::Syn) {
-                let (client, member) = packets(flow)?;
-                members.push(Ends {
-                    flags: SYN | ACK,
-                    ..member
-                });
-                clients.push(client);
-            }
-            ensure!(
-                clients.len() == (upto - at) as usize,
-                "{} of {} flows opened: {:?}",
-                clients.len(),
-                upto - at,
-                self.plane()?.drops()
-            );
-            self.carry(members.into_iter(), From::Members)?;
-            self.carry(clients.into_iter(), From::Clients)?;
+            self.establish((upto - at) as usize)?;
             at = upto;
         }
         let flows = self.flows()?;
@@ -234,10 +217,34 @@ impl Population {
         let packets: Vec<_> = flows.iter().map(packets).collect::<Result<_>>()?;
         Ok(packets.into_iter().unzip())
     }
+
+    /// Completes the handshakes of all half-open flows.
+    ///
+    /// # Errors
+    /// When there are more or fewer than expected.
+    pub fn establish(&mut self, expected: usize) -> Result<()> {
+        let (mut clients, mut members) = (Vec::new(), Vec::new());
+        for flow in self.flows()?.iter().filter(|flow| flow.phase == Phase::Syn) {
+            let (client, member) = packets(flow)?;
+            members.push(Ends {
+                flags: SYN | ACK,
+                ..member
+            });
+            clients.push(client);
+        }
+        ensure!(
+            clients.len() == expected,
+            "{} of {expected} flows opened: {:?}",
+            clients.len(),
+            self.plane()?.drops()
+        );
+        self.carry(members.into_iter(), From::Members)?;
+        self.carry(clients.into_iter(), From::Clients)
+    }
 }
 
 /// Flows that are opened at a time: with more of them half-open, clients would get SYN cookies.
-const STEP: u32 = 1 << 13;
+pub const STEP: u32 = 1 << 13;
 
 /// What an established flow looks like, from the client and from the member.
 fn packets(flow: &FlowSnapshot) -> Result<(Ends, Ends)> {

@@ -44,6 +44,14 @@ impl Hook {
         }
     }
 
+    /// What it returns for a packet that goes back by the interface it came by.
+    pub fn returned(self) -> u32 {
+        match self {
+            Self::Tc => 7,
+            Self::Xdp | Self::XdpGeneric => 3,
+        }
+    }
+
     /// What it returns for a packet that it leaves to the stack.
     pub fn passed(self) -> u32 {
         match self {
