@@ -25,6 +25,8 @@ pub enum Route {
     FlowCount,
     /// A list of [`super::view::PolicyView`]
     Policies,
+    /// A list of [`super::view::CertificateView`]
+    Certificates,
     /// [`super::view::ExplanationView`]. Query: [`Question::query`].
     Explain,
 }
@@ -60,7 +62,7 @@ pub const NEXT: &str = "smtplb-next";
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -71,6 +73,7 @@ impl Route {
         Self::Config,
         Self::FlowCount,
         Self::Policies,
+        Self::Certificates,
         Self::Explain,
     ];
 
@@ -87,6 +90,7 @@ impl Route {
             Self::Config => "/v1/config",
             Self::FlowCount => "/v1/flows/count",
             Self::Policies => "/v1/policies",
+            Self::Certificates => "/v1/certificates",
             Self::Explain => "/v1/explain",
         }
     }

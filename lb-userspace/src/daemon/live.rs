@@ -121,6 +121,18 @@ impl<'g> Used<'g> {
     }
 }
 
+impl Certificates {
+    /// All that are in use, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Loaded>> {
+        self.by_name.values()
+    }
+}
+
+/// The certificates that a virtual server shows, to clients or to members.
+pub(super) fn names_of(server: &VirtualServer) -> Vec<&Name> {
+    Used::by(server).certificates
+}
+
 /// What is allowed, but hardly meant, about certificates that were read.
 pub fn certificate_warnings(certificates: &Certificates) -> Vec<String> {
     let mut warnings: Vec<_> = certificates

@@ -17,11 +17,15 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time,
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, public_key::PublicKey,
+    time::ASN1Time,
 };
 
-use super::error::{Error, Fault};
-use crate::model::{Certificate, Name};
+use super::{
+    error::{Error, Fault},
+    member::pin_of,
+};
+use crate::model::{Certificate, Name, Pin};
 
 /// Largest PEM file read, in bytes: a hundred certificates fit.
 const MAX_FILE: u64 = 1 << 20;
@@ -36,6 +40,10 @@ pub struct Loaded {
     pub name: Name,
     /// Host names it is good for, in lower case; `*.` stands for one label.
     pub host_names: Vec<String>,
+    /// The kind of its key, for people.
+    pub key_kind: String,
+    /// Its key's, as members' are told by.
+    pub pin: Option<Pin>,
     /// Its last moment.
     pub not_after: SystemTime,
     /// What an operator should know: self-signed, soon over, key readable by all.
@@ -69,6 +77,7 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
     };
     let (chain, leaf) = read_chain(&certificate.chain, now).map_err(fault(&certificate.chain))?;
     let key = read_key(&certificate.key).map_err(fault(&certificate.key))?;
+    let pin = chain.first().and_then(|leaf| pin_of(leaf));
     let key = pair(chain, &key).map_err(fault(&certificate.key))?;
     let mut warnings = leaf.warnings;
     if is_readable_by_all(&certificate.key) {
@@ -80,6 +89,8 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
     Ok(Loaded {
         name: certificate.name.clone(),
         host_names: leaf.host_names,
+        key_kind: leaf.key_kind,
+        pin,
         not_after: leaf.not_after,
         warnings,
         key: Arc::new(key),
@@ -89,6 +100,7 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
 /// What the first certificate says.
 struct Leaf {
     host_names: Vec<String>,
+    key_kind: String,
     not_after: SystemTime,
     warnings: Vec<String>,
 }
@@ -149,9 +161,19 @@ fn read_leaf(der: &[u8], now: SystemTime) -> Result<Leaf, Fault> {
     }
     Ok(Leaf {
         host_names,
+        key_kind: key_kind(&leaf),
         not_after: until,
         warnings,
     })
+}
+
+fn key_kind(leaf: &X509Certificate<'_>) -> String {
+    let key = leaf.public_key();
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => format!("RSA, {} bits", rsa.key_size()),
+        Ok(PublicKey::EC(point)) => format!("ECDSA, {} bits", point.key_size()),
+        _ => "other".to_owned(),
+    }
 }
 
 /// Names of the subject alternative name (RFC 6125 §6.4), else the common name.
