@@ -130,6 +130,16 @@ map_record!(
     } size 132 align 4
 );
 
+/// Which of so many SNAT addresses is asked first, by turn. Scattered: in plain turns a member might always meet the same
+/// address when members are taken in turn too.
+#[inline(always)]
+pub const fn first(turn: u32, count: u32) -> u32 {
+    match (turn.wrapping_mul(0x9e37_79b9) >> 16).checked_rem(count) {
+        Some(place) => place,
+        None => 0,
+    }
+}
+
 /// The slot of a port's record in a chunk.
 #[inline(always)]
 pub const fn slot(chunk: u32, port: u16) -> u32 {

@@ -19,7 +19,9 @@ const LINKER: &str = "SMTPLB_BPF_LINKER";
 /// When it does not build.
 pub fn build(package: &str, name: &str, inputs: &[&str]) -> PathBuf {
     println!("cargo::rerun-if-env-changed={LINKER}");
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // As the script runs: a target directory may have come from another copy of the sources.
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let workspace = Path::new(&manifest).join("..");
     for input in inputs.iter().chain(&["Cargo.lock"]) {
         println!(
             "cargo::rerun-if-changed={}",

@@ -73,7 +73,7 @@ fn look<T: Tables>(
     if found.member == 0 {
         refuse(found, DropReason::NoMember);
     } else if service.forward == Service::PASSTHROUGH && service.snat != Service::SNAT_NONE {
-        // Of a SNAT pool the first: which one's turn it is changes with every connection.
+        // Of a SNAT pool the first: the daemon knows whose turn it is, and which ports are free.
         let pair = tables
             .pool(service.pool)
             .map(|pool| pool.sources[opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1)])

@@ -236,7 +236,7 @@ pub(crate) fn equal(bucket: &Bucket, shift: u32, value: u32) -> u64 {
         };
         different |= (high & !LOW) >> (31 - pair);
     }
-    !different & 0xff * BOTH
+    !different & (0xff * BOTH)
 }
 
 #[inline(always)]

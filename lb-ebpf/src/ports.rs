@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     bits::lowest,
-    pair::{CHUNK, Chunk, Mark, PLACES, SOURCE_PAIRS, slot},
+    pair::{self, CHUNK, Chunk, Mark, PLACES, SOURCE_PAIRS, slot},
     tcp::Phase,
 };
 
@@ -60,10 +60,7 @@ pub(crate) fn take<T: Tables>(tables: &T, number: u32) -> u64 {
     }
     let start = match count {
         1 => 0,
-        // Scattered: in plain turns a member might always meet the same address when members are taken in turn too.
-        _ => (atomic::draw(&allocation.turn).wrapping_mul(0x9e37_79b9) >> 16)
-            .checked_rem(count)
-            .unwrap_or(0),
+        _ => pair::first(atomic::draw(&allocation.turn), count),
     };
     for level in [level::RESTED, level::RESTING] {
         let got = tables.take_turn(number, start, level);

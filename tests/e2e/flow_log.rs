@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     net::{SocketAddr, TcpStream},
+    process::Command,
     time::Duration,
 };
 
@@ -10,9 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use lb_userspace::admin::view::FlowView;
 use tests::{
     client::{Held, Mode, Options, Storm},
-    daemon::config::Config,
-    lab::Family,
+    daemon::{Daemon, config::Config},
+    lab::{Family, Lab, Plan},
     mail::Sizes,
+    member::{Mta, Site},
     wait::{wait_for, wait_until},
 };
 
@@ -123,6 +125,37 @@ fn what_ends_with_the_kernel_plane_is_logged_too() -> Result<()> {
         let stopped = lines(scene, &["end=stopped", "phase=established"]);
         ensure!(stopped.len() == 4, "{stopped:?}");
         Ok(())
+    })
+}
+
+/// Gives the daemon a standard output that is read up to the first line, and then no more.
+fn without_a_reader(smtplb: Command) -> Command {
+    let mut shell = Command::new("bash");
+    shell
+        .arg("-c")
+        .arg("exec \"$0\" \"$@\" > >(read -r line; echo \"$line\"; exec sleep infinity)");
+    shell.arg(smtplb.get_program()).args(smtplb.get_args());
+    shell
+}
+
+#[test]
+fn a_reader_that_stands_still_holds_nothing_up() -> Result<()> {
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let site = Site::start(lab, Mta::Sink)?;
+        let config = Config::site(lab, "tc", &site.certificate);
+        let mut daemon = Daemon::start_as(lab, config.text(), without_a_reader)?;
+        let server = SocketAddr::new(Family::V4.virtual_address(), 465);
+        let storm = Storm::start(&lab.clients[0].namespace, server, 2)?;
+        // A line has some 250 bytes, a pipe holds 64 KiB: it is full four times.
+        wait_until(PATIENCE, "a thousand connections", || {
+            let stats = daemon.stats();
+            stats.is_ok_and(|stats| stats.virtual_servers["smtps-v4"].total > 1000)
+        })?;
+        let report = storm.stop();
+        ensure!(report.opened > 1000, "{report:?}");
+        daemon.good_verb(&["reload"])?;
+        daemon.good_verb(&["status"])?;
+        daemon.stop()
     })
 }
 

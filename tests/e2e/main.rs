@@ -20,6 +20,7 @@ mod refusal;
 mod reload;
 mod sandbox;
 mod scene;
+mod snat;
 mod soak;
 mod survival;
 mod the_box;

@@ -1,8 +1,14 @@
 //! The kernel plane without its daemon: killed, restarted, stopped.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 use tests::{
     client::{Held, Mode, Options, Storm},
     daemon::{self, Daemon, config::Config},
@@ -13,6 +19,7 @@ use tests::{
 
 use crate::scene::{Scene, play_site};
 
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Per family.
 const HELD: usize = 50;
 
@@ -291,6 +298,59 @@ fn a_start_of_another_layout_that_fails_harms_no_flow() -> Result<()> {
     })
 }
 
+/// A session within a message, which a drain waits for.
+fn within_a_message(server: SocketAddr) -> Result<BufReader<TcpStream>> {
+    let mut session = BufReader::new(TcpStream::connect(server)?);
+    session.get_ref().set_read_timeout(Some(PATIENCE))?;
+    let words = [
+        "",
+        "HELO client.lab.example\r\n",
+        "MAIL FROM:<a@lab.example>\r\n",
+        "RCPT TO:<inbox@lab.example>\r\n",
+        "DATA\r\n",
+    ];
+    for word in words {
+        session.get_ref().write_all(word.as_bytes())?;
+        let mut reply = String::new();
+        session.read_line(&mut reply)?;
+        ensure!(reply.starts_with(['2', '3']), "{word:?}: {reply:?}");
+    }
+    session.get_ref().write_all(b"half a message\r\n")?;
+    Ok(session)
+}
+
+#[test]
+fn a_second_word_ends_the_drain_at_once() -> Result<()> {
+    // The service manager's restart is overtaken by its stop.
+    for first in [Signal::TERM, Signal::USR2] {
+        play_site(|scene| {
+            let server = SocketAddr::new(Family::V4.virtual_address(), 25);
+            let client = &scene.lab.clients[0].namespace;
+            let mut session = client.enter(|| within_a_message(server))?;
+            scene.daemon.signal(first)?;
+            wait_until(PATIENCE, "the drain to begin", || {
+                scene.daemon.log().contains("stopping")
+            })?;
+            let began = Instant::now();
+            scene.daemon.stop()?;
+            let took = began.elapsed();
+            // A drain would take thirty.
+            ensure!(took < Duration::from_secs(8), "{took:?}");
+            let mut last = String::new();
+            session.read_line(&mut last)?;
+            ensure!(last.starts_with("421 4.3.2 "), "{last:?}");
+            let log = scene.daemon.log();
+            ensure!(log.contains(" 1 were cut"), "{log}");
+            ensure!(
+                !daemon::has_pins(&daemon::bpffs(scene.lab)),
+                "something is still pinned"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_stop_takes_everything_down() -> Result<()> {
     play_site(|scene| {
@@ -309,7 +369,7 @@ fn a_stop_takes_everything_down() -> Result<()> {
         );
         let server = SocketAddr::new(Family::V4.virtual_address(), 465);
         scene.lab.clients[0].namespace.enter(|| {
-            let refused = std::net::TcpStream::connect_timeout(&server, Duration::from_secs(1));
+            let refused = TcpStream::connect_timeout(&server, Duration::from_secs(1));
             ensure!(refused.is_err(), "somebody still answers");
             Ok(())
         })

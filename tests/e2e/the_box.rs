@@ -94,6 +94,36 @@ fn an_address_of_the_admin_stays() -> Result<()> {
     })
 }
 
+/// Before Linux 5.18 the kernel forgets whose an address is.
+#[test]
+fn an_address_that_the_kernel_has_not_marked_is_known_again() -> Result<()> {
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let _site = Site::start(lab, Mta::Sink)?;
+        let mut daemon = Daemon::start(lab, unwatched(lab, "tc").text())?;
+        daemon.kill()?;
+        let state = lab.folder().join("state/addresses");
+        ensure!(!state.exists(), "this kernel marks addresses");
+        let ip = |words: &str| lab.balancer.run(Command::new("ip").args(words.split(' ')));
+        let [ours, other] = [Family::V4, Family::V6].map(Family::virtual_address);
+        // As such a kernel has them: one that was written down, and one that was not.
+        for (address, length) in [(ours, 32), (other, 128)] {
+            ip(&format!("address del {address}/{length} dev cli0"))?;
+            ip(&format!("address add {address}/{length} dev cli0"))?;
+        }
+        let index = ip("-oneline link show cli0")?;
+        let index = index.split(':').next().context("no index")?;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        std::fs::write(&state, format!("{boot}{ours} {index}\n"))?;
+        daemon.start_again()?;
+        daemon.stop()?;
+        let left = ip("-oneline address")?;
+        ensure!(!left.contains(&format!("{ours}/")), "{left}");
+        ensure!(left.contains(&format!("{other}/")), "{left}");
+        ensure!(!state.exists(), "it is still written down");
+        Ok(())
+    })
+}
+
 /// Programs on the box itself reach passthrough virtual servers by `lo`.
 fn clients_on_the_box(links: Links, attach: &str) -> Result<()> {
     let plan = Plan {

@@ -37,6 +37,7 @@ fn rule(name: &str, source: &[(&str, &str)], action: Action) -> Rule {
         name: name.into(),
         enabled: true,
         source: source.into(),
+        source_file: None,
         vlans: Vec::new(),
         interfaces: Vec::new(),
         schedule: None,
@@ -527,10 +528,7 @@ fn a_connection_is_explained_and_nothing_changes() {
                 assert_eq!((found.refused, found.member), (None, 1));
                 assert_eq!(rules(&found), ["edge/default", "next/default"]);
                 assert_eq!(
-                    found
-                        .snat
-                        .map(|address| address.to_ip().to_string())
-                        .as_deref(),
+                    found.snat.map(|source| source.ip().to_string()).as_deref(),
                     Some("10.0.2.1")
                 );
                 let found = ask("10.0.1.66:1", SERVICES[0].1);

@@ -205,7 +205,7 @@ impl Client {
     /// # Errors
     /// As [`Self::status`], and when it names what is not there.
     pub fn explain(&self, question: &Question) -> Result<ExplanationView, ClientError> {
-        self.read(&Method::GET, Route::Explain.path(), &question.query())
+        self.read(&Method::GET, Route::Explain.path(), &question.to_query())
     }
 
     /// `GET /v1/stats`

@@ -1,6 +1,8 @@
-//! What may be asked about flows, as the query of a request: server and client share it.
+//! Questions as the query of a request: server and client share them.
 
 use std::{fmt::Write as _, net::IpAddr};
+
+use super::view::Question;
 
 /// Flows of one answer, unless it asks for fewer.
 pub const PAGE: u32 = 10_000;
@@ -121,6 +123,41 @@ impl FlowQuery {
     }
 }
 
+impl Question {
+    /// As the part of a request behind the question mark.
+    pub fn to_query(&self) -> String {
+        let mut pairs = vec![("from", self.from.to_string()), ("to", self.to.to_string())];
+        pairs.extend(self.interface.clone().map(|name| ("interface", name)));
+        pairs.extend(self.vlan.map(|vlan| ("vlan", vlan.to_string())));
+        query(&pairs)
+    }
+
+    /// From such a part.
+    ///
+    /// # Errors
+    ///
+    /// In words, when a key or a value is not understood, or an end is missing.
+    pub fn from_query(text: &str) -> Result<Self, String> {
+        let (mut from, mut to, mut interface, mut vlan) = (None, None, None, None);
+        for (key, value) in pairs(text)? {
+            let wrong = || format!("{key} = {value:?} is not understood");
+            match key.as_str() {
+                "from" => from = Some(value.parse().map_err(|_| wrong())?),
+                "to" => to = Some(value.parse().map_err(|_| wrong())?),
+                "interface" => interface = Some(value),
+                "vlan" => vlan = Some(value.parse().map_err(|_| wrong())?),
+                _ => return Err(format!("a connection is not explained by {key:?}")),
+            }
+        }
+        Ok(Self {
+            from: from.ok_or("`from=ADDRESS:PORT` is missing")?,
+            to: to.ok_or("`to=ADDRESS:PORT` is missing")?,
+            interface,
+            vlan,
+        })
+    }
+}
+
 /// Keys and values as a query (RFC 3986 §3.4).
 pub fn query(pairs: &[(&str, String)]) -> String {
     let mut out = String::new();
@@ -190,6 +227,13 @@ mod tests {
         assert_eq!(FlowQuery::from_query(&query.to_query()), Ok(query));
         assert_eq!(FlowQuery::default().to_query(), "");
         assert_eq!(FlowQuery::from_query(""), Ok(FlowQuery::default()));
+        let question = Question {
+            from: "[2001:db8::7]:40000".parse().unwrap(),
+            to: "203.0.113.10:25".parse().unwrap(),
+            interface: Some("a&to=b%é".into()),
+            vlan: Some(10),
+        };
+        assert_eq!(Question::from_query(&question.to_query()), Ok(question));
     }
 
     #[test]
@@ -203,6 +247,15 @@ mod tests {
             "phase=%ff",
         ] {
             assert!(FlowQuery::from_query(text).is_err(), "{text}");
+        }
+        let ends = "from=192.0.2.1:1&to=192.0.2.2:25";
+        assert!(Question::from_query(ends).is_ok());
+        for text in ["", "from=192.0.2.1:1", "from=192.0.2.1&to=192.0.2.2:25"] {
+            assert!(Question::from_query(text).is_err(), "{text}");
+        }
+        for more in ["vlan=x", "colour=red", "interface=%zz"] {
+            let text = format!("{ends}&{more}");
+            assert!(Question::from_query(&text).is_err(), "{text}");
         }
     }
 

@@ -1,7 +1,5 @@
 //! What can be asked of the admin API, and where; server and client share it.
 
-use super::view::Question;
-
 /// A resource of the admin API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -27,7 +25,7 @@ pub enum Route {
     Policies,
     /// A list of [`super::view::CertificateView`]
     Certificates,
-    /// [`super::view::ExplanationView`]. Query: [`Question::query`].
+    /// [`super::view::ExplanationView`]. Query: [`super::view::Question`].
     Explain,
 }
 
@@ -98,45 +96,5 @@ impl Route {
     /// The resource at `path`, if there is one.
     pub fn at(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.path() == path)
-    }
-}
-
-impl Question {
-    /// The question as a query.
-    pub fn query(&self) -> String {
-        let Self { from, to, .. } = self;
-        let mut query = format!("from={from}&to={to}");
-        if let Some(interface) = &self.interface {
-            query.push_str(&format!("&interface={interface}"));
-        }
-        if let Some(vlan) = self.vlan {
-            query.push_str(&format!("&vlan={vlan}"));
-        }
-        query
-    }
-
-    /// The question in a query.
-    ///
-    /// # Errors
-    ///
-    /// In words for whoever asked.
-    pub fn parse(query: &str) -> Result<Self, String> {
-        let (mut from, mut to, mut interface, mut vlan) = (None, None, None, None);
-        for part in query.split('&') {
-            let wrong = || format!("{part:?} is not understood");
-            match part.split_once('=').ok_or_else(wrong)? {
-                ("from", value) => from = Some(value.parse().map_err(|_| wrong())?),
-                ("to", value) => to = Some(value.parse().map_err(|_| wrong())?),
-                ("interface", value) => interface = Some(value.to_owned()),
-                ("vlan", value) => vlan = Some(value.parse().map_err(|_| wrong())?),
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(Self {
-            from: from.ok_or("`from=ADDRESS:PORT` is missing")?,
-            to: to.ok_or("`to=ADDRESS:PORT` is missing")?,
-            interface,
-            vlan,
-        })
     }
 }

@@ -245,6 +245,8 @@ impl Source for FakeSource {
             member: None,
             member_address: None,
             snat: None,
+            snat_port: None,
+            flow: None,
         })
     }
 

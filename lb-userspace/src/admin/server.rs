@@ -185,7 +185,7 @@ fn body(asked: Asked, query: &str, source: &dyn Source) -> Result<Body, Refusal>
         Route::Policies => whole(&source.policies()),
         Route::Certificates => whole(&source.certificates()),
         Route::Explain => {
-            let question = Question::parse(query).map_err(bad_request)?;
+            let question = Question::from_query(query).map_err(bad_request)?;
             whole(&source.explain(&question)?)
         }
     }

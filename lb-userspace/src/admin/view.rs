@@ -390,9 +390,15 @@ pub struct ExplanationView {
     /// Its address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub member_address: Option<SocketAddr>,
-    /// The source address that the member would see; absent where that is decided later, or is the client's own.
+    /// The source address that the member would see; absent where it is the client's own, or no port is left.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub snat: Option<IpAddr>,
+    /// The port it would have there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub snat_port: Option<u16>,
+    /// The phase of the flow that it belongs to: this client has it open already, and no rule is asked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub flow: Option<String>,
 }
 
 /// What a policy says of a connection.

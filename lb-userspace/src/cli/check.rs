@@ -8,6 +8,7 @@ use super::{Ended, args::Format, read};
 use crate::{
     config::{self, Diagnostic, LoadError, Severity},
     daemon::{certificate_warnings, load_certificates},
+    dataplane::address_conflicts,
     failure::{Exit, Failure},
     model::{Generation, Mode},
 };
@@ -28,6 +29,9 @@ struct Report {
     /// What is hardly meant about them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     certificate_warnings: Vec<String>,
+    /// What addresses of this box forbid, when it has the interfaces that it names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    address_faults: Vec<String>,
     /// What is in it, when its text is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
@@ -67,7 +71,13 @@ impl Report {
         match config::load(file) {
             Ok((generation, diagnostics)) => {
                 let (loaded, faults) = load_certificates(&generation);
-                let valid = faults.is_empty();
+                let address_faults = address_conflicts(&generation).unwrap_or_else(|error| {
+                    vec![format!(
+                        "the addresses of this box are not known: {error:#}\n  \
+                         Nobody can tell whether they forbid this file.\n  Look where netlink is allowed."
+                    )]
+                });
+                let valid = faults.is_empty() && address_faults.is_empty();
                 Self {
                     file: name,
                     valid,
@@ -75,6 +85,7 @@ impl Report {
                     diagnostics,
                     certificate_faults: faults.iter().map(ToString::to_string).collect(),
                     certificate_warnings: certificate_warnings(&loaded),
+                    address_faults,
                     summary: Some(Summary::of(&generation)),
                     code: if valid { Exit::Ok } else { Exit::Config },
                 }
@@ -86,6 +97,7 @@ impl Report {
                 diagnostics,
                 certificate_faults: Vec::new(),
                 certificate_warnings: Vec::new(),
+                address_faults: Vec::new(),
                 summary: None,
                 code: Exit::Config,
             },
@@ -98,6 +110,7 @@ impl Report {
                     diagnostics: Vec::new(),
                     certificate_faults: Vec::new(),
                     certificate_warnings: Vec::new(),
+                    address_faults: Vec::new(),
                     summary: None,
                     code: Failure::from(error).code,
                 }
@@ -113,6 +126,7 @@ impl Report {
             .certificate_warnings
             .iter()
             .chain(&self.certificate_faults)
+            .chain(&self.address_faults)
             .chain(&self.error);
         for finding in findings.chain(faults.map(|found| found as &dyn Display)) {
             err.push_str(&format!("{finding}\n\n"));
@@ -134,7 +148,8 @@ impl Report {
                 .iter()
                 .filter(|found| found.severity == Severity::Error)
                 .count()
-                + self.certificate_faults.len();
+                + self.certificate_faults.len()
+                + self.address_faults.len();
             let errors = counted(errors, "fault", "faults");
             err.push_str(&format!("{}: invalid: {errors}\n", self.file));
         }
@@ -310,6 +325,22 @@ key = "mail.key"
             0,
             "what nobody uses is not read"
         );
+    }
+
+    #[test]
+    fn an_address_of_this_box_in_a_snat_pool_is_78() {
+        let pool = "[snat.own]\naddresses = [\"127.0.0.1\"]\n[network]";
+        let text = VALID.replace("automap", "own").replace("[network]", pool);
+        let (_dir, file) = written(&text);
+        let ended = check(&file, TEXT).unwrap();
+        assert_eq!((ended.code, ended.out.as_str()), (78, ""));
+        let said = "SNAT pool \"own\" has 127.0.0.1, which is an address of the box itself";
+        assert!(ended.err.contains(said), "{}", ended.err);
+        assert!(ended.err.ends_with(": invalid: 1 fault\n"), "{}", ended.err);
+        let faults = json(&file).1["address_faults"].clone();
+        assert_eq!(faults.as_array().unwrap().len(), 1);
+        let (_dir, file) = written(text.replace("\"lo\"", "\"elsewhere0\""));
+        assert_eq!(check(&file, TEXT).unwrap().code, 0, "of another box");
     }
 
     #[test]

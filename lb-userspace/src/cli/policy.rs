@@ -1,6 +1,6 @@
 //! Policies and explanations, for people.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use super::table::{
     Column::{Left, Right},
@@ -103,10 +103,14 @@ pub(super) fn explanation(view: &ExplanationView) -> String {
     if let (Some(member), Some(address)) = (&view.member, view.member_address) {
         let _ = writeln!(out, "  member          {} ({address})", printable(member));
     }
-    if let Some(snat) = view.snat {
+    if let (Some(snat), Some(port)) = (view.snat, view.snat_port) {
+        let _ = writeln!(out, "  SNAT            {}", SocketAddr::new(snat, port));
+    }
+    if let Some(phase) = &view.flow {
         let _ = writeln!(
             out,
-            "  SNAT            {snat}, the port is chosen when it opens"
+            "  flow            {}: this client has it open already, and no rule is asked",
+            printable(phase)
         );
     }
     out
@@ -138,14 +142,20 @@ mod tests {
             member: Some("tls/m1".into()),
             member_address: Some("10.0.0.11:465".parse().unwrap()),
             snat: Some("10.0.0.1".parse().unwrap()),
+            snat_port: Some(1024),
+            flow: None,
         };
         let expected = "198.51.100.7:40000 -> 203.0.113.10:465 by eth0, vlan 10: carried\n  \
             virtual server  smtps (passthrough)\n  \
             staged policy   next, rule default: drop\n  \
             pool            tls\n  \
             member          tls/m1 (10.0.0.11:465)\n  \
-            SNAT            10.0.0.1, the port is chosen when it opens\n";
+            SNAT            10.0.0.1:1024\n";
         assert_eq!(explanation(&view), expected);
+        view.flow = Some("established".into());
+        assert!(explanation(&view).ends_with(
+            "\n  flow            established: this client has it open already, and no rule is asked\n"
+        ));
         (view.verdict, view.reason) = ("refused".into(), Some("policy-drop".into()));
         assert!(explanation(&view).starts_with(
             "198.51.100.7:40000 -> 203.0.113.10:465 by eth0, vlan 10: refused, policy-drop\n"

@@ -161,7 +161,7 @@ impl Source for Shared {
         let running = self.running();
         let carried = Carried::by(self.flow_table().all());
         let plane = self.plane();
-        let workers = super::workers(self);
+        let workers = super::start::workers(self);
         let pools = running.pools.iter().map(|(name, pool)| PoolView {
             name: name.to_string(),
             method: method_word(running.generation.pools[name].method).to_owned(),
@@ -274,6 +274,7 @@ impl Source for Shared {
         let mut events = proxy.as_ref().map_or_else(BTreeMap::new, Proxy::events);
         let suppressed = plane.refused(Spending::Events);
         events.insert("firewall-events-suppressed".to_owned(), suppressed);
+        events.insert("lines-left-out".to_owned(), self.lines.left_out());
         Stats {
             drops: plane.drops(),
             events,

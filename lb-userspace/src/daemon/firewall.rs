@@ -20,7 +20,7 @@ use crate::{
         Refusal, RefusalKind,
         view::{ExplanationView, PolicyView, RuleView, VerdictView},
     },
-    dataplane::{self, KernelPlane, Question},
+    dataplane::{self, Found, KernelPlane, Question},
     model::{Generation, Name},
     telemetry::firewall::FirewallEvent,
 };
@@ -80,7 +80,7 @@ pub(super) async fn log_events(shared: Arc<Shared>, state: PathBuf) {
         };
         while let Some(item) = ring.next() {
             if let Some(event) = dataplane::event(&item) {
-                names.line(&event).print();
+                shared.lines.say(names.line(&event));
             }
         }
     }
@@ -223,10 +223,12 @@ pub(super) fn explain(
             asked.interface
         )));
     }
-    let found = shared
-        .plane()
-        .explain(&asked)
-        .map_err(|error| Refusal::failed(format!("{error:#}")))?;
+    let table = shared.plane().flow_table();
+    let found = match Found::open(table, &asked) {
+        Some(open) => Ok(open),
+        None => shared.plane().explain(&asked),
+    };
+    let found = found.map_err(|error| Refusal::failed(format!("{error:#}")))?;
     let numbers = &running.numbers;
     let server = generation.virtual_servers.iter().find(|server| {
         found.virtual_server != 0 && numbers.virtual_servers[&server.name] == found.virtual_server
@@ -252,7 +254,6 @@ pub(super) fn explain(
         (_, Some(_)) => "refused",
         _ => "carried",
     };
-    let snat = found.snat.map(|address| address.to_ip());
     Ok(ExplanationView {
         from: question.from,
         to: question.to,
@@ -266,6 +267,8 @@ pub(super) fn explain(
         pool: server.map(|server| server.pool.to_string()),
         member: member.as_ref().map(|member| member.0.clone()),
         member_address: member.map(|member| member.1),
-        snat,
+        snat: found.snat.map(|source| source.ip()),
+        snat_port: found.snat.map(|source| source.port()),
+        flow: found.flow.map(|phase| phase.word().to_owned()),
     })
 }

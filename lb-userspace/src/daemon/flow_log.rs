@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -76,7 +75,6 @@ impl FlowLog {
                 log.flows_per_second
             );
         }
-        let mut text = String::new();
         let mut names = None;
         for _ in 0..PORTION {
             let Some(record) = ends.take() else {
@@ -85,13 +83,8 @@ impl FlowLog {
             // Taken out all the same: what is switched on later begins then.
             if log.flows && self.rate.take(second) {
                 let names = names.get_or_insert_with(|| Names::of(&running));
-                text.push_str(&names.end(&record).to_string());
-                text.push('\n');
+                shared.lines.say(names.end(&record));
             }
-        }
-        if !text.is_empty() {
-            // A reader that went away is no reason to end.
-            let _ = io::stdout().lock().write_all(text.as_bytes());
         }
         self.tell_lost(shared);
     }
@@ -106,10 +99,8 @@ impl FlowLog {
         let table = shared.plane().flow_table();
         let names = Names::of(&running);
         let most = running.generation.log.flows_per_second as usize;
-        let mut out = io::stdout().lock();
         for flow in table.all().take(most) {
-            // A reader that went away is no reason to end.
-            let _ = writeln!(out, "{}", names.last(&flow));
+            shared.lines.say(names.last(&flow));
         }
         let left = table.all().skip(most).count();
         if left > 0 {

@@ -273,22 +273,31 @@ pub(super) fn services(
             continue;
         };
         let before = Before::of(server, old);
+        let same_client = before.client_tls(client_tls, certificates);
+        let same_server = before.server_tls(server_tls, certificates);
+        let pool = &pools[&server.pool];
+        let plaintext = client_tls.plaintext_pool().map(|name| &pools[name]);
+        if same_client.is_some()
+            && same_server.is_some()
+            && let Some(same) = before.service(server, *xclient, pool, plaintext)
+        {
+            services.push(same);
+            continue;
+        }
         let service = Service {
             name: server.name.clone(),
             at: server.at.clone(),
-            client_tls: match before.client_tls(client_tls, certificates) {
+            client_tls: match same_client {
                 Some(same) => same,
                 None => security(server, client_tls, certificates)?,
             },
-            server_tls: match before.server_tls(server_tls, certificates) {
+            server_tls: match same_server {
                 Some(same) => same,
                 None => member_security(server, server_tls, certificates)?,
             },
             xclient: *xclient,
-            pool: pools[&server.pool].clone(),
-            plaintext: client_tls
-                .plaintext_pool()
-                .map(|name| Fallback::new(pools[name].clone())),
+            pool: pool.clone(),
+            plaintext: plaintext.cloned().map(Fallback::new),
             cell: plane.service_cell(numbers.virtual_servers[&server.name]),
         };
         services.push(Arc::new(service));
@@ -297,7 +306,7 @@ pub(super) fn services(
 }
 
 /// A virtual server of the same name in the generation before.
-struct Before<'r>(Option<(&'r Running, &'r Forward, &'r Service)>);
+struct Before<'r>(Option<(&'r Running, &'r Forward, &'r Arc<Service>)>);
 
 impl<'r> Before<'r> {
     fn of(server: &VirtualServer, old: Option<&'r Running>) -> Self {
@@ -306,9 +315,30 @@ impl<'r> Before<'r> {
             let before = configured.find(|known| known.name == server.name)?;
             let mut services = old.services.iter();
             let service = services.find(|service| service.name == server.name)?;
-            Some((old, &before.forward, &**service))
+            Some((old, &before.forward, service))
         };
         Self(old.and_then(find))
+    }
+
+    /// It itself, if nothing beside TLS is different.
+    fn service(
+        &self,
+        server: &VirtualServer,
+        xclient: bool,
+        pool: &Arc<LivePool>,
+        plaintext: Option<&Arc<LivePool>>,
+    ) -> Option<Arc<Service>> {
+        let (_, _, service) = self.0?;
+        let same_plaintext = match (&service.plaintext, plaintext) {
+            (None, None) => true,
+            (Some(before), Some(now)) => before.is_of(now),
+            _ => false,
+        };
+        let same = service.at == server.at
+            && service.xclient == xclient
+            && Arc::ptr_eq(&service.pool, pool)
+            && same_plaintext;
+        same.then(|| service.clone())
     }
 
     /// Its TLS towards clients, if they notice no difference: its tickets stay good.

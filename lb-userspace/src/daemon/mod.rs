@@ -5,6 +5,7 @@
 
 mod answers;
 mod certificates;
+mod earlier;
 mod ending;
 mod firewall;
 mod flow_log;
@@ -15,32 +16,24 @@ mod reload;
 mod roster;
 mod running;
 mod signals;
+mod start;
 mod turn;
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::Write as _,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_common::stats::TrafficCell;
 use rustix::thread::sched_getaffinity;
 use tokio::{
-    net::UnixListener,
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval},
 };
 
 pub use self::live::{certificate_warnings, load_certificates};
 use self::{
+    earlier::Earlier,
     flow_log::FlowLog,
     orders::Order,
-    roster::Roster,
     running::{Running, Shared, lock},
     signals::{Asked, Signals, Stop},
     turn::Turn,
@@ -51,18 +44,15 @@ use crate::{
     failure::{Exit, Failure, OrExit as _},
     model::{Forward, Generation, Guard},
     monitor::Watches,
-    proxy::{self, Proxy, WorkerListeners},
-    telemetry::session::StdoutLog,
+    telemetry::lines::Lines,
 };
 
 /// How long sessions may go on after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the start waits for the first probes: a good member answers sooner.
-const FIRST_PROBES: Duration = Duration::from_secs(2);
 /// How long the start waits for another one to end.
 const START_TURN: Duration = Duration::from_secs(30);
-/// Flows looked at for addresses that go on after a start: those of prefixes may be many.
-const LEFT_BEHIND: usize = 4096;
+/// How long the end waits for who reads the last lines of the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Seconds between looks at the box's own addresses towards the members.
 const REFRESH: u32 = 10;
 
@@ -87,10 +77,23 @@ pub struct RunOptions {
 ///
 /// With the exit code that says whose fault it is.
 pub fn run(options: RunOptions) -> Result<(), Failure> {
+    let output = |started: std::io::Result<Lines>| started.context("cannot write a log");
+    let (out, err) = (
+        output(Lines::start(std::io::stdout()))?,
+        output(Lines::start(std::io::stderr()))?,
+    );
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level)
         .format_target(false)
+        .target(env_logger::Target::Pipe(Box::new(err.clone())))
         .init();
+    let ended = run_until_told(options, out.clone());
+    out.finish(LAST_LINES);
+    err.finish(LAST_LINES);
+    ended
+}
+
+fn run_until_told(options: RunOptions, out: Lines) -> Result<(), Failure> {
     let (generation, warnings) = config::load(&options.config)?;
     for warning in warnings {
         log::warn!("{warning}");
@@ -110,13 +113,14 @@ pub fn run(options: RunOptions) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(options, generation, certificates))
+    runtime.block_on(serve(options, generation, certificates, out))
 }
 
 async fn serve(
     options: RunOptions,
     generation: Generation,
     certificates: live::Certificates,
+    out: Lines,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let turn = Turn::take(&options.state, START_TURN)
@@ -130,12 +134,13 @@ async fn serve(
     let (adopted, beside) = (plane.adopted(), plane.has_others());
     let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
-    let started = start(
+    let started = start::start(
         &options,
         generation.clone(),
         certificates,
         plane,
         &mut addresses,
+        out,
     );
     let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
@@ -155,7 +160,7 @@ async fn serve(
     tokio::spawn(admin::server::serve(listener, shared.clone()));
     let flow_log = FlowLog::new(&options.state);
     let lingering = match adopted {
-        true => left_behind(&shared),
+        true => start::left_behind(&shared),
         false => Vec::new(),
     };
     let mut lingering_snat: Vec<IpAddr> = match adopted {
@@ -165,7 +170,7 @@ async fn serve(
     let configured = shared.running().generation.snat_addresses();
     lingering_snat.retain(|address| !configured.contains(address));
     let former = vec![Former {
-        running: shared.running(),
+        generation: shared.running().generation.clone(),
         until: None,
     }];
     let mut daemon = Daemon {
@@ -177,6 +182,7 @@ async fn serve(
         lingering,
         lingering_snat,
         former,
+        earlier: Earlier::default(),
         pruned: false,
         flow_log,
     };
@@ -202,6 +208,8 @@ struct Daemon {
     lingering_snat: Vec<IpAddr>,
     /// Generations that something may be left of.
     former: Vec<Former>,
+    /// What sessions may still have of them.
+    earlier: Earlier,
     /// Addresses that nothing needs any more were removed since the last flip.
     pruned: bool,
     flow_log: FlowLog,
@@ -226,159 +234,9 @@ impl Lingering {
 
 /// A generation that is in use no more.
 struct Former {
-    running: Arc<Running>,
+    generation: Generation,
     /// It had an interface that the next has not: flows that began until this tick may need the programs there.
     until: Option<u32>,
-}
-
-type Started = (Arc<Shared>, Watches, mpsc::Receiver<Order>, UnixListener);
-
-/// Everything from a loaded plane to one that serves. What can fail comes before the flip: until then, an earlier daemon
-/// that still lives goes on undisturbed.
-async fn start(
-    options: &RunOptions,
-    generation: Generation,
-    certificates: live::Certificates,
-    plane: KernelPlane,
-    addresses: &mut Addresses,
-) -> Result<Started, Failure> {
-    let numbers = plane.number(&generation)?;
-    if !plane.other_owner().is_some_and(is_alive) {
-        plane.forget_sessions();
-    }
-    let roster = Roster::load(&options.state);
-    let pools = live::pools(&generation, &numbers, &plane, &roster, None);
-    let services = live::services(&generation, &numbers, &plane, &pools, &certificates, None)?;
-    let listeners = match services.is_empty() {
-        true => Vec::new(),
-        false => proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?,
-    };
-    let targets = live::targets(&generation, &pools, |_| false);
-    let running = Running {
-        generation,
-        numbers,
-        pools,
-        certificates,
-        services,
-    };
-    let (sender, orders) = mpsc::channel(orders::WAITING);
-    let shared = Arc::new(Shared::new(running, plane, roster, sender));
-    let mut watches = Watches::new(shared.clone());
-    let numbers: Vec<u16> = targets.iter().map(|target| target.member.id).collect();
-    watches.set(targets);
-    first_probes(&shared, &numbers).await;
-    let running = shared.running();
-    addresses.add_all(&running.generation).await?;
-    addresses.enable_forwarding(&running.generation)?;
-    if needs_packets(&running.generation) {
-        shared.plane().attach(&running.generation)?;
-    }
-    let listener = admin::server::bind(&options.admin)
-        .and_then(UnixListener::from_std)
-        .with_context(|| format!("cannot open the admin socket {}", options.admin.display()))?;
-    heed_roster(&shared, &options.state, &mut watches);
-    apply(&shared, listeners)?;
-    lock(&shared.roster).forget_others(&running.generation);
-    log::debug!("configuration {} is in use", options.config.display());
-    Ok((shared, watches, orders, listener))
-}
-
-async fn first_probes(shared: &Shared, numbers: &[u16]) {
-    let deadline = Instant::now() + FIRST_PROBES;
-    let mut beat = interval(Duration::from_millis(5));
-    while shared.unprobed(numbers) > 0 && Instant::now() < deadline {
-        beat.tick().await;
-    }
-}
-
-/// What was said of members to the earlier daemon while this one started holds here, too.
-fn heed_roster(shared: &Shared, state: &Path, watches: &mut Watches) {
-    let running = shared.running();
-    let roster = Roster::load(state);
-    let mut changed = false;
-    for (pool, member) in running.members() {
-        let admin = roster.get(pool, &member.name).admin;
-        changed |= member.admin() != admin;
-        member.set_admin(admin);
-    }
-    *lock(&shared.roster) = roster;
-    if changed {
-        let probed: Vec<u16> = lock(&shared.health).keys().copied().collect();
-        let known = |number: u16| probed.contains(&number);
-        watches.set(live::targets(&running.generation, &running.pools, known));
-    }
-}
-
-/// What an earlier daemon's flows still need: those of virtual servers that this configuration does not pass through.
-fn left_behind(shared: &Shared) -> Vec<Lingering> {
-    let running = shared.running();
-    let numbers = &running.numbers.virtual_servers;
-    let servers = || running.generation.virtual_servers.iter();
-    let known: Vec<u16> = servers().map(|server| numbers[&server.name]).collect();
-    let passed: Vec<u16> = servers()
-        .filter(|server| matches!(server.forward, Forward::Passthrough { .. }))
-        .map(|server| numbers[&server.name])
-        .collect();
-    let plane = shared.plane();
-    let flows = plane.flow_table().all().filter(|flow| !flow.phase.ended());
-    let left: BTreeSet<(u16, IpAddr)> = flows
-        .filter(|flow| !passed.contains(&flow.virtual_server))
-        .map(|flow| (flow.virtual_server, flow.route.address().0.to_ip()))
-        .take(LEFT_BEHIND)
-        .collect();
-    left.into_iter()
-        .map(|(number, address)| Lingering {
-            address,
-            cell: plane.service_cell(number),
-            flows_alone: known.contains(&number),
-        })
-        .filter(Lingering::goes_on)
-        .collect()
-}
-
-/// Starts the proxy, takes the steering over and flips the tables.
-fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
-    let running = shared.running();
-    shared.services.replace(running.services.iter().cloned());
-    start_proxy(shared, listeners)?;
-    let workers = workers(shared);
-    let mut plane = shared.plane();
-    plane.apply(
-        &running.generation,
-        &running.numbers,
-        |number| running.takes_new(number),
-        workers,
-    )?;
-    // A probe may have ended between the two.
-    refresh(shared, &running, &mut plane);
-    Ok(())
-}
-
-/// Starts the proxy's workers, if there are to be any, and steers to them.
-fn start_proxy(shared: &Shared, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
-    let handles: Vec<_> = listeners
-        .iter()
-        .map(|worker| {
-            Ok((
-                worker.v4.try_clone()?,
-                worker.v6.as_ref().map(|v6| v6.try_clone()).transpose()?,
-            ))
-        })
-        .collect::<std::io::Result<_>>()
-        .context("cannot share the proxy's listeners")?;
-    if !listeners.is_empty() {
-        let proxy = Proxy::start(shared.services.clone(), listeners, Arc::new(StdoutLog))
-            .context("cannot start the proxy")?;
-        *lock(&shared.proxy) = Some(proxy);
-    }
-    shared.plane().steer(&handles)?;
-    Ok(())
-}
-
-fn workers(shared: &Shared) -> u32 {
-    lock(&shared.proxy)
-        .as_ref()
-        .map_or(0, |proxy| proxy.workers() as u32)
 }
 
 fn say_ready(shared: &Shared) {
@@ -388,15 +246,12 @@ fn say_ready(shared: &Shared) {
         .iter()
         .filter(|server| matches!(server.forward, Forward::Passthrough { .. }))
         .count();
-    let line = format!(
+    shared.lines.say(format_args!(
         "serving {} virtual servers ({passthrough} passthrough, {} proxy), generation {}",
         servers.len(),
         servers.len() - passthrough,
         shared.plane().generation()
-    );
-    let mut out = std::io::stdout().lock();
-    // A closed standard output is no reason to end.
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
@@ -458,6 +313,7 @@ impl Daemon {
             }
             until_refresh -= 1;
             self.tend(until_refresh == 0);
+            self.addresses.announce().await;
             self.let_go().await;
             self.end_due().await;
             if until_refresh == 0 {
@@ -513,8 +369,8 @@ impl Daemon {
         }
     }
 
-    /// Ends: sessions first, then, if nobody else goes on, everything else.
-    async fn end(&mut self, stop: Stop, signals: &mut Signals) {
+    /// Ends: sessions first, then, if nobody else goes on, everything else. Told again, it waits for no session.
+    async fn end(&mut self, mut stop: Stop, signals: &mut Signals) {
         log::info!(
             "{}",
             match stop {
@@ -526,12 +382,26 @@ impl Daemon {
         let proxy = lock(&self.shared.proxy).take();
         if let Some(proxy) = proxy {
             proxy.stop_accepting();
-            let drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
-            tokio::select! {
-                report = drained => if let Ok(report) = report {
-                    log::info!("{} sessions ended in order, {} were cut", report.finished, report.cut);
-                },
-                _ = signals.stop() => log::info!("told again: sessions are cut"),
+            let cutter = proxy.cutter();
+            let mut drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
+            let report = tokio::select! {
+                report = &mut drained => report,
+                again = signals.stop() => {
+                    log::info!("told again: sessions are cut");
+                    cutter.cut();
+                    // A stop of the service may overtake its restart.
+                    if again == Stop::Down {
+                        stop = Stop::Down;
+                    }
+                    drained.await
+                }
+            };
+            if let Ok(report) = report {
+                log::info!(
+                    "{} sessions ended in order, {} were cut",
+                    report.finished,
+                    report.cut
+                );
             }
         }
         if stop == Stop::Down && self.shared.plane().is_owner() {

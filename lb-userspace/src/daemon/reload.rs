@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use lb_common::pair::CHUNK;
 
 use super::{
-    Daemon, Former, Lingering, answers::now_tick, cpus, first_probes, has_passthrough, live,
-    needs_packets, refresh, running::Running, turn::Turn,
+    Daemon, Former, Lingering, answers::now_tick, cpus, has_passthrough, live, needs_packets,
+    refresh, running::Running, start, turn::Turn,
 };
 use crate::{
     admin::{
@@ -131,7 +131,7 @@ impl Daemon {
             if has_passthrough(&generation) {
                 plane.grow(generation.network.max_flows, self.options.kernel_log)?;
             }
-            let numbers = plane.number(&generation)?;
+            let numbers = plane.number_beside(&generation, &self.earlier.held())?;
             let roster = super::lock(&self.shared.roster);
             let pools = live::pools(&generation, &numbers, &plane, &roster, Some(old));
             let services = live::services(
@@ -162,7 +162,7 @@ impl Daemon {
             .filter(|number| !known.contains(number))
             .collect();
         self.watches.set(targets);
-        first_probes(&self.shared, &fresh).await;
+        start::first_probes(&self.shared, &fresh).await;
         Ok(next)
     }
 
@@ -176,12 +176,12 @@ impl Daemon {
         // Who is accepted just before the flip still finds the old one, and just after it the new one.
         let both = old.services.iter().chain(&next.services).cloned();
         self.shared.services.replace(both);
-        if !next.services.is_empty() && super::workers(&self.shared) == 0 {
+        if !next.services.is_empty() && start::workers(&self.shared) == 0 {
             let listeners =
                 proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?;
-            super::start_proxy(&self.shared, listeners)?;
+            start::start_proxy(&self.shared, listeners)?;
         }
-        let workers = super::workers(&self.shared);
+        let workers = start::workers(&self.shared);
         let ready = next.unwatched().filter(|it| it.admin() == Admin::Ready);
         let unwatched: BTreeSet<u16> = ready.map(|member| member.id).collect();
         let mut plane = self.shared.plane();
@@ -197,6 +197,8 @@ impl Daemon {
         // A probe may have ended between the two.
         refresh(&self.shared, next, &mut plane);
         drop(plane);
+        // What has ended by now is logged by the names that it had.
+        self.flow_log.read(&self.shared);
         self.shared.set_running(next.clone());
         Ok(())
     }
@@ -272,8 +274,9 @@ impl Daemon {
             !now.client_interfaces.contains(name) && !now.server_interfaces.contains(name)
         });
         self.pruned = false;
+        self.earlier.add(old);
         self.former.push(Former {
-            running: old.clone(),
+            generation: old.generation.clone(),
             until: (leaves && has_passthrough(&old.generation)).then(now_tick),
         });
     }
@@ -306,10 +309,7 @@ impl Daemon {
             }
         }
         let mut plane = self.shared.plane();
-        for Former {
-            running: former, ..
-        } in self.former.drain(..)
-        {
+        for former in self.former.drain(..) {
             let detached = match needs_packets(&running.generation) {
                 true => plane.detach_others(&former.generation, &running.generation),
                 false => plane.detach_packets(&former.generation),

@@ -15,6 +15,7 @@ use crate::{
     monitor::{Health, Observer, Target},
     pool::{LiveMember, LivePool},
     proxy::{Proxy, Service, Services},
+    telemetry::lines::Lines,
 };
 
 /// A generation come alive. Replaced as a whole by a reload.
@@ -66,6 +67,8 @@ pub(super) struct Shared {
     pub(super) health: Mutex<HashMap<u16, Finding>>,
     pub(super) roster: Mutex<Roster>,
     pub(super) orders: mpsc::Sender<Order>,
+    /// Standard output.
+    pub(super) lines: Lines,
 }
 
 /// What a member's monitor found last.
@@ -87,6 +90,7 @@ impl Shared {
         plane: KernelPlane,
         roster: Roster,
         orders: mpsc::Sender<Order>,
+        lines: Lines,
     ) -> Self {
         Self {
             running: RwLock::new(Arc::new(running)),
@@ -97,6 +101,7 @@ impl Shared {
             health: Mutex::default(),
             roster: Mutex::new(roster),
             orders,
+            lines,
         }
     }
 

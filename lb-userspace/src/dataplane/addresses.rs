@@ -14,11 +14,15 @@ use netlink_packet_route::address::{
 };
 use rtnetlink::Handle;
 
-use super::{links::LOOPBACK, routes};
+use super::{
+    announce::Announcements,
+    links::{LOOPBACK, check_interfaces},
+    routes,
+    unmarked::Unmarked,
+};
 use crate::model::{Forward, Generation};
 
-/// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. An older kernel forgets the mark, and an address that
-/// a killed daemon left there then counts as the admin's.
+/// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. What an older kernel forgets is in [`Unmarked`].
 const OURS: u8 = b'm';
 
 /// Keeps what forwarding was set to, in case this daemon ends without setting it back.
@@ -30,6 +34,8 @@ pub struct Addresses {
     state: PathBuf,
     /// Settings we changed, and what they were.
     forwarding: Vec<(String, String)>,
+    announcements: Announcements,
+    unmarked: Unmarked,
 }
 
 impl Addresses {
@@ -52,6 +58,8 @@ impl Addresses {
                 .filter(|(path, _)| path.starts_with("/proc/sys/net/ipv"))
                 .map(|(path, old)| (path.to_owned(), old.to_owned()))
                 .collect(),
+            announcements: Announcements::default(),
+            unmarked: Unmarked::load(state),
         })
     }
 
@@ -65,19 +73,36 @@ impl Addresses {
     pub async fn add_all(&mut self, generation: &Generation) -> Result<()> {
         let wanted = self.wanted(generation).await?;
         let present = self.list().await?;
-        alone(generation, &wanted, &present)?;
-        let own = present.iter().filter(|message| !is_ours(message));
-        let own: Vec<_> = own.filter_map(address_of).collect();
-        routes::add_all(&self.handle, generation, &own, self.index(LOOPBACK).await?).await?;
-        for (address, index) in wanted {
+        if let Some(conflict) = self
+            .conflicts(generation, &wanted, &present)
+            .into_iter()
+            .next()
+        {
+            bail!(conflict);
+        }
+        routes::add_all(&self.handle, generation, self.index(LOOPBACK).await?).await?;
+        let mut added = BTreeSet::new();
+        for (&address, &index) in &wanted {
             let local = present.iter().any(|message| {
                 address_of(message) == Some(address)
-                    && (!is_ours(message) || message.header.index == index)
+                    && (!self.is_ours(message) || message.header.index == index)
             });
             if !local {
                 self.add(index, address)
                     .await
                     .with_context(|| format!("cannot add the address {address}"))?;
+                self.announcements.add(address, index);
+                added.insert((address, index));
+            }
+        }
+        let present = match added.is_empty() {
+            true => Vec::new(),
+            false => self.list().await?,
+        };
+        for message in present.iter().filter(|message| !is_marked(message)) {
+            let place = address_of(message).map(|address| (address, message.header.index));
+            if let Some((address, index)) = place.filter(|place| added.contains(place)) {
+                self.unmarked.add(address, index);
             }
         }
         Ok(())
@@ -92,16 +117,21 @@ impl Addresses {
         let wanted = self.wanted(generation).await?;
         routes::prune(&self.handle, generation, lingering).await?;
         for message in self.list().await? {
-            let Some(address) = address_of(&message).filter(|_| is_ours(&message)) else {
+            let Some(address) = address_of(&message).filter(|_| self.is_ours(&message)) else {
                 continue;
             };
             // One of ours on another interface is from an earlier configuration.
             let used = wanted.get(&address) == Some(&message.header.index);
             if !used && !lingering.contains(&address) {
-                self.handle.address().del(message).execute().await?;
+                self.delete(address, message).await?;
             }
         }
         Ok(())
+    }
+
+    /// Tells neighbours of addresses that were added, for the next few seconds; to be called once a second.
+    pub async fn announce(&mut self) {
+        self.announcements.tell(&self.handle).await;
     }
 
     /// The virtual addresses and those of SNAT pools, and the index of the interface where each lives.
@@ -141,8 +171,8 @@ impl Addresses {
     pub async fn remove(&mut self) -> Result<()> {
         routes::remove(&self.handle).await?;
         for message in self.list().await? {
-            if is_ours(&message) {
-                self.handle.address().del(message).execute().await?;
+            if let Some(address) = address_of(&message).filter(|_| self.is_ours(&message)) {
+                self.delete(address, message).await?;
             }
         }
         Ok(())
@@ -260,6 +290,57 @@ impl Addresses {
         Ok(request.execute().await?)
     }
 
+    /// What the box's own addresses forbid. An address of a SNAT pool is refused, since connections of the box would share
+    /// its ports, unless it stands alone on the interface where it belongs, as we would add it.
+    fn conflicts(
+        &self,
+        generation: &Generation,
+        wanted: &BTreeMap<IpAddr, u32>,
+        present: &[AddressMessage],
+    ) -> Vec<String> {
+        let own = || present.iter().filter(|message| !self.is_ours(message));
+        let pools = generation.snat_pools.values();
+        let addresses =
+            pools.flat_map(|pool| pool.addresses.iter().map(move |address| (pool, *address)));
+        let used = generation.snat_addresses();
+        let used = addresses.filter(|(_, address)| used.contains(address));
+        let taken = used.filter(|(_, address)| {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            own().any(|message| {
+                let header = &message.header;
+                let placed =
+                    header.prefix_len == length && wanted.get(address) == Some(&header.index);
+                address_of(message) == Some(*address) && !placed
+            })
+        });
+        let mut found: Vec<_> = taken
+        .map(|(pool, address)| {
+            format!(
+                "SNAT pool {:?} has {address}, which is an address of the box itself\n  \
+                 Connections of the box would share its ports. Take an address that serves nothing else, \
+                 or snat = \"automap\".",
+                pool.name
+            )
+        })
+        .collect();
+        let own: Vec<_> = own().filter_map(address_of).collect();
+        found.extend(routes::conflicts(generation, &own));
+        found
+    }
+
+    async fn delete(&mut self, address: IpAddr, message: AddressMessage) -> Result<()> {
+        let index = message.header.index;
+        self.announcements.forget(address, index);
+        self.handle.address().del(message).execute().await?;
+        self.unmarked.remove(address, index);
+        Ok(())
+    }
+
+    fn is_ours(&self, message: &AddressMessage) -> bool {
+        let known = |address| self.unmarked.holds(address, message.header.index);
+        is_marked(message) || address_of(message).is_some_and(known)
+    }
+
     async fn index(&self, interface: &str) -> Result<u32> {
         let link = self
             .handle
@@ -278,29 +359,22 @@ impl Addresses {
     }
 }
 
-/// Refuses an address of a SNAT pool that the box has for itself: its own connections would share the ports. One that
-/// stands alone on the interface where it belongs is as we would add it (a kernel before 5.18 forgets that we have).
-fn alone(
-    generation: &Generation,
-    wanted: &BTreeMap<IpAddr, u32>,
-    present: &[AddressMessage],
-) -> Result<()> {
-    for address in generation.snat_addresses() {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let own = present.iter().any(|message| {
-            let header = &message.header;
-            let placed = header.prefix_len == length && wanted.get(&address) == Some(&header.index);
-            address_of(message) == Some(address) && !is_ours(message) && !placed
-        });
-        if own {
-            bail!(
-                "the SNAT pool has {address}, which is an address of the box itself\n  \
-                 Connections of the box would share its ports. Take an address that serves nothing else, \
-                 or snat = \"automap\"."
-            );
-        }
+/// What a start on this box would refuse in a generation for the addresses that the box has; nothing where the box has
+/// other interfaces, and so is another one.
+///
+/// # Errors
+///
+/// When the kernel does not tell its addresses.
+pub fn address_conflicts(generation: &Generation) -> Result<Vec<String>> {
+    if check_interfaces(&generation.network).is_err() {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build()?.block_on(async {
+        let addresses = Addresses::open(Path::new(""))?;
+        let wanted = addresses.wanted(generation).await?;
+        Ok(addresses.conflicts(generation, &wanted, &addresses.list().await?))
+    })
 }
 
 fn conf(family: &str, interface: &str, name: &str) -> String {
@@ -314,7 +388,7 @@ fn read(path: &str) -> String {
         .to_owned()
 }
 
-fn is_ours(message: &AddressMessage) -> bool {
+fn is_marked(message: &AddressMessage) -> bool {
     message
         .attributes
         .iter()

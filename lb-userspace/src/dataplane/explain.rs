@@ -9,9 +9,10 @@ use lb_common::{
     access::{Explanation, Spending},
     addr::Addr,
     reason::DropReason,
+    tcp::Phase,
 };
 
-use super::{KernelPlane, RuleCount, policies::interface_index};
+use super::{FlowTable, KernelPlane, RuleCount, policies::interface_index};
 use crate::model::{Name, policy::Action};
 
 /// Who asks to be let in.
@@ -38,8 +39,30 @@ pub struct Found {
     pub refused: Option<DropReason>,
     /// Number of the member; 0 for none.
     pub member: u16,
-    /// The source that the member would see, where it is another.
-    pub snat: Option<Addr>,
+    /// What the member would take for the client, where it is another.
+    pub snat: Option<SocketAddr>,
+    /// The phase of the flow that it would belong to: the client has it open already, and no rule is asked.
+    pub flow: Option<Phase>,
+}
+
+impl Found {
+    /// The answer where the client has the very connection open. Looks at every record, and holds nobody up.
+    pub fn open(table: FlowTable, question: &Question) -> Option<Self> {
+        let socket = |(address, port): (Addr, u16)| address.to_socket_addr(port);
+        let flow = table.all().find(|flow| {
+            socket(flow.route.client()) == question.from
+                && socket(flow.route.address()) == question.to
+                && !flow.phase.ended()
+        })?;
+        Some(Self {
+            virtual_server: flow.virtual_server,
+            rules: [const { None }; 4],
+            refused: None,
+            member: flow.member,
+            snat: Some(socket(flow.route.snat())),
+            flow: Some(flow.phase),
+        })
+    }
 }
 
 /// Is there an interface of this name?
@@ -104,19 +127,26 @@ impl KernelPlane {
         let packet = syn(question).context("the two addresses are of different families")?;
         self.run_packet("explain_tc", &packet, ingress)?;
         let found = self.policies.explanation()?;
+        let member = found.member as u16;
+        let snat = match found.snat {
+            Addr::UNSET => None,
+            like => Some(self.tables.next_source(member, like)),
+        };
         let refused = match found.outcome {
             Explanation::REFUSED => DropReason::ALL
                 .iter()
                 .copied()
                 .find(|reason| *reason as u32 == found.reason),
+            _ if snat == Some(None) => Some(DropReason::PortsExhausted),
             _ => None,
         };
         Ok(Found {
             virtual_server: found.virtual_server as u16,
             rules: found.rules.map(|rule| self.policies.rule_at(rule)),
             refused,
-            member: found.member as u16,
-            snat: (found.snat != Addr::UNSET).then_some(found.snat),
+            member,
+            snat: snat.flatten(),
+            flow: None,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The kernel plane from the daemon's side: loading, attaching, filling the tables, reading them.
 
 mod addresses;
+mod announce;
 mod beside;
 mod bpffs;
 mod clsact;
@@ -14,6 +15,7 @@ mod pairs;
 mod policies;
 mod ports;
 mod probe;
+mod readings;
 mod reset;
 mod routes;
 mod services;
@@ -21,12 +23,12 @@ mod support;
 mod sys;
 mod tables;
 mod trial;
+mod unmarked;
 mod views;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsRawFd,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -42,14 +44,13 @@ use lb_common::{
     event::Cause,
     index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
-    reason::DropReason,
     service::Config,
     stats::TrafficCell,
     tcp,
 };
 
 pub use self::{
-    addresses::Addresses,
+    addresses::{Addresses, address_conflicts},
     ends::FlowEnds,
     explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
@@ -59,7 +60,7 @@ pub use self::{
     policies::RuleCount,
     probe::{Feature, features},
     sys::event,
-    tables::Numbers,
+    tables::{Held, Numbers},
 };
 use self::{
     beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
@@ -94,7 +95,7 @@ pub struct KernelPlane {
     degraded: Vec<DegradedView>,
     adopted: bool,
     /// What [`Self::exhausted`] told last.
-    exhausted: [Option<u64>; 2],
+    exhausted: [u64; 2],
     /// Tells this daemon from every other.
     instance: u32,
 }
@@ -128,7 +129,7 @@ impl KernelPlane {
         let listeners = loader::map(&mut ebpf, "LISTENERS")?.try_into()?;
         let lost = loader::map(&mut ebpf, "FLOW_ENDS_LOST")?.try_into()?;
         let instance = RandomState::new().build_hasher().finish() as u32;
-        Ok(Self {
+        let mut plane = Self {
             ebpf,
             pins,
             tables,
@@ -142,9 +143,12 @@ impl KernelPlane {
             links: Vec::new(),
             degraded: support::degraded(),
             adopted,
-            exhausted: [None; 2],
+            exhausted: [0; 2],
             instance,
-        })
+        };
+        // What an earlier daemon has told of is no news.
+        plane.exhausted();
+        Ok(plane)
     }
 
     /// Were the tables of an earlier daemon taken over?
@@ -181,7 +185,16 @@ impl KernelPlane {
     ///
     /// When there are too many.
     pub fn number(&self, generation: &Generation) -> Result<Numbers> {
-        self.tables.number(generation)
+        self.number_beside(generation, &Held::default())
+    }
+
+    /// As [`Self::number`], and nobody new gets one that is `held`.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many.
+    pub fn number_beside(&self, generation: &Generation, held: &Held) -> Result<Numbers> {
+        self.tables.number(generation, held)
     }
 
     /// The last state that the tables know of a member.
@@ -452,83 +465,18 @@ impl KernelPlane {
         Ok(result.return_value as usize)
     }
 
-    /// Opens the ring buffer of ended flows. Only one process may read it at a time.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be mapped.
-    pub fn flow_ends(&self) -> Result<FlowEnds> {
-        FlowEnds::open(&self.pins)
-    }
-
-    /// Ends of flows that found the ring buffer full, ever.
-    pub fn flow_ends_lost(&self) -> u64 {
-        self.lost.get(&0, 0).map_or(0, |cpus| cpus.iter().sum())
-    }
-
     /// What this kernel or our privileges do not allow, and what follows from it.
     pub fn degraded(&self) -> Vec<DegradedView> {
         let mut degraded = [&self.degraded, self.jumps.left_out()].concat();
-        if !reset::may_send() {
+        if !reset::may_send() || !announce::may_announce() {
             degraded.push(DegradedView {
                 lacks: "cap-net-raw".to_owned(),
-                why: "connections of a member that is ended are reset when their peers speak next"
+                why: "connections of a member that is ended are reset when their peers speak next, and neighbours are \
+                      not told of new addresses"
                     .to_owned(),
             });
         }
         degraded
-    }
-
-    /// SNAT ports in use, by address and member.
-    pub fn ports(&self) -> Vec<PairUsage> {
-        self.tables.usage()
-    }
-
-    /// How many connections were refused for want of ports or records since this was last asked, by reason.
-    pub fn exhausted(&mut self) -> Vec<(DropReason, u64)> {
-        let mut found = Vec::new();
-        for (reason, count) in self.tables.drops() {
-            let seen = match reason {
-                DropReason::PortsExhausted => &mut self.exhausted[0],
-                DropReason::FlowTableFull => &mut self.exhausted[1],
-                _ => continue,
-            };
-            let before = seen.replace(count).unwrap_or(count);
-            if count > before {
-                found.push((reason, count - before));
-            }
-        }
-        found
-    }
-
-    /// SNAT addresses that connections use.
-    pub fn snat_addresses_in_use(&self) -> BTreeSet<IpAddr> {
-        let used = self.ports().into_iter().filter(|usage| usage.used > 0);
-        used.filter_map(|usage| usage.source).collect()
-    }
-
-    /// Chunks of flow records that belong to an address and member, and all of them.
-    pub fn chunks(&self) -> (u64, u64) {
-        self.tables.pairs.chunks()
-    }
-
-    /// Half-open flows.
-    pub fn embryonic(&self) -> u32 {
-        self.tables.embryonic()
-    }
-
-    /// How many flows fit.
-    pub fn flows_max(&self) -> u64 {
-        self.tables.flows_max()
-    }
-
-    /// What was not carried, by reason.
-    pub fn drops(&self) -> BTreeMap<String, u64> {
-        self.tables
-            .drops()
-            .into_iter()
-            .map(|(reason, count)| (reason.word().to_owned(), count))
-            .collect()
     }
 
     /// The programs' log lines, as they are written (`run --kernel-log`).

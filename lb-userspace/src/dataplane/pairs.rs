@@ -17,7 +17,7 @@ use aya::{
 use lb_common::{
     addr::Addr,
     index::{BY_KEY, Bucket, PAIR_BUCKETS, WAYS, pair_bucket},
-    pair::{CHUNK, Chunk, MAX_SOURCES, Mark, PLACES, Pair, PortSet, SOURCE_PAIRS, Source},
+    pair::{self, CHUNK, Chunk, MAX_SOURCES, Mark, PLACES, Pair, PortSet, SOURCE_PAIRS, Source},
     tcp::Phase,
 };
 
@@ -343,6 +343,54 @@ impl Pairs {
         bail!("the table of pairs has no place for {:?}", source.to_ip())
     }
 
+    /// Address and port that the next connection from a source would get: a source that has the pair `like`, when its
+    /// turn is `turn`. `None`: every port is in use, and a connection finds one only where another yields.
+    pub(super) fn next(&self, like: &Identity, epoch: u32, turn: u32) -> Option<(Addr, u16)> {
+        let number = self.numbers.get(like)?;
+        let indices = (epoch & 1) * MAX_SOURCES..((epoch & 1) + 1) * MAX_SOURCES;
+        let source = indices
+            .filter_map(|index| Some(self.sources.get(&index, 0).ok()?.0))
+            .find(|source| source.pairs[..source.count as usize].contains(number))?;
+        let start = pair::first(turn, source.count) as usize;
+        let pairs = source.pairs[start..].iter().take(source.count as usize);
+        let mut kinds = [Mark::Free, Mark::Resting].into_iter();
+        kinds.find_map(|kind| {
+            pairs.clone().find_map(|number| {
+                let pair = &self.pairs[usize::from(*number)];
+                let port = self.port(pair, kind)?;
+                Some((sys::identity(pair).0.0, port))
+            })
+        })
+    }
+
+    /// The port of a pair that the programs would come to first.
+    fn port(&self, pair: &Pair, kind: Mark) -> Option<u16> {
+        let cursor = pair.cursor.load(SeqCst) as usize;
+        let bound = (0..=PLACES).find_map(|step| {
+            let place = (cursor / CHUNK as usize + step) % PLACES;
+            let chunk = pair.chunks[place].load(SeqCst) as usize;
+            let chunk = self.chunks.get(chunk).filter(|_| chunk != 0)?;
+            let ports = match kind {
+                Mark::Resting => chunk.resting.load(SeqCst),
+                _ => chunk.free.load(SeqCst),
+            };
+            // At its own place the cursor has passed the lower ones; they come last.
+            let ahead = match step {
+                0 => ports & u64::MAX << (cursor % CHUNK as usize),
+                _ => ports,
+            };
+            lowest_port(place, ahead)
+        });
+        if bound.is_some() || kind == Mark::Resting {
+            return bound;
+        }
+        let set = self.sets.get(pair.ports.load(SeqCst) as usize)?;
+        let unbound = |place: &usize| pair.chunks[*place].load(SeqCst) == 0;
+        (0..PLACES)
+            .filter(unbound)
+            .find_map(|place| lowest_port(place, set.words[place].load(SeqCst)))
+    }
+
     /// Do flows of lanes live?
     pub(super) fn lanes_bound(&self) -> bool {
         let lanes = self.numbers.iter();
@@ -406,6 +454,12 @@ fn arrange(seed: u64, epoch: u32, entries: &[(Identity, u32)]) -> Option<Vec<[u3
         *bucket.iter_mut().find(|entry| **entry == 0)? = tag << 16 | number;
     }
     Some(table)
+}
+
+/// The lowest of the ports of a place.
+fn lowest_port(place: usize, ports: u64) -> Option<u16> {
+    let port = place as u32 * CHUNK + ports.trailing_zeros();
+    (ports != 0).then_some(port as u16)
 }
 
 fn mark(pair: &Pair, kind: Mark, place: usize, on: bool) {

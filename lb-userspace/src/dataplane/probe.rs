@@ -76,7 +76,9 @@ pub fn features() -> Vec<Feature> {
         feature(
             "marks on addresses (IFA_PROTO)",
             (5, 18),
-            Some("virtual addresses that a killed daemon left count as the admin's"),
+            Some(
+                "which addresses are the daemon's is written down below --state, and lost with it",
+            ),
             since(5, 18),
         ),
         feature(

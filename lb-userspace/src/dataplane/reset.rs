@@ -92,7 +92,7 @@ impl Reset {
 }
 
 /// RFC 1071, of an even number of bytes.
-fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
+pub(super) fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
     let sum = bytes.enumerate().fold(0u32, |sum, (at, byte)| {
         sum + (u32::from(*byte) << if at % 2 == 0 { 8 } else { 0 })
     });

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -22,31 +22,28 @@ const LOCAL: u32 = 255;
 /// A prefix: its first address and its length.
 type Prefix = (IpAddr, u8);
 
-/// Makes the prefixes of a generation local. `own` are the addresses that the box has by itself, `lo` the index of
-/// loopback.
+/// What forbids the prefixes of a generation on this box: one that holds an address of `own`, those that the box has by
+/// itself, would cut it off from its neighbours.
+pub(super) fn conflicts(generation: &Generation, own: &[IpAddr]) -> Vec<String> {
+    let servers = generation.virtual_servers.iter();
+    let prefixes = servers.filter(|server| server.at.is_prefix());
+    let conflict = prefixes.filter_map(|server| {
+        let address = own.iter().find(|address| server.at.holds(**address))?;
+        Some(format!(
+            "virtual server {:?} takes {}, which holds the box's own address {address}\n  \
+             The box could no longer reach its neighbours there. Use a prefix that is routed to the box.",
+            server.name, server.at
+        ))
+    });
+    conflict.collect()
+}
+
+/// Makes the prefixes of a generation local. `lo` is the index of loopback.
 ///
 /// # Errors
 ///
-/// When a prefix holds an address of the box, which would cut it off from its neighbours, or the kernel refuses.
-pub(super) async fn add_all(
-    handle: &Handle,
-    generation: &Generation,
-    own: &[IpAddr],
-    lo: u32,
-) -> Result<()> {
-    for server in &generation.virtual_servers {
-        let held = own
-            .iter()
-            .find(|address| server.at.is_prefix() && server.at.holds(**address));
-        if let Some(address) = held {
-            bail!(
-                "virtual server {:?} takes {}, which holds the box's own address {address}\n  \
-                 The box could no longer reach its neighbours there. Use a prefix that is routed to the box.",
-                server.name,
-                server.at
-            );
-        }
-    }
+/// When the kernel refuses.
+pub(super) async fn add_all(handle: &Handle, generation: &Generation, lo: u32) -> Result<()> {
     let present = list(handle).await?;
     for (address, length) in wanted(generation) {
         let known = present

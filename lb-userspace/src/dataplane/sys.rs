@@ -1,4 +1,5 @@
-//! The one place with unsafe code: arrays of the kernel mapped into memory, and plain records as map values.
+//! The one place with unsafe code: arrays of the kernel mapped into memory, plain records as map values, addresses on a
+//! link.
 #![expect(
     unsafe_code,
     reason = "shared memory with the kernel; each block states its condition"
@@ -23,6 +24,7 @@ use lb_common::{
     stats::TrafficCell,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+use socket2::{SockAddr, SockAddrStorage};
 
 /// A record that a map holds as it is.
 #[repr(transparent)]
@@ -141,6 +143,20 @@ pub(super) fn flow_end(bytes: &[u8]) -> Option<FlowEnd> {
 pub(super) fn route(flow: &Flow) -> Route {
     // SAFETY: inside a live mapping; volatile, since the memory is shared with the kernel.
     unsafe { (&raw const flow.route).read_volatile() }
+}
+
+/// Where a packet socket sends to: a station on the link of an interface (packet(7)).
+pub(super) fn link_address(index: u32, protocol: u16, station: [u8; 6]) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: one of the platform's socket addresses; integers, so any bytes are a value.
+    let address: &mut libc::sockaddr_ll = unsafe { storage.view_as() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = index.cast_signed();
+    address.sll_halen = station.len() as u8;
+    address.sll_addr[..station.len()].copy_from_slice(&station);
+    // SAFETY: the storage holds an address of this family and length.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as u32) }
 }
 
 /// Who a pair is, and whether it is in use.

@@ -71,6 +71,15 @@ pub struct Numbers {
     pub virtual_servers: Index<Name, u16>,
 }
 
+/// Numbers that something out of the tables' sight may still count under.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Of members.
+    pub members: BTreeSet<u16>,
+    /// Of virtual servers.
+    pub virtual_servers: BTreeSet<u16>,
+}
+
 impl Tables {
     /// Takes the tables out of the loaded object.
     ///
@@ -114,12 +123,13 @@ impl Tables {
             .filter(|config| config.generation != 0)
     }
 
-    /// Finds a number for every member and virtual server: the one it had, else one that nobody uses.
+    /// Finds a number for every member and virtual server: the one it had, else one that nobody uses and that is not
+    /// `held`.
     ///
     /// # Errors
     ///
     /// When there are more of them than numbers.
-    pub(super) fn number(&self, generation: &Generation) -> Result<Numbers> {
+    pub(super) fn number(&self, generation: &Generation, held: &Held) -> Result<Numbers> {
         let mut numbers = Numbers::default();
         let epoch = self.config().map_or(0, |config| config.epoch as u16);
         let mut known_members = Index::new();
@@ -150,6 +160,7 @@ impl Tables {
                 }
             }
         }
+        taken_members.extend(&held.members);
         let mut free = (1..MAX_MEMBERS as u16)
             .filter(|number| !taken_members.contains(number) && idle(self.member_cells, *number));
         for key in fresh {
@@ -159,7 +170,8 @@ impl Tables {
             reset(&self.member_cells[usize::from(number)]);
             numbers.members.insert(key, number);
         }
-        let taken: Vec<u16> = known_services.values().copied().collect();
+        let known = known_services.values().copied();
+        let taken: Vec<u16> = known.chain(held.virtual_servers.iter().copied()).collect();
         // A virtual server that was split keeps its number once.
         let mut given = HashSet::new();
         let mut fresh = Vec::new();
@@ -362,7 +374,7 @@ impl Tables {
                 Some(next) if next.service.forward == Service::PROXY && carries => {
                     next.service.forward = Service::PROXY_AFTER;
                 }
-                None if carries && old.service.forward != Service::PROXY_AFTER => {
+                None if carries => {
                     let mut gone = *old;
                     gone.service.forward = Service::GONE;
                     placed.push(gone);
@@ -430,6 +442,16 @@ impl Tables {
     /// How much of every pair is in use.
     pub(super) fn usage(&self) -> Vec<PairUsage> {
         self.pairs.usage()
+    }
+
+    /// What the next connection to a member would come from, one of whose SNAT addresses is `like`; `None`: every port is
+    /// in use.
+    pub(super) fn next_source(&self, member: u16, like: Addr) -> Option<SocketAddr> {
+        let record = self.members.get(&u32::from(member), 0).ok()?.0;
+        let turn = self.allocation[0].turn.load(Relaxed);
+        let identity = (like, record.address, record.port);
+        let (address, port) = self.pairs.next(&identity, self.config()?.epoch, turn)?;
+        Some(SocketAddr::new(address.to_ip(), port))
     }
 
     /// How often a packet or connection was not carried, by reason.

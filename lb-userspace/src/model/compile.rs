@@ -336,6 +336,7 @@ mod tests {
                 name: format!("rule{number}").into(),
                 enabled: self.below(5) != 0,
                 source: source.into(),
+                source_file: None,
                 vlans: if condition == 0 {
                     vec![1 + self.below(3) as u16]
                 } else {

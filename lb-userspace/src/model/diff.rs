@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Generation, Name, show};
 
+/// Characters of a value that a report shows.
+const LONGEST: usize = 256;
+
 /// What becomes of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -84,11 +87,13 @@ fn difference(object: &str, change: Change, details: Vec<String>) -> Difference 
 
 fn changed_keys(old: &show::Table, new: &show::Table) -> Vec<String> {
     let value = |table: &show::Table, key: &str| {
-        let found = table.keys.iter().find(|(name, _)| *name == key);
+        let mut all = table.keys.iter().chain(&table.notes);
+        let found = all.find(|(name, _)| *name == key);
         found.map_or_else(|| "unset".to_owned(), |(_, value)| value.clone())
     };
     let mut keys: Vec<&str> = Vec::new();
-    for (key, _) in old.keys.iter().chain(&new.keys) {
+    let all = old.keys.iter().chain(&new.keys);
+    for (key, _) in all.chain(&old.notes).chain(&new.notes) {
         if !keys.contains(key) {
             keys.push(key);
         }
@@ -96,6 +101,14 @@ fn changed_keys(old: &show::Table, new: &show::Table) -> Vec<String> {
     keys.into_iter()
         .map(|key| (key, value(old, key), value(new, key)))
         .filter(|(_, old, new)| old != new)
-        .map(|(key, old, new)| format!("{key}: {old} → {new}"))
+        .map(|(key, old, new)| format!("{key}: {} → {}", brief(&old), brief(&new)))
         .collect()
+}
+
+/// A value as a report shows it.
+fn brief(value: &str) -> String {
+    match value.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… ({} characters)", &value[..end], value.chars().count()),
+        None => value.to_owned(),
+    }
 }

@@ -1,6 +1,6 @@
 //! Policies: who may connect, and when.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use jiff::{Timestamp, tz::TimeZone};
 pub use lb_common::access::Action;
@@ -33,6 +33,8 @@ pub struct Rule {
     pub enabled: bool,
     /// From where; sorted and disjoint. Every address where it names none.
     pub source: Arc<[Range]>,
+    /// Where a part of these was read.
+    pub source_file: Option<SourceFile>,
     /// On these VLANs only; empty: on any, and without a tag.
     pub vlans: Vec<u16>,
     /// On these interfaces only; empty: on any.
@@ -43,6 +45,15 @@ pub struct Rule {
     pub action: Action,
     /// Are matches logged?
     pub log: bool,
+}
+
+/// `rule.source_file`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What the rule names beside it; sorted and disjoint.
+    pub beside: Arc<[Range]>,
 }
 
 impl Rule {

@@ -23,6 +23,8 @@ pub struct Table {
     repeated: bool,
     /// Keys and values, as TOML writes them.
     pub keys: Vec<(&'static str, String)>,
+    /// What no key says: what a file held that a key names. Comments in the printed file.
+    pub notes: Vec<(&'static str, String)>,
 }
 
 impl Table {
@@ -32,6 +34,7 @@ impl Table {
             header: header.into(),
             repeated: false,
             keys: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -66,6 +69,9 @@ pub fn text(generation: &Generation) -> String {
         }
         for (key, value) in &table.keys {
             let _ = writeln!(text, "{key} = {value}");
+        }
+        for (what, value) in &table.notes {
+            let _ = writeln!(text, "# {what}: {value}");
         }
     }
     text

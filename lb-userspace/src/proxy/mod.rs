@@ -34,7 +34,7 @@ pub use self::{
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
     scout::Fallback,
-    worker::{DrainReport, Proxy},
+    worker::{Cutter, DrainReport, Proxy},
 };
 use crate::{
     model::{Name, Places, StartTls},

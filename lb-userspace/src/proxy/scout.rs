@@ -53,6 +53,11 @@ impl Fallback {
         &self.pool
     }
 
+    /// Is it this one?
+    pub fn is_of(&self, pool: &Arc<LivePool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
     /// What all members announce that a session may get. Asks those of whom too little is known; other sessions wait
     /// for the same answer.
     pub(super) async fn offers(&self, service: &Service, timeouts: &Timeouts) -> Arc<Offers> {

@@ -4,7 +4,11 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -37,7 +41,7 @@ const CUT: Duration = Duration::from_millis(500);
 pub struct DrainReport {
     /// Sessions that ended in their own time.
     pub finished: usize,
-    /// Sessions that the deadline cut.
+    /// Sessions that the deadline or a [`Cutter`] cut.
     pub cut: usize,
 }
 
@@ -47,6 +51,8 @@ pub struct Proxy {
     workers: Vec<JoinHandle<()>>,
     live: Vec<Arc<Live>>,
     events: Arc<Events>,
+    /// Sessions that a [`Cutter`] has cut.
+    cut: Arc<AtomicUsize>,
     /// Closes when the last worker has ended.
     ended: mpsc::Receiver<()>,
 }
@@ -78,6 +84,7 @@ impl Proxy {
             workers: Vec::new(),
             live: Vec::new(),
             events,
+            cut: Arc::default(),
             ended,
         };
         for listeners in listeners {
@@ -109,6 +116,15 @@ impl Proxy {
         self.raise(Control::StopAccepting);
     }
 
+    /// What ends a drain before its deadline, from another thread.
+    pub fn cutter(&self) -> Cutter {
+        Cutter {
+            control: self.control.clone(),
+            live: self.live.clone(),
+            cut: self.cut.clone(),
+        }
+    }
+
     /// Ends every session: between messages at once with 421 4.3.2, within one when it is over, or
     /// at the deadline. Blocks until the workers have ended.
     pub fn drain(mut self, deadline: Duration) -> DrainReport {
@@ -116,7 +132,7 @@ impl Proxy {
         self.raise(Control::Drain);
         let cut = match self.ended.recv_timeout(deadline) {
             Err(mpsc::RecvTimeoutError::Timeout) => self.count(),
-            _ => 0,
+            _ => self.cut.load(Relaxed),
         };
         self.raise(Control::Cut);
         for worker in self.workers.drain(..) {
@@ -157,8 +173,28 @@ impl Proxy {
     }
 
     fn count(&self) -> usize {
-        self.live.iter().map(|live| live.count()).sum()
+        count(&self.live)
     }
+}
+
+/// Cuts the sessions of a [`Proxy`].
+pub struct Cutter {
+    control: watch::Sender<Orders>,
+    live: Vec<Arc<Live>>,
+    cut: Arc<AtomicUsize>,
+}
+
+impl Cutter {
+    /// Ends every session now; the client is told 421 4.3.2.
+    pub fn cut(self) {
+        self.cut.store(count(&self.live), Relaxed);
+        self.control
+            .send_if_modified(|orders| orders.raise(Control::Cut));
+    }
+}
+
+fn count(live: &[Arc<Live>]) -> usize {
+    live.iter().map(|live| live.count()).sum()
 }
 
 impl Drop for Proxy {

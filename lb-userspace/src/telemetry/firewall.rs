@@ -1,10 +1,6 @@
 //! The firewall log: one line for each connection that a logged rule or a limit decided.
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-    net::SocketAddr,
-};
+use std::{fmt, net::SocketAddr};
 
 use jiff::Timestamp;
 
@@ -31,15 +27,6 @@ pub struct FirewallEvent {
     pub interface: u32,
     /// VLAN identifier; 0 without a tag.
     pub vlan: u16,
-}
-
-impl FirewallEvent {
-    /// Prints the line for journald, or whoever reads the daemon's output.
-    pub fn print(&self) {
-        // One write, so that lines never mix. A reader that went away must not end anything.
-        let line = format!("{self}\n");
-        let _ = io::stdout().lock().write_all(line.as_bytes());
-    }
 }
 
 impl fmt::Display for FirewallEvent {

@@ -2,4 +2,5 @@
 
 pub mod firewall;
 pub mod flow;
+pub mod lines;
 pub mod session;

@@ -2,11 +2,11 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::{self, Write as _},
     net::SocketAddr,
     time::Duration,
 };
 
+use super::lines::Lines;
 use crate::{
     model::Name,
     smtp::{end::End, phase::Phase},
@@ -71,16 +71,9 @@ pub trait SessionSink: Send + Sync {
     fn session_ended(&self, session: &SessionEnd);
 }
 
-/// Prints lines for journald, or whoever reads the daemon's output.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StdoutLog;
-
-impl SessionSink for StdoutLog {
+impl SessionSink for Lines {
     fn session_ended(&self, session: &SessionEnd) {
-        // One write, so that lines of several workers never mix.
-        let line = format!("{session}\n");
-        // A reader that went away must not end sessions.
-        let _ = io::stdout().lock().write_all(line.as_bytes());
+        self.say(session);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     model::{
         Guard, Name, Policy, Rule,
         compile::compile,
-        policy::{Action, Range},
+        policy::{Action, Range, SourceFile},
     },
 };
 
@@ -125,12 +125,15 @@ fn policy(raw: &raw::Policy<'_>, directory: &Path, faults: &mut Faults) -> Optio
 }
 
 fn rule(raw: &raw::Rule<'_>, directory: &Path, faults: &mut Faults) -> Option<Rule> {
+    let named = raw.source_file.get().map(|path| SourceFile {
+        path: directory.join(path),
+        beside: Range::merged(raw.source.get().cloned().unwrap_or_default()).into(),
+    });
     let source = match (&raw.source, &raw.source_file) {
         (Field::Absent, Field::Absent) => Some(vec![Range::ALL]),
         (Field::Is(ranges), Field::Absent) => Some(ranges.value.clone()),
         (listed, Field::Is(path)) => {
-            let path = directory.join(path.value);
-            let read = source_file(raw, &path, faults);
+            let read = source_file(raw, &directory.join(path.value), faults);
             match listed {
                 Field::Wrong => None,
                 Field::Absent => read,
@@ -170,6 +173,7 @@ fn rule(raw: &raw::Rule<'_>, directory: &Path, faults: &mut Faults) -> Option<Ru
         name: (*raw.name.get()?).into(),
         enabled: raw.enabled.clone().or(true)?,
         source: Range::merged(source?).into(),
+        source_file: named,
         vlans: raw.vlans.clone().or(Vec::new())?,
         interfaces: names?,
         schedule: schedule?,

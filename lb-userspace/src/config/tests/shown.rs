@@ -1,6 +1,6 @@
 //! A generation in the words of the file loads to itself, and two of them are compared by these words.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
 use super::{BASE, parse};
 use crate::model::{
@@ -108,6 +108,67 @@ fn what_is_shown_loads_to_the_same() {
             []
         );
     }
+}
+
+/// A policy of one rule, on whatever the file has else.
+fn with_rule(rule: &str) -> String {
+    format!(
+        "{BASE}\n[policy.edge]\ndefault = \"accept\"\n[[policy.edge.rule]]\nname = \"bad\"\n{rule}\naction = \"drop\"\n"
+    )
+}
+
+#[test]
+fn sources_of_any_number_load_again() {
+    let feed = |count: u32, step: u32| -> Vec<String> {
+        let address = |place: u32| Ipv4Addr::from(0x0a00_0001 + place * step);
+        (0..count).map(|place| address(place).to_string()).collect()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.txt");
+    let named = format!("source_file = {:?}", path.display().to_string());
+    let odd = "source = [\"192.0.2.0/25\", \"192.0.2.130-192.0.2.140\", \"2001:db8::/33\"]";
+    for (rule, held) in [
+        (odd.to_owned(), String::new()),
+        ("source = \"::/1\"".to_owned(), String::new()),
+        (format!("source = {:?}", feed(257, 2)), String::new()),
+        (
+            format!("source = \"{}\"", feed(80_000, 3).join(" ")),
+            String::new(),
+        ),
+        (named.clone(), String::new()),
+        (named.clone(), feed(100_000, 5).join("\n")),
+        (
+            format!("{named}\nsource = \"192.0.2.1\""),
+            "192.0.2.2".to_owned(),
+        ),
+        (
+            format!("{named}\nsource = \"::/0 0.0.0.0/0\""),
+            String::new(),
+        ),
+    ] {
+        fs::write(&path, held).unwrap();
+        let once = generation(&with_rule(&rule));
+        let shown = show::text(&once);
+        assert!(
+            generation(&shown) == once,
+            "{}",
+            &shown[..2000.min(shown.len())]
+        );
+    }
+    assert!(
+        show::text(&generation(&with_rule(odd))).contains(
+            "source = [\"192.0.2.0/25\", \"192.0.2.130-192.0.2.140\", \"2001:db8::/33\"]\n"
+        )
+    );
+    let before = generation(&with_rule(&named));
+    fs::write(&path, "192.0.2.3").unwrap();
+    let after = generation(&with_rule(&named));
+    let found = diff::between(&before, &after, &BTreeSet::new());
+    let told = &found[0].details;
+    assert!(
+        told.len() == 1 && told[0].starts_with("sources when it was read: 0 ranges, fingerprint "),
+        "{told:?}"
+    );
 }
 
 #[test]

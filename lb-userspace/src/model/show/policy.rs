@@ -7,8 +7,8 @@ use lb_common::addr::Addr;
 use super::{Table, bare, named, quoted};
 use crate::model::policy::{Action, Guard, Policy, Range, Rule, Schedule};
 
-/// Ranges of a rule that are written out; of more, number and fingerprint stand for a file.
-const WRITTEN: usize = 256;
+/// Ranges of a rule that are written as a list.
+const LISTED: usize = 256;
 /// Days as they are written, Monday first.
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
@@ -72,24 +72,28 @@ fn rule(policy: &Policy, rule: &Rule) -> Table {
     table.repeated = true;
     table.word("name", &rule.name);
     table.number("enabled", rule.enabled);
-    match &rule.source[..] {
-        [all] if *all == Range::ALL => {}
-        many if many.len() > WRITTEN => {
-            let hash = many.iter().fold(0u64, |hash, range| {
-                let words = [range.first >> 64, range.first, range.last >> 64, range.last];
-                words.iter().fold(hash, |hash, word| {
-                    (hash ^ *word as u64).wrapping_mul(0x0100_0000_01b3)
-                })
-            });
-            table.word(
-                "source",
-                &format!("{} ranges, fingerprint {hash:016x}", many.len()),
-            );
-        }
-        few => {
-            let texts: Vec<_> = few.iter().flat_map(|range| written(*range)).collect();
-            table.list("source", texts.iter().map(String::as_str));
-        }
+    let (listed, file) = match &rule.source_file {
+        Some(file) => (&file.beside, Some(&file.path)),
+        None => (&rule.source, None),
+    };
+    let texts: Vec<_> = listed.iter().flat_map(|range| written(*range)).collect();
+    match &listed[..] {
+        [] => {}
+        [all] if *all == Range::ALL && file.is_none() => {}
+        few if few.len() <= LISTED => table.list("source", texts.iter().map(String::as_str)),
+        // One text takes no more room than the file's own.
+        _ => table.word("source", &texts.join(" ")),
+    }
+    if let Some(path) = file {
+        table.word("source_file", &super::path(path));
+        table.notes.push((
+            "sources when it was read",
+            format!(
+                "{} ranges, fingerprint {:016x}",
+                rule.source.len(),
+                fingerprint(&rule.source)
+            ),
+        ));
     }
     if !rule.vlans.is_empty() {
         let vlans: Vec<_> = rule.vlans.iter().map(ToString::to_string).collect();
@@ -109,6 +113,16 @@ fn rule(policy: &Policy, rule: &Rule) -> Table {
         table.number("schedule", when(schedule));
     }
     table
+}
+
+/// Tells two lists of ranges apart (FNV-1a, by words).
+fn fingerprint(ranges: &[Range]) -> u64 {
+    let words = ranges
+        .iter()
+        .flat_map(|range| [range.first >> 64, range.first, range.last >> 64, range.last]);
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+        (hash ^ word as u64).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// A range as entries of a source: one of addresses of both families falls apart where IPv4 lies.
@@ -133,9 +147,15 @@ fn written(range: Range) -> Vec<String> {
         let words = [96, 64, 32, 0].map(|shift| ((number >> shift) as u32).to_be());
         Addr(words).to_ip()
     };
-    let text = |part: Range| match (address(part.first), address(part.last)) {
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
+    let text = |part: Range| {
+        let (first, last) = (address(part.first), address(part.last));
+        let length = (part.first ^ part.last).leading_zeros() as u8;
+        let length = if first.is_ipv4() { length - 96 } else { length };
+        match Range::prefix(first, length) == part {
+            true if first == last => first.to_string(),
+            true => format!("{first}/{length}"),
+            false => format!("{first}-{last}"),
+        }
     };
     parts.map(text).collect()
 }

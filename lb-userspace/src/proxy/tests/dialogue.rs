@@ -257,6 +257,24 @@ fn drain_ends_idle_sessions_and_waits_for_messages() {
 }
 
 #[test]
+fn a_drain_that_takes_too_long_for_somebody_is_cut() {
+    let mut lab = Lab::new(Kind::Plain, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.expect("MAIL FROM:<a@b>", "250 ");
+    client.expect("DATA", "354 ");
+    client.send("half\r\n.\r");
+    let proxy = lab.proxy.take().unwrap();
+    let cutter = proxy.cutter();
+    let drain = std::thread::spawn(move || proxy.drain(std::time::Duration::MAX));
+    cutter.cut();
+    let report = drain.join().unwrap();
+    assert_eq!((report.finished, report.cut), (0, 1));
+    assert!(lab.seen().ends_with("LOST"));
+    assert_eq!(lab.end().end, End::Cut);
+}
+
+#[test]
 fn a_deadline_cuts_messages_and_no_member_takes_half_of_one() {
     let mut lab = Lab::new(Kind::Plain, &[good]);
     let mut client = lab.connect();
