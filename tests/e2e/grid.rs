@@ -168,3 +168,64 @@ fn every_point_of_the_grid_carries_mail_byte_by_byte() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn servers_learn_the_client_by_xclient() -> Result<()> {
+    let port = |server: usize, client: usize| 2000 + 10 * client as u16 + server as u16;
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let site = Site::start_mixed(lab, &[Mta::Postfix])?;
+        let mut config = Config::new(lab, "tc");
+        config.certificate("mail", &site.certificate);
+        config.monitor("opens", "tcp");
+        for family in Family::ALL {
+            for (s, (server, at)) in SERVER.into_iter().enumerate() {
+                let pool = format!("{server}-{}", tag(family));
+                config.pool_of(&pool, &lab.members[0], family, at);
+                for (c, (client, tls, _)) in CLIENT.into_iter().enumerate() {
+                    let name = format!("{client}-{pool}");
+                    config.proxy(&name, family.virtual_address(), port(s, c), &pool, tls);
+                    config.raw(&format!("server_tls = \"{server}\"\nxclient = true"));
+                    if server != "none" {
+                        config.raw(&format!(
+                            "server_roots = \"{}\"\nserver_name = \"m1.lab.example\"",
+                            site.ca.display()
+                        ));
+                    }
+                }
+            }
+        }
+        let daemon = Daemon::start(lab, config.text())?;
+        daemon.wait_for_checked()?;
+        let scene = Scene { lab, site, daemon };
+        let mut sent = Vec::new();
+        let mut clients = BTreeMap::new();
+        for family in Family::ALL {
+            for (s, c) in (0..SERVER.len()).flat_map(|s| (0..CLIENT.len()).map(move |c| (s, c))) {
+                for &mode in CLIENT[c].2 {
+                    let options = Options {
+                        mode,
+                        run: format!("{s}-{c}-{mode:?}-{}", tag(family)).to_lowercase(),
+                        helo: "xclient.lab.example".to_owned(),
+                        ..Options::to((family.virtual_address(), port(s, c)).into())
+                    };
+                    let client = &lab.clients[c % 2];
+                    let outcomes = scene.send(client, &options)?;
+                    clients.extend(
+                        outcomes
+                            .iter()
+                            .map(|outcome| (outcome.id.clone(), client.address(family))),
+                    );
+                    sent.extend(outcomes);
+                }
+            }
+        }
+        scene.check_balance(&sent)?;
+        for arrival in scene.site.arrivals()? {
+            let id = arrival.id.clone().unwrap_or_default();
+            let peer = arrival.peer.map(|peer| peer.ip());
+            ensure!(peer == Some(clients[&id]), "{arrival:?}");
+            ensure!(arrival.helo == "xclient.lab.example", "{arrival:?}");
+        }
+        Ok(())
+    })
+}
