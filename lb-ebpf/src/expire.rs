@@ -18,7 +18,7 @@ use lb_common::{
 use crate::{
     Tables, atomic,
     marks::{self, NONE},
-    opaque::opaque,
+    opaque::{self, opaque},
     ports, report,
 };
 
@@ -41,7 +41,7 @@ pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
         0
     };
     pair.hand.store(place * CHUNK + start + probes, Relaxed);
-    let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
+    let bound = pair.chunks[opaque::index::<PLACES>(u64::from(place))].load(Relaxed);
     let Some(chunk) = tables.chunk(bound) else {
         return 0;
     };

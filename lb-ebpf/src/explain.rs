@@ -11,7 +11,7 @@ use lb_common::{
 use crate::{
     Frame, Tables,
     access::{ACCEPTED, Knock, guard, reason},
-    opaque::opaque,
+    opaque,
     parse::Deep,
     service,
 };
@@ -76,7 +76,7 @@ fn look<T: Tables>(
         // Of a SNAT pool the first: the daemon knows whose turn it is, and which ports are free.
         let pair = tables
             .pool(service.pool)
-            .map(|pool| pool.sources[opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1)])
+            .map(|pool| pool.sources[opaque::index::<POOL_MEMBERS>(u64::from(chosen >> 16))])
             .and_then(|source| tables.source(u32::from(source)))
             .filter(|source| source.count != 0)
             .and_then(|source| tables.pair(u32::from(source.pairs[0])));

@@ -17,7 +17,7 @@ use lb_common::{
     tcp::{Direction, Flags, Phase, plausible, tick},
 };
 
-use crate::{Packet, Tables, atomic, expire, index, opaque::opaque, ports, report, service, shift};
+use crate::{Packet, Tables, atomic, expire, index, opaque, ports, report, service, shift};
 
 /// Where a packet belongs: a word, so that a function of its own can give it back.
 #[derive(Clone, Copy)]
@@ -103,7 +103,7 @@ pub(crate) fn open<T: Tables>(
         return Err(DropReason::NoMember);
     }
     // The optimiser has seen that the place is one; the verifier has not.
-    let place = opaque(u64::from(chosen >> 16)) as usize & (POOL_MEMBERS - 1);
+    let place = opaque::index::<POOL_MEMBERS>(u64::from(chosen >> 16));
     let number = chosen & 0xffff;
     let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
     let got = tables.take(u32::from(pool.sources[place]));

@@ -12,7 +12,10 @@ use lb_common::{
     tcp::{Direction, Phase},
 };
 
-use crate::{Tables, atomic, opaque::opaque};
+use crate::{
+    Tables, atomic,
+    opaque::{self, opaque},
+};
 
 /// A bucket that is filled beyond this shares new entries with the other one.
 const HALF: u32 = 10;
@@ -209,7 +212,7 @@ pub(crate) fn entry(bucket: &Bucket, mask: u64) -> u32 {
 #[inline(always)]
 fn place(mask: u64) -> usize {
     let bit = lowest(opaque(mask));
-    (bit << 1 | bit >> 5) as usize & (WAYS - 1)
+    opaque::index::<WAYS>(u64::from(bit << 1 | bit >> 5))
 }
 
 /// Which entries have a tag, as a mask.

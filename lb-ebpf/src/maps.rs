@@ -68,6 +68,7 @@ use crate::{
     answer::{ANSWERS, Notice},
     flow::Note,
     icmp::Quote,
+    opaque,
     parse::Deep,
     report,
     shift::Workspace,
@@ -281,7 +282,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn usable(&self, set: u32, place: u32) -> u64 {
         record(&PORT_SETS, set).map_or(0, |set| {
-            set.words[place as usize & (PLACES - 1)].load(Relaxed)
+            set.words[opaque::index::<PLACES>(u64::from(place))].load(Relaxed)
         })
     }
 

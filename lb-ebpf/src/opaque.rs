@@ -13,6 +13,14 @@ pub(crate) fn opaque(mut value: u64) -> u64 {
     value
 }
 
+/// An index below a power of two. What is one already is masked all the same, where the verifier sees it: before Linux 6.8
+/// it knows nothing of numbers put together with `|`.
+#[inline(always)]
+pub(crate) fn index<const BELOW: usize>(place: u64) -> usize {
+    const { assert!(BELOW.is_power_of_two()) };
+    opaque(place) as usize & (BELOW - 1)
+}
+
 /// Makes bytes zeros, eight at a time. The optimiser would call the target's own `memset`, which takes one at a time.
 #[inline(always)]
 pub(crate) fn blank<const N: usize>(bytes: &mut [u8; N]) {

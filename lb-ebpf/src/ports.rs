@@ -16,7 +16,7 @@ use lb_common::{
 use crate::{
     Tables, atomic, expire,
     marks::{self, NONE},
-    opaque::opaque,
+    opaque::{self, opaque},
 };
 
 /// How often a search is tried while other CPUs are faster, or marks are stale.
@@ -68,7 +68,7 @@ pub(crate) fn take<T: Tables>(tables: &T, number: u32) -> u64 {
             return got;
         }
     }
-    let first = u32::from(source.pairs[start as usize & (2 * SOURCE_PAIRS - 1)]);
+    let first = u32::from(source.pairs[opaque::index::<{ 2 * SOURCE_PAIRS }>(u64::from(start))]);
     let got = tables.take_port(first, level::YIELDING);
     if got != 0 {
         return got;
@@ -93,7 +93,7 @@ pub(crate) fn take_turn<T: Tables>(tables: &T, source: u32, start: u32, level: u
         if step >= source.count {
             break;
         }
-        let place = opaque(u64::from(start + step)) as usize & (2 * SOURCE_PAIRS - 1);
+        let place = opaque::index::<{ 2 * SOURCE_PAIRS }>(u64::from(start + step));
         let got = tables.take_port(u32::from(source.pairs[place]), level);
         if got != 0 {
             return got;
@@ -171,7 +171,7 @@ pub(crate) fn pick<T: Tables>(tables: &T, number: u32, kind: Mark) -> u64 {
     if place == NONE {
         return 0;
     }
-    let bound = pair.chunks[place as usize & (PLACES - 1)].load(Relaxed);
+    let bound = pair.chunks[opaque::index::<PLACES>(u64::from(place))].load(Relaxed);
     let Some(chunk) = tables.chunk(bound) else {
         return 0;
     };
@@ -248,7 +248,7 @@ pub(crate) fn bind<T: Tables>(tables: &T, number: u32) -> u64 {
     chunk.place.store(place, Relaxed);
     chunk.resting.store(0, Relaxed);
     chunk.pair.store(number, Relaxed);
-    pair.chunks[place as usize & (PLACES - 1)].store(bound, Relaxed);
+    pair.chunks[opaque::index::<PLACES>(u64::from(place))].store(bound, Relaxed);
     marks::mark(pair, Mark::Bound, place);
     // Nobody else adds to it before a port of it was taken.
     let rest = usable & !(1 << at);
@@ -289,7 +289,7 @@ pub(crate) fn unbind<T: Tables>(tables: &T, number: u32, chunk: &Chunk, all: u64
     }
     marks::unmark(pair, Mark::Free, place);
     marks::unmark(pair, Mark::Bound, place);
-    pair.chunks[place as usize & (PLACES - 1)].store(0, Relaxed);
+    pair.chunks[opaque::index::<PLACES>(u64::from(place))].store(0, Relaxed);
     chunk.pair.store(0, Relaxed);
     marks::mark(pair, Mark::Unbound, place);
     tables.push_chunk(number);

@@ -11,7 +11,10 @@ use lb_common::{
     tcp::{Direction, Phase},
 };
 
-use crate::{Tables, index, opaque::opaque};
+use crate::{
+    Tables, index,
+    opaque::{self, opaque},
+};
 
 /// The virtual server of an address and port (network order): the one with this very address, else the one with the
 /// longest prefix.
@@ -88,7 +91,7 @@ fn of_pair<T: Tables>(tables: &T, number: u32, key: &FlowKey) -> u32 {
         return 0;
     };
     let port = u16::from_be(key.dport);
-    let chunk = pair.chunks[(port as usize / 64) & (PLACES - 1)].load(Relaxed);
+    let chunk = pair.chunks[opaque::index::<PLACES>(u64::from(port / 64))].load(Relaxed);
     let slot = slot(chunk, port);
     let Some(flow) = tables.flow(slot) else {
         return 0;
