@@ -1,12 +1,19 @@
 //! The machine of a session in a shell of memory: bytes of a client in pieces, and a member that answers.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
 
 use lb_userspace::smtp::{
     end::End,
     session::{Action, ClientSecurity, Facts, Session},
     timeouts::Timeouts,
 };
+
+/// The box's address towards the member.
+const OWN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Somebody behind the machine.
 pub(crate) trait Member {
@@ -127,10 +134,10 @@ impl<M: Member> Shell<'_, M> {
             moved = true;
             match action {
                 // The second connection is to nobody: one member is enough for a test.
-                Action::Connect if self.connected => self.session.no_member(),
-                Action::Connect => {
+                Action::Connect { .. } if self.connected => self.session.no_member(),
+                Action::Connect { .. } => {
                     self.connected = true;
-                    self.session.member_connected(self.now);
+                    self.session.member_connected(OWN, self.now);
                     for piece in self.member.greet() {
                         self.session.handle_member(&piece, self.now);
                     }
@@ -142,6 +149,9 @@ impl<M: Member> Shell<'_, M> {
                 }
                 // The next offer shows the machine what came behind STARTTLS.
                 Action::StartTls => return true,
+                // These members speak in clear.
+                Action::SecureMember => self.session.member_insecure(),
+                Action::Complain(_) => {}
                 Action::AbortMember => self.outcome.aborted = true,
                 Action::Close(end) => self.outcome.end = Some(end),
             }

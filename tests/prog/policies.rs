@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use lb_userspace::{
     dataplane::{Question, event},
     model::{
-        ClientTls, Forward, Generation, Guard, Method, Policy, Rule, Snat, Terms, VirtualServer,
+        ClientTls, Forward, Generation, Guard, Method, Policy, Rule, ServerTls, Snat, Terms,
+        VirtualServer,
         policy::{Action, Range, Rate},
     },
 };
@@ -415,6 +416,8 @@ fn the_proxy_plane_is_guarded_as_well() {
                 forward: Forward::Proxy {
                     client_tls: ClientTls::None,
                     terms: Terms::default(),
+                    server_tls: ServerTls::None,
+                    xclient: false,
                 },
                 ..(**server).clone()
             });

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use super::{
+    certificates,
     ending::seconds_until,
     firewall,
     orders::Order,
@@ -23,9 +24,9 @@ use crate::{
         FlowPage, MemberOrder, Refusal, RefusalKind, Source,
         query::{FlowQuery, PAGE},
         view::{
-            ConfigView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
-            PortsView, Question, ReloadView, SessionView, Stats, Status, Traffic,
-            VirtualServerView,
+            CertificateView, ConfigView, ExplanationView, FlowView, KernelView, MemberView,
+            PolicyView, PoolView, PortsView, Question, ReloadView, SessionView, Stats, Status,
+            Traffic, VirtualServerView,
         },
     },
     dataplane::{FlowSnapshot, FlowTable, KernelPlane},
@@ -286,6 +287,10 @@ impl Source for Shared {
 
     fn policies(&self) -> Vec<PolicyView> {
         firewall::policies(&self.running().generation, &self.plane())
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        certificates::views(&self.running())
     }
 
     fn explain(&self, question: &Question) -> Result<ExplanationView, Refusal> {

@@ -62,7 +62,7 @@ mod tests {
         dataplane::Numbers,
         model::{Method, Places, Sessions, Terms},
         pool::LiveMember,
-        proxy::{Security, Source},
+        proxy::{MemberSecurity, Security, Source},
     };
 
     #[test]
@@ -79,6 +79,9 @@ mod tests {
                 ports: vec![(25, 25)],
             },
             client_tls: Security::None,
+            server_tls: MemberSecurity::None,
+            xclient: false,
+            plaintext: None,
             pool: pool.clone(),
             cell,
             terms: Terms::default(),
@@ -95,7 +98,7 @@ mod tests {
                 ..Numbers::default()
             },
             pools: [("p".into(), pool)].into(),
-            certificates: [].into(),
+            certificates: Default::default(),
             services: vec![service.clone()],
             sources: Arc::default(),
         };

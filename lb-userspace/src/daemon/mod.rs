@@ -4,6 +4,7 @@
 //! what it did, unless an earlier daemon's work is there: that stays as it is.
 
 mod answers;
+mod certificates;
 mod earlier;
 mod ending;
 mod firewall;

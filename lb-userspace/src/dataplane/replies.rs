@@ -97,11 +97,20 @@ pub(super) async fn remove(handle: &Handle) -> Result<()> {
 }
 
 fn wanted(generation: &Generation) -> BTreeSet<Way> {
-    let servers = generation.virtual_servers.iter().filter(|server| {
-        matches!(&server.forward, Forward::Proxy { terms, .. } if terms.snat == Snat::None)
+    let pools = generation.virtual_servers.iter().flat_map(|server| {
+        let plaintext = match &server.forward {
+            Forward::Proxy {
+                client_tls, terms, ..
+            } if terms.snat == Snat::None => client_tls.plaintext_pool(),
+            _ => return Vec::new(),
+        };
+        [Some(&server.pool), plaintext]
+            .into_iter()
+            .flatten()
+            .collect()
     });
-    let members = servers
-        .filter_map(|server| generation.pools.get(&server.pool))
+    let members = pools
+        .filter_map(|pool| generation.pools.get(pool))
         .flat_map(|pool| pool.members.iter().map(|member| member.address));
     let interfaces = &generation.network.server_interfaces;
     members

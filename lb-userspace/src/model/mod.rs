@@ -7,6 +7,7 @@ pub mod diff;
 pub mod policy;
 pub mod session;
 pub mod show;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +22,10 @@ use self::policy::Range;
 pub use self::{
     policy::{Guard, Policy, Rule},
     session::{ProxyHeader, Sessions, Terms},
+    tls::{
+        ClientAuth, ClientTerms, ClientTls, KeyExchange, Pin, ServerTerms, ServerTls, StartTls,
+        TlsVersion, UnknownName, Verify,
+    },
 };
 
 /// The name of a configured object, unique within its kind.
@@ -261,6 +266,10 @@ impl fmt::Display for Places {
 
 /// `virtual_server.forward` with the keys that belong to each choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each virtual server, behind an Arc"
+)]
 pub enum Forward {
     /// The kernel plane.
     Passthrough {
@@ -275,6 +284,10 @@ pub enum Forward {
         client_tls: ClientTls,
         /// All else.
         terms: Terms,
+        /// TLS towards the members.
+        server_tls: ServerTls,
+        /// Members that offer XCLIENT are told by it who the client is.
+        xclient: bool,
     },
 }
 
@@ -287,34 +300,6 @@ pub enum Snat {
     Automap,
     /// An address of a SNAT pool, in turn.
     Pool(Name),
-}
-
-/// `virtual_server.client_tls`, with the certificates it needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientTls {
-    /// Plain SMTP.
-    None,
-    /// TLS from the first byte.
-    Implicit {
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-    /// STARTTLS (RFC 3207).
-    StartTls {
-        /// May clients stay in plaintext?
-        policy: StartTls,
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-}
-
-/// `virtual_server.starttls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartTls {
-    /// Mail commands before TLS get 530 5.7.0.
-    Require,
-    /// Clients may stay in plaintext.
-    Allow,
 }
 
 /// `[certificate.NAME]`.

@@ -47,6 +47,8 @@ pub struct SessionTimeouts {
     pub data_end: Duration,
     /// The client's TLS handshake, from our 220 or from accept.
     pub handshake: Duration,
+    /// A member's TLS handshake.
+    pub member_handshake: Duration,
     /// Bytes that a peer with a closed window does not take.
     pub send: Duration,
     /// Content behind a DATA that was refused.
@@ -74,6 +76,8 @@ impl SessionTimeouts {
         data_end: Duration::from_secs(10 * 60),
         // Three round trips of the slowest link, and a slow machine's arithmetic.
         handshake: Duration::from_secs(30),
+        // A member is near; the next one may be quicker.
+        member_handshake: Duration::from_secs(10),
         // §4.5.3.2.5: a block that cannot be sent.
         send: Duration::from_secs(3 * 60),
         // What was on its way when the refusal was sent.

@@ -4,12 +4,13 @@
 
 mod policy;
 mod session;
+mod tls;
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
 use super::{
-    Attach, ClientTls, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, PortRange, Probe,
-    Snat, SnatPool, StartTls, VirtualServer,
+    Attach, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, PortRange, Probe, Snat,
+    SnatPool, VirtualServer,
 };
 
 /// One table of the file.
@@ -230,35 +231,16 @@ fn virtual_server(server: &VirtualServer) -> Table {
                 table.word("proxy_protocol", "v2");
             }
         }
-        Forward::Proxy { client_tls, terms } => {
+        Forward::Proxy {
+            client_tls,
+            server_tls,
+            xclient,
+            terms,
+        } => {
             table.word("forward", "proxy");
-            let certificates = match client_tls {
-                ClientTls::None => {
-                    table.word("client_tls", "none");
-                    None
-                }
-                ClientTls::Implicit { certificates } => {
-                    table.word("client_tls", "implicit");
-                    Some(certificates)
-                }
-                ClientTls::StartTls {
-                    policy,
-                    certificates,
-                } => {
-                    table.word("client_tls", "starttls");
-                    table.word(
-                        "starttls",
-                        match policy {
-                            StartTls::Require => "require",
-                            StartTls::Allow => "allow",
-                        },
-                    );
-                    Some(certificates)
-                }
-            };
-            if let Some(names) = certificates {
-                table.list("certificates", names.iter().map(|name| &**name));
-            }
+            tls::client(&mut table, client_tls);
+            tls::server(&mut table, server_tls);
+            table.number("xclient", xclient);
             session::terms(&mut table, terms);
         }
     }

@@ -3,13 +3,8 @@
 //! `limits → PROXY protocol header → policies of whom it names → limit of the source → TLS from the first byte, or a look
 //! at who talks before being greeted`. Most virtual servers have none of these, and nothing waits for what they lack.
 
-use std::{
-    mem::MaybeUninit,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::{mem::MaybeUninit, net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
-use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::{
     io::AsyncReadExt as _,
@@ -33,6 +28,7 @@ use crate::{
         reply::Local,
         session::{ClientSecurity, EARLY, SHUTDOWN},
     },
+    tls::ListenerTls,
 };
 
 const TOO_MANY: Local = Local::new(421, "4.3.2", "Too many connections");
@@ -107,12 +103,12 @@ impl Serving {
             .belong(self.peer.ip(), most)
             .map_err(|Full| refuse(End::TooManyOfSource, TOO_MANY_OF_SOURCE))?;
         match &service.client_tls {
-            Security::Implicit(config) => {
-                self.secure(client, config).await?;
+            Security::Implicit(tls) => {
+                self.secure(client, tls).await?;
                 return Ok(ClientSecurity::Implicit);
             }
-            Security::StartTls { config, .. } if self.awaits_hello(client).await? => {
-                self.secure(client, config).await?;
+            Security::StartTls { tls, .. } if self.awaits_hello(client).await? => {
+                self.secure(client, tls).await?;
                 return Ok(ClientSecurity::Implicit);
             }
             Security::StartTls { .. } => {}
@@ -160,11 +156,11 @@ impl Serving {
     async fn secure(
         &mut self,
         client: &mut ClientStream,
-        config: &Arc<ServerConfig>,
+        tls: &ListenerTls,
     ) -> Result<(), Refused> {
         self.present.entry.set_phase(Phase::Handshake);
         let limit = self.service.sessions.timeouts.handshake;
-        if let Err(end) = Box::pin(client.secure(config.clone(), limit)).await {
+        if let Err(end) = Box::pin(client.secure(tls, limit)).await {
             // Not TLS from the first byte on: nobody injected anything.
             let end = if end == End::StartTlsInjection {
                 End::TlsFailed

@@ -17,6 +17,7 @@ mod listener;
 mod live;
 mod orders;
 mod pump;
+mod scout;
 mod session;
 mod sockopt;
 mod source;
@@ -41,13 +42,18 @@ pub use self::{
     crowd::Crowd,
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
+    scout::Fallback,
     source::{Source, SourcePool, Sources},
     worker::{Cutter, DrainReport, Proxy},
 };
 use crate::{
-    model::{Name, Places, Policy, Sessions, StartTls, Terms},
+    model::{self, Name, Places, Policy, Sessions, StartTls},
     pool::LivePool,
-    smtp::session::ClientSecurity,
+    smtp::{
+        approach::Plan,
+        session::{ClientSecurity, Session, Terms},
+    },
+    tls::{ListenerTls, MemberTls},
 };
 
 /// A virtual server of the proxy plane.
@@ -59,12 +65,18 @@ pub struct Service {
     pub at: Places,
     /// TLS towards its clients.
     pub client_tls: Security,
+    /// TLS towards its members.
+    pub server_tls: MemberSecurity,
+    /// Are members told by XCLIENT who the client is?
+    pub xclient: bool,
     /// Who serves it.
     pub pool: Arc<LivePool>,
+    /// Who serves clients that stay in plaintext, if others do.
+    pub plaintext: Option<Fallback>,
     /// Its counters.
     pub cell: &'static TrafficCell,
     /// What it has beside TLS.
-    pub terms: Terms,
+    pub terms: model::Terms,
     /// What holds for its sessions as for all.
     pub sessions: Sessions,
     /// Whose address its members see.
@@ -82,14 +94,25 @@ pub enum Security {
     /// Plain SMTP.
     None,
     /// TLS from the first byte (RFC 8314 §3.3).
-    Implicit(Arc<rustls::ServerConfig>),
+    Implicit(Arc<ListenerTls>),
     /// RFC 3207.
     StartTls {
         /// May clients stay in plaintext?
         policy: StartTls,
         /// The terms.
-        config: Arc<rustls::ServerConfig>,
+        tls: Arc<ListenerTls>,
     },
+}
+
+/// TLS towards members, with what it takes.
+#[derive(Debug, Clone)]
+pub enum MemberSecurity {
+    /// Plain SMTP.
+    None,
+    /// TLS from the first byte.
+    Implicit(Arc<MemberTls>),
+    /// RFC 3207.
+    StartTls(Arc<MemberTls>),
 }
 
 /// The virtual servers that are served now, found by the address that a client connected to.
@@ -155,6 +178,34 @@ impl Services {
             .get(&local)
             .or_else(|| prefixes.find(|service| service.at.serves(local)))
             .cloned()
+    }
+}
+
+impl Service {
+    /// Who serves a session now.
+    fn pool_for(&self, session: &Session) -> &LivePool {
+        match &self.plaintext {
+            Some(fallback) if session.is_switched() => fallback.pool(),
+            _ => &self.pool,
+        }
+    }
+
+    /// What the dialogue with a client and its members has to heed; `security`: how it goes into the dialogue.
+    fn dialogue(&self, client: SocketAddr, security: ClientSecurity) -> Terms {
+        Terms {
+            client: security,
+            plan: Plan {
+                starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
+                xclient: self.xclient.then_some(client),
+            },
+            switches: self.plaintext.is_some(),
+            member_verified: match &self.server_tls {
+                MemberSecurity::None => false,
+                MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {
+                    tls.verifies_name()
+                }
+            },
+        }
     }
 }
 

@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    Security, Service,
+    MemberSecurity, Security, Service,
     client::{ClientStream, Waiting},
     crowd::Crowd,
     entry::{Places, Refused},
@@ -84,8 +83,16 @@ pub(super) async fn serve(
         }
     };
     serving.waits.entry = serving.started.elapsed();
+    let offers = match &serving.service.plaintext {
+        Some(fallback) => {
+            let service = &*serving.service;
+            Some(Box::pin(fallback.offers(service, &service.sessions.timeouts)).await)
+        }
+        None => None,
+    };
     let timeouts = serving.service.sessions.timeouts;
-    let session = Session::new(security, timeouts, Instant::now());
+    let terms = serving.service.dialogue(serving.peer, security);
+    let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;
     let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
@@ -147,17 +154,20 @@ impl Serving {
             };
             match turn {
                 // Boxed: an idle session need not hold the room for what it did at its start.
-                Turn::Connect => Box::pin(self.connect(pump, &mut tried)).await,
-                Turn::StartTls => {
-                    Box::pin(self.start_tls(pump)).await;
-                    // Another member may be asked for now, and any may serve.
-                    tried.clear();
+                Turn::Connect { afresh } => {
+                    if afresh {
+                        tried.clear();
+                    }
+                    Box::pin(self.connect(pump, &mut tried)).await;
                 }
                 Turn::Early => {
                     if Box::pin(self.early_talker()).await.is_err() {
                         pump.session.refuse_early_talker();
                     }
                 }
+                Turn::SecureMember => Box::pin(self.secure_member(pump)).await,
+                Turn::Complain(fault) => self.complain(pump, &fault),
+                Turn::StartTls => Box::pin(self.start_tls(pump)).await,
                 Turn::Close(end) => return end,
             }
         }
@@ -171,7 +181,7 @@ impl Serving {
         self.present.entry.set_phase(Phase::Connect);
         let begun = Instant::now();
         let before = tried.len();
-        let pool = &self.service.pool;
+        let pool = self.service.pool_for(&pump.session);
         let origin = Origin {
             service: &self.service,
             client: self.peer,
@@ -192,14 +202,39 @@ impl Serving {
         let member = upstream.lease.member();
         self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
-        self.snat = upstream.tcp.local_addr().ok().map(|local| local.ip());
+        let own = upstream.link.own();
+        self.snat = Some(own);
         self.waits.connected.get_or_insert_with(Instant::now);
         pump.member = Some(upstream);
-        pump.session.member_connected(Instant::now());
+        pump.session.member_connected(own, Instant::now());
+    }
+
+    async fn secure_member(&mut self, pump: &mut Pump) {
+        let limit = self.service.sessions.timeouts.member_handshake;
+        let (Some(member), MemberSecurity::StartTls(tls)) =
+            (&mut pump.member, &self.service.server_tls)
+        else {
+            return pump.session.member_insecure();
+        };
+        self.present.entry.set_phase(Phase::Handshake);
+        match member.link.secure(tls, limit).await {
+            Ok(()) => pump.session.member_secured(Instant::now()),
+            Err(error) => {
+                self.complain(pump, &error);
+                pump.session.member_insecure();
+            }
+        }
+    }
+
+    fn complain(&self, pump: &Pump, why: &dyn std::fmt::Display) {
+        if let Some(member) = &pump.member {
+            let member = member.lease.member();
+            self.context.events.member_is_unfit(member, why);
+        }
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {
-        let Some(config) = self.starttls_config() else {
+        let Security::StartTls { tls, .. } = &self.service.client_tls else {
             return;
         };
         pump.flush_client().await;
@@ -215,19 +250,12 @@ impl Serving {
         pump.flush_client().await;
         self.present.entry.set_phase(Phase::Handshake);
         let limit = self.service.sessions.timeouts.handshake;
-        match pump.client.secure(config, limit).await {
+        match pump.client.secure(tls, limit).await {
             Ok(()) => {
                 self.tls = pump.client.tls();
                 pump.session.tls_established(Instant::now());
             }
             Err(end) => pump.session.tls_failed(end),
-        }
-    }
-
-    fn starttls_config(&self) -> Option<Arc<ServerConfig>> {
-        match &self.service.client_tls {
-            Security::StartTls { config, .. } => Some(config.clone()),
-            Security::None | Security::Implicit(_) => None,
         }
     }
 

@@ -170,6 +170,14 @@ pub(super) async fn connect(
     }
 }
 
+/// Connects a member for the box itself, from its own address.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) async fn connect_own(member: SocketAddr) -> io::Result<(TcpStream, Option<Use>)> {
+    connect(member, &Source::Own, member.ip()).await
+}
+
 fn socket(member: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(member),

@@ -3,5 +3,8 @@
 mod dialogue;
 mod entry;
 mod hostile;
+mod listeners;
+mod members;
 mod peers;
 mod pressure;
+mod switch;

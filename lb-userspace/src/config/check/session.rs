@@ -60,6 +60,7 @@ pub(super) fn sessions(raw: &raw::Session, faults: &mut Faults) -> Option<Sessio
             data_block: raw.data_block.clone().or(times.data_block)?,
             data_end: raw.data_end.clone().or(times.data_end)?,
             handshake: raw.handshake.clone().or(times.handshake)?,
+            member_handshake: times.member_handshake,
             send: raw.send.clone().or(times.send)?,
             discard: times.discard,
             proxy_header: raw.proxy_header.clone().or(times.proxy_header)?,
@@ -110,9 +111,9 @@ fn detect(raw: &raw::VirtualServer<'_>, faults: &mut Faults) -> Option<Option<Du
     let Field::Is(At { at, value }) = raw.terms.detect_implicit_tls else {
         return Some(detect);
     };
-    if matches!(raw.client_tls, Field::Absent)
+    if matches!(raw.client.tls, Field::Absent)
         || matches!(
-            raw.client_tls.get(),
+            raw.client.tls.get(),
             Some(Encryption::None | Encryption::Implicit)
         )
     {

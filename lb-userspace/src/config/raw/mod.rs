@@ -7,6 +7,7 @@ mod ports;
 mod session;
 mod snat;
 pub(super) mod source;
+mod tls;
 mod virtual_server;
 
 use std::time::Duration;
@@ -16,8 +17,9 @@ pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
 pub(super) use session::{Pregreet, PregreetWord, Session, Terms};
 pub(super) use snat::{SnatPool, Timeouts};
+pub(super) use tls::{Asked, ClientKeys, Encryption, Proof, ServerKeys};
 use toml::de::{DeTable, DeValue};
-pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
+pub(super) use virtual_server::{Plane, VirtualServer};
 
 use super::{
     diagnostic::{Faults, quoted},

@@ -5,7 +5,7 @@ mod write;
 
 pub use self::{
     read::{LONGEST, Malformed, Progress, parse},
-    write::{Client, Secured, v1, v2},
+    write::{Client, Secured, own, v1, v2},
 };
 
 /// The twelve octets that no other protocol begins with.

@@ -6,6 +6,7 @@ use super::{
     ALPN, AUTHORITY, CRC32C, SIGNATURE, SSL, SSL_CIPHER, SSL_CN, SSL_VERSION, TCP4, TCP6,
     UNIQUE_ID, crc32c,
 };
+use crate::model::ProxyHeader;
 
 /// What a member is told.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +47,15 @@ const CERTIFICATE_EVER: u8 = 4;
 
 /// Longest value of a TLV that holds no others: all of them together fit a header.
 const LONGEST_VALUE: usize = 256;
+
+/// The header of a connection that the box makes for itself.
+pub fn own(version: ProxyHeader) -> Option<Vec<u8>> {
+    match version {
+        ProxyHeader::None => None,
+        ProxyHeader::V1 => Some(b"PROXY UNKNOWN\r\n".to_vec()),
+        ProxyHeader::V2 => Some([&SIGNATURE[..], &[0x20, 0, 0, 0]].concat()),
+    }
+}
 
 /// Version 1. Nothing but the addresses.
 pub fn v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {

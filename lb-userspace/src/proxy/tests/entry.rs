@@ -196,7 +196,7 @@ fn told(member: &mut Member) {
     let mut header = Vec::new();
     let told = loop {
         let mut byte = [0];
-        if member.stream.read(&mut byte).unwrap_or(0) == 0 {
+        if member.tcp().read(&mut byte).unwrap_or(0) == 0 {
             return;
         }
         header.push(byte[0]);
@@ -399,10 +399,10 @@ fn a_silent_client_waits_no_longer_than_it_must() {
 /// A member that keeps its own greeting back.
 fn slow(member: &mut Member) {
     let keep = Duration::from_millis(300);
-    member.stream.set_read_timeout(Some(keep)).unwrap();
+    member.tcp().set_read_timeout(Some(keep)).unwrap();
     // Nobody talks to it meanwhile.
-    assert!(member.stream.read(&mut [0]).is_err());
-    member.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(member.tcp().read(&mut [0]).is_err());
+    member.tcp().set_read_timeout(Some(PATIENCE)).unwrap();
     good(member);
 }
 

@@ -55,8 +55,8 @@ fn push(client: &mut Client<std::net::TcpStream>, bytes: &[u8]) -> u64 {
 
 /// Makes a member's queues small and says which port it sees.
 fn tell_port(member: &mut Member) {
-    narrow(&member.stream);
-    let port = member.stream.peer_addr().unwrap().port();
+    narrow(member.tcp());
+    let port = member.tcp().peer_addr().unwrap().port();
     let _ = member.log.send(port.to_be_bytes().to_vec());
 }
 
@@ -114,7 +114,7 @@ fn talks_on(member: &mut Member) {
         HEARD.fetch_add(line.len() as u64, Relaxed);
         let mut rest = reply.as_bytes();
         while !rest.is_empty() {
-            let Ok(count) = member.stream.write(rest) else {
+            let Ok(count) = member.tcp().write(rest) else {
                 return;
             };
             TALKED.fetch_add(count as u64, Relaxed);
