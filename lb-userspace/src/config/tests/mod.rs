@@ -4,6 +4,7 @@ mod accepted;
 mod files;
 mod hostile;
 mod shown;
+mod terms;
 
 use super::{Diagnostic, parse};
 
