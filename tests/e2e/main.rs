@@ -1,7 +1,10 @@
 //! Clients, the box and members in namespaces: what smtplb promises, with real mail.
 
+mod client_address;
 mod differential;
+mod endings;
 mod flow_log;
+mod grid;
 mod hostile;
 mod icmp;
 mod install;
@@ -24,5 +27,6 @@ mod soak;
 mod survival;
 mod the_box;
 mod the_lab;
+mod tutorials;
 mod vlan;
 mod volume;

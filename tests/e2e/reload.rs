@@ -320,8 +320,11 @@ fn certificates_are_read_again_and_sessions_keep_theirs() -> Result<()> {
             "{diff}"
         );
         ensure!(certificate(scene)? == before, "it is in use already");
+        let shown = || scene.daemon.good_verb(&["show", "certificates"]);
+        ensure!(shown()?.contains("balancer.lab.example"), "{}", shown()?);
         scene.daemon.good_verb(&["reload"])?;
         ensure!(certificate(scene)? != before, "the old one is still in use");
+        ensure!(shown()?.contains("m1.lab.example"), "{}", shown()?);
         for held in &mut open {
             let broken = held.broken();
             ensure!(broken.is_empty(), "{broken:?}");

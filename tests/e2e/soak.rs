@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tests::{
+    crowd::{self, Crowd},
     flood::{self, Flooding},
     soak::{self, Soak},
 };
@@ -14,6 +15,15 @@ fn no_disturbance_harms_a_connection() -> Result<()> {
         time: Duration::from_secs(15),
         rate: 300,
         held: 50,
+    })
+}
+
+#[test]
+fn idle_sessions_are_held_while_others_come_and_go() -> Result<()> {
+    crowd::endure(Crowd {
+        idle: 400,
+        rate: 50,
+        time: Duration::from_secs(10),
     })
 }
 

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use lb_userspace::{
     dataplane::{Question, event},
     model::{
-        ClientTls, Forward, Generation, Guard, Method, Policy, Rule, Snat, VirtualServer,
+        ClientTls, Forward, Generation, Guard, Method, Policy, Rule, ServerTls, Snat, Terms,
+        VirtualServer,
         policy::{Action, Range, Rate},
     },
 };
@@ -414,6 +415,9 @@ fn the_proxy_plane_is_guarded_as_well() {
             *server = Arc::new(VirtualServer {
                 forward: Forward::Proxy {
                     client_tls: ClientTls::None,
+                    terms: Terms::default(),
+                    server_tls: ServerTls::None,
+                    xclient: false,
                 },
                 ..(**server).clone()
             });

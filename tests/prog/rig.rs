@@ -235,6 +235,7 @@ pub fn generation(method: Method, servers: &[(&str, &str, Snat, &[&str])]) -> Ge
         certificates: Default::default(),
         snat_pools: Default::default(),
         timeouts: Default::default(),
+        session: Default::default(),
         policies: Default::default(),
     };
     for (name, address, snat, members) in servers {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tests::{
+    crowd::{self, Crowd},
     flood::{self, Flooding},
     soak::{self, Soak},
 };
@@ -20,6 +21,16 @@ fn no_disturbance_harms_a_connection() -> Result<()> {
         time: Duration::from_mins(minutes()),
         rate: 1_000,
         held: 200,
+    })
+}
+
+/// `cargo xtask test soak sessions`
+#[test]
+fn idle_sessions_are_held_while_others_come_and_go() -> Result<()> {
+    crowd::endure(Crowd {
+        idle: 10_000,
+        rate: 500,
+        time: Duration::from_mins(minutes().min(5)),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -87,6 +88,8 @@ impl Authority {
         };
         fs::write(&files.chain, certificate.pem()).context("cannot write a certificate")?;
         fs::write(&files.key, key.serialize_pem()).context("cannot write a key")?;
+        // Mail servers refuse a key that others may read.
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600))?;
         Ok(files)
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     postfix::Postfix,
     process::{self, Process},
     sink::{self, Arrival, Event},
+    unpacked::{Kind, Unpacked},
     wire,
 };
 
@@ -25,6 +26,10 @@ pub enum Mta {
     Sink,
     /// The real thing.
     Postfix,
+    /// The one that knows neither PIPELINING nor CHUNKING.
+    OpenSmtpd,
+    /// The one that minds what comes too early.
+    Exim,
 }
 
 /// A mail server on a member.
@@ -32,6 +37,7 @@ pub enum Mta {
 enum Server {
     Sink { process: Process, events: PathBuf },
     Postfix(Postfix),
+    Unpacked(Unpacked),
 }
 
 /// One member and what runs on it.
@@ -60,19 +66,31 @@ pub struct Site {
 }
 
 impl Site {
-    /// Issues certificates and starts a mail server on each member: 25 in plaintext, 465 with implicit TLS; sinks
-    /// also 587 with STARTTLS.
+    /// Issues certificates and starts a mail server on each member: 25 in plaintext, 465 with implicit TLS, 587 with
+    /// STARTTLS.
     ///
     /// # Errors
     /// When one does not start.
     pub fn start(lab: &Lab, mta: Mta) -> Result<Self> {
+        Self::start_mixed(lab, &[mta])
+    }
+
+    /// As [`Self::start`], with another server on each member, in turn.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_mixed(lab: &Lab, mtas: &[Mta]) -> Result<Self> {
         let authority = Authority::new(lab.folder())?;
         // Side by side: a Postfix takes its time.
         let members = thread::scope(|scope| {
+            let authority = &authority;
             let starting: Vec<_> = lab
                 .members
                 .iter()
-                .map(|host| scope.spawn(|| Member::start(host, lab.folder(), mta, &authority)))
+                .zip(mtas.iter().cycle())
+                .map(|(host, mta)| {
+                    scope.spawn(|| Member::start(host, lab.folder(), *mta, authority))
+                })
                 .collect();
             starting
                 .into_iter()
@@ -121,9 +139,18 @@ impl Site {
 
 impl Member {
     fn start(host: &Host, folder: &Path, mta: Mta, authority: &Authority) -> Result<Self> {
-        let cert = authority.issue(&host.name, KeyKind::Ecdsa)?;
+        let kind = match mta {
+            // An RSA key among them.
+            Mta::OpenSmtpd => KeyKind::Rsa,
+            Mta::Sink | Mta::Postfix | Mta::Exim => KeyKind::Ecdsa,
+        };
+        let cert = authority.issue(&host.name, kind)?;
         let server = match mta {
             Mta::Postfix => Server::Postfix(Postfix::start(host, folder, &cert)?),
+            Mta::OpenSmtpd => {
+                Server::Unpacked(Unpacked::start(Kind::OpenSmtpd, host, folder, &cert)?)
+            }
+            Mta::Exim => Server::Unpacked(Unpacked::start(Kind::Exim, host, folder, &cert)?),
             Mta::Sink => {
                 let events = folder.join(format!("{}.jsonl", host.name));
                 Server::Sink {
@@ -147,6 +174,7 @@ impl Member {
     pub fn arrivals(&self) -> Result<Vec<Arrival>> {
         match &self.server {
             Server::Postfix(postfix) => postfix.arrivals(),
+            Server::Unpacked(server) => server.arrivals(),
             Server::Sink { .. } => Ok(self
                 .events()?
                 .into_iter()
@@ -165,7 +193,7 @@ impl Member {
     pub fn events(&self) -> Result<Vec<Event>> {
         match &self.server {
             Server::Sink { events, .. } => sink::read_events(events),
-            Server::Postfix(_) => Ok(Vec::new()),
+            Server::Postfix(_) | Server::Unpacked(_) => Ok(Vec::new()),
         }
     }
 
@@ -188,6 +216,7 @@ impl Member {
                 *process = start_sink(host, folder, events, &self.cert)?
             }
             Server::Postfix(postfix) => *postfix = Postfix::start(host, folder, &self.cert)?,
+            Server::Unpacked(_) => bail!("{} cannot be revived", self.name),
         }
         Ok(())
     }
@@ -196,6 +225,7 @@ impl Member {
         match &mut self.server {
             Server::Sink { process, .. } => process,
             Server::Postfix(postfix) => postfix.process(),
+            Server::Unpacked(server) => server.process(),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -14,12 +13,12 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     certs::CertFiles,
     lab::Host,
-    mail::{self, digest},
+    mailbox,
     process::{Process, wait_for_listener},
     sink::Arrival,
 };
 
-/// A Postfix that takes mail for lab.example, in plaintext on 25 and with implicit TLS on 465.
+/// A Postfix that takes mail for lab.example: 25 in plaintext, 465 with implicit TLS, 587 with STARTTLS.
 #[derive(Debug)]
 pub struct Postfix {
     name: String,
@@ -59,7 +58,7 @@ impl Postfix {
         // -d: stays in the foreground, so that it can be ended by its id.
         master.arg("-c").arg(&config).arg("-d");
         let process = Process::spawn(&host.namespace, &host.name, &log, &mut master)?;
-        for port in [25, 465] {
+        for port in [25, 465, 587] {
             wait_for_listener(
                 &host.namespace,
                 (host.v4, port).into(),
@@ -84,75 +83,8 @@ impl Postfix {
     /// # Errors
     /// When the mailbox cannot be read.
     pub fn arrivals(&self) -> Result<Vec<Arrival>> {
-        let Ok(entries) = fs::read_dir(&self.inbox) else {
-            // Made with the first delivery.
-            return Ok(Vec::new());
-        };
-        entries
-            .map(|entry| {
-                let text = fs::read(entry?.path())?;
-                Ok(self.arrival(&with_crlf(&text)))
-            })
-            .collect()
+        mailbox::arrivals(&self.name, &self.inbox)
     }
-
-    fn arrival(&self, text: &[u8]) -> Arrival {
-        let digest = digest::of_message(text);
-        let head = String::from_utf8_lossy(&digest.head).into_owned();
-        // "(using TLSv1.3 with cipher …)" in its Received line.
-        let tls = head
-            .split("(using ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next())
-            .map(str::to_owned);
-        Arrival {
-            member: self.name.clone(),
-            port: if tls.is_some() { 465 } else { 25 },
-            peer: peer(&head),
-            tls,
-            helo: head
-                .split("Received: from ")
-                .nth(1)
-                .and_then(|rest| rest.split(' ').next())
-                .unwrap_or_default()
-                .to_owned(),
-            from: field(&head, "Return-Path"),
-            to: vec![field(&head, "Delivered-To")],
-            id: mail::id_of(&digest.head),
-            size: 0,
-            sha256: None,
-            body_sha256: digest.body,
-        }
-    }
-}
-
-/// The client's address in a Received line, "from helo (unknown [10.71.0.11])"; its port is not there.
-fn peer(head: &str) -> Option<SocketAddr> {
-    let inside = head.split("Received: from ").nth(1)?.split('[').nth(1)?;
-    let address = inside.split(']').next()?.trim_start_matches("IPv6:");
-    Some(SocketAddr::new(address.parse().ok()?, 0))
-}
-
-fn field(head: &str, name: &str) -> String {
-    head.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        .unwrap_or_default()
-        .to_owned()
-}
-
-/// A mailbox holds lines as Unix does.
-fn with_crlf(text: &[u8]) -> Vec<u8> {
-    let mut lines = Vec::with_capacity(text.len() + text.len() / 40);
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        match line.strip_suffix(b"\n") {
-            Some(line) => {
-                lines.extend_from_slice(line);
-                lines.extend_from_slice(b"\r\n");
-            }
-            None => lines.extend_from_slice(line),
-        }
-    }
-    lines
 }
 
 fn own(folder: &Path) -> Result<()> {
@@ -206,6 +138,7 @@ message_size_limit = 52428800
 smtpd_relay_restrictions = permit_auth_destination, reject
 smtpd_recipient_restrictions =
 smtpd_client_connection_count_limit = 0
+smtpd_authorized_xclient_hosts = 10.0.0.0/8, [fd00::]/8
 smtpd_error_sleep_time = 0
 in_flow_delay = 0
 smtpd_tls_chain_files = {key}, {chain}
@@ -241,6 +174,7 @@ smtpd pass - - n - - smtpd
 dnsblog unix - - n - 0 dnsblog
 25 inet n - n - - smtpd
 465 inet n - n - - smtpd -o smtpd_tls_wrappermode=yes -o smtpd_tls_security_level=encrypt
+587 inet n - n - - smtpd -o smtpd_tls_security_level=may
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 tlsmgr unix - - n 1000? 1 tlsmgr

@@ -17,8 +17,8 @@ use super::{
     query::{self, FlowQuery},
     route::{Action, NEXT, Route},
     view::{
-        CountView, ExplanationView, MemberView, PolicyView, Question, ReloadView, SessionView,
-        Stats, Status,
+        CertificateView, CountView, ExplanationView, MemberView, PolicyView, Question, ReloadView,
+        SessionView, Stats, Status,
     },
 };
 use crate::pool::Admin;
@@ -190,6 +190,14 @@ impl Client {
     /// As [`Self::status`].
     pub fn policies(&self) -> Result<Vec<PolicyView>, ClientError> {
         self.get(Route::Policies)
+    }
+
+    /// `GET /v1/certificates`
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn certificates(&self) -> Result<Vec<CertificateView>, ClientError> {
+        self.get(Route::Certificates)
     }
 
     /// `GET /v1/explain`

@@ -38,6 +38,8 @@ pub trait Source: Send + Sync + 'static {
     fn config(&self) -> view::ConfigView;
     /// `GET /v1/policies`
     fn policies(&self) -> Vec<view::PolicyView>;
+    /// `GET /v1/certificates`
+    fn certificates(&self) -> Vec<view::CertificateView>;
     /// `GET /v1/explain`
     ///
     /// # Errors

@@ -23,6 +23,8 @@ pub enum Route {
     FlowCount,
     /// A list of [`super::view::PolicyView`]
     Policies,
+    /// A list of [`super::view::CertificateView`]
+    Certificates,
     /// [`super::view::ExplanationView`]. Query: [`super::view::Question`].
     Explain,
 }
@@ -58,7 +60,7 @@ pub const NEXT: &str = "smtplb-next";
 
 impl Route {
     /// Every resource.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Status,
         Self::VirtualServers,
         Self::Pools,
@@ -69,6 +71,7 @@ impl Route {
         Self::Config,
         Self::FlowCount,
         Self::Policies,
+        Self::Certificates,
         Self::Explain,
     ];
 
@@ -85,6 +88,7 @@ impl Route {
             Self::Config => "/v1/config",
             Self::FlowCount => "/v1/flows/count",
             Self::Policies => "/v1/policies",
+            Self::Certificates => "/v1/certificates",
             Self::Explain => "/v1/explain",
         }
     }

@@ -10,14 +10,14 @@ use super::{
     route::Route,
     server,
     view::{
-        AttachmentView, ChangeView, ConfigView, DegradedView, ExplanationView, FlowView,
-        KernelView, MemberView, PolicyView, PoolView, PortsView, Question, ReloadView, RuleView,
-        SessionView, Stats, Status, Traffic, VirtualServerView,
+        AttachmentView, CertificateView, ChangeView, ConfigView, DegradedView, ExplanationView,
+        FlowView, KernelView, MemberView, PolicyView, PoolView, PortsView, Question, ReloadView,
+        RuleView, SessionView, Stats, Status, Traffic, VirtualServerView,
     },
 };
 
 /// The JSON of every resource, as a person reads it with `--json`.
-pub(crate) const GOLDEN: [(Route, &str); 10] = [
+pub(crate) const GOLDEN: [(Route, &str); 11] = [
     (Route::Status, include_str!("golden/status.json")),
     (
         Route::VirtualServers,
@@ -29,6 +29,10 @@ pub(crate) const GOLDEN: [(Route, &str); 10] = [
     (Route::Sessions, include_str!("golden/sessions.json")),
     (Route::Stats, include_str!("golden/stats.json")),
     (Route::Policies, include_str!("golden/policies.json")),
+    (
+        Route::Certificates,
+        include_str!("golden/certificates.json"),
+    ),
     (Route::Config, include_str!("golden/config.json")),
     (Route::FlowCount, include_str!("golden/flow-count.json")),
 ];
@@ -206,6 +210,20 @@ impl Source for FakeSource {
             enforced_by: vec!["smtps".into()],
             staged_by: vec![],
             rules: vec![rule("bad-net", "drop", 17), rule("default", "accept", 4321)],
+        }]
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        vec![CertificateView {
+            name: "mail".into(),
+            host_names: vec!["mail.example.org".into(), "*.mx.example.org".into()],
+            key: "ECDSA, 256 bits".into(),
+            pin: "LCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCw=".into(),
+            not_after: "2027-01-31T23:59:59Z".into(),
+            days_left: 64,
+            chain: "/etc/smtplb/mail.pem".into(),
+            used_by: vec!["submission".into()],
+            warnings: vec![],
         }]
     }
 

@@ -183,6 +183,7 @@ fn body(asked: Asked, query: &str, source: &dyn Source) -> Result<Body, Refusal>
         Route::Stats => whole(&source.stats()),
         Route::Config => whole(&source.config()),
         Route::Policies => whole(&source.policies()),
+        Route::Certificates => whole(&source.certificates()),
         Route::Explain => {
             let question = Question::from_query(query).map_err(bad_request)?;
             whole(&source.explain(&question)?)

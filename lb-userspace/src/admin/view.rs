@@ -282,6 +282,29 @@ pub struct PortsView {
     pub usable: u32,
 }
 
+/// A certificate that is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What it is for.
+    pub host_names: Vec<String>,
+    /// The kind of its key.
+    pub key: String,
+    /// The SHA-256 of its public key, in base64, as `server_pins` has it.
+    pub pin: String,
+    /// Its last moment, RFC 3339.
+    pub not_after: String,
+    /// Whole days until then.
+    pub days_left: i64,
+    /// Where it was read from.
+    pub chain: String,
+    /// The virtual servers that show it, to clients or to members.
+    pub used_by: Vec<String>,
+    /// What is hardly meant about it.
+    pub warnings: Vec<String>,
+}
+
 /// `smtplb show policy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyView {

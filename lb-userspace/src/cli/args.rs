@@ -94,7 +94,7 @@ pub(super) enum Verb {
     /// The daemon at a glance: planes, virtual servers, pools and members
     #[command(after_help = "Examples:\n  smtplb status\n  smtplb status --json | jq .uptime_s")]
     Status(Format),
-    /// List virtual servers, pools, members, flows, sessions or policies
+    /// List virtual servers, pools, members, flows, sessions, policies or certificates
     #[command(after_help = "Examples:\n  \
         smtplb show members\n  \
         smtplb show members mx-tls              those of a pool\n  \
@@ -350,6 +350,8 @@ pub(super) enum Kind {
     Sessions,
     /// Policies: their rules, and how often each has matched.
     Policy,
+    /// Certificates that are in use, and when they end.
+    Certificates,
 }
 
 const EXAMPLES: &str = "\

@@ -108,6 +108,15 @@ pub(super) fn show(
             }
             render(format, &policies, |policies| text::policies(policies))
         }
+        Kind::Certificates => {
+            let mut certificates = client.certificates()?;
+            if let Some(name) = name {
+                let known = certificates.iter().map(|one| one.name.clone()).collect();
+                certificates.retain(|one| one.name == name);
+                found(&certificates, "certificate", name, known)?;
+            }
+            render(format, &certificates, |all| text::certificates(all))
+        }
         Kind::Sessions => {
             let mut sessions = client.sessions()?;
             if let Some(name) = name {

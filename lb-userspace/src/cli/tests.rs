@@ -42,7 +42,7 @@ fn clap_finds_no_contradiction() {
 
 #[test]
 fn json_is_the_pinned_contract() {
-    let verbs: [&[&str]; 8] = [
+    let verbs: [&[&str]; 9] = [
         &["status"],
         &["show", "virtual-servers"],
         &["show", "pools"],
@@ -51,6 +51,7 @@ fn json_is_the_pinned_contract() {
         &["show", "sessions"],
         &["stats"],
         &["show", "policy"],
+        &["show", "certificates"],
     ];
     with_server(|socket| {
         for ((route, golden), words) in GOLDEN.into_iter().zip(verbs) {
@@ -67,7 +68,7 @@ fn json_is_the_pinned_contract() {
 
 #[test]
 fn text_is_as_people_know_it() {
-    let verbs: [(&[&str], &str, &str); 8] = [
+    let verbs: [(&[&str], &str, &str); 9] = [
         (&["status"], "status", include_str!("golden/status.txt")),
         (
             &["show", "virtual-servers"],
@@ -93,6 +94,11 @@ fn text_is_as_people_know_it() {
             &["show", "sessions"],
             "sessions",
             include_str!("golden/sessions.txt"),
+        ),
+        (
+            &["show", "certificates"],
+            "certificates",
+            include_str!("golden/certificates.txt"),
         ),
         (&["stats"], "stats", include_str!("golden/stats.txt")),
         (

@@ -10,8 +10,8 @@ use super::{
     units,
 };
 use crate::admin::view::{
-    ExplanationView, FlowView, MemberView, PolicyView, PoolView, PortsView, SessionView, Stats,
-    Status, Traffic, VirtualServerView,
+    CertificateView, ExplanationView, FlowView, MemberView, PolicyView, PoolView, PortsView,
+    SessionView, Stats, Status, Traffic, VirtualServerView,
 };
 
 const INDENT: &str = "  ";
@@ -69,6 +69,40 @@ pub(super) fn pools(pools: &[PoolView]) -> String {
         .map(pool_section)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+pub(super) fn certificates(certificates: &[CertificateView]) -> String {
+    if certificates.is_empty() {
+        return "no certificates\n".to_owned();
+    }
+    let mut table = Table::new([
+        Left("NAME"),
+        Left("KEY"),
+        Left("ENDS"),
+        Right("DAYS"),
+        Left("USED BY"),
+        Left("HOST NAMES"),
+    ]);
+    for one in certificates {
+        table.row([
+            one.name.clone(),
+            one.key.clone(),
+            one.not_after.clone(),
+            one.days_left.to_string(),
+            one.used_by.join(" "),
+            one.host_names.join(" "),
+        ]);
+    }
+    let mut text = table.render("");
+    for one in certificates {
+        for warning in &one.warnings {
+            text.push_str(&format!(
+                "warning: certificate \"{}\": {warning}\n",
+                one.name
+            ));
+        }
+    }
+    text
 }
 
 pub(super) fn policies(policies: &[PolicyView]) -> String {

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use super::{
+    certificates,
     ending::seconds_until,
     firewall,
     orders::Order,
@@ -23,9 +24,9 @@ use crate::{
         FlowPage, MemberOrder, Refusal, RefusalKind, Source,
         query::{FlowQuery, PAGE},
         view::{
-            ConfigView, ExplanationView, FlowView, KernelView, MemberView, PolicyView, PoolView,
-            PortsView, Question, ReloadView, SessionView, Stats, Status, Traffic,
-            VirtualServerView,
+            CertificateView, ConfigView, ExplanationView, FlowView, KernelView, MemberView,
+            PolicyView, PoolView, PortsView, Question, ReloadView, SessionView, Stats, Status,
+            Traffic, VirtualServerView,
         },
     },
     dataplane::{FlowSnapshot, FlowTable, KernelPlane},
@@ -288,6 +289,10 @@ impl Source for Shared {
         firewall::policies(&self.running().generation, &self.plane())
     }
 
+    fn certificates(&self) -> Vec<CertificateView> {
+        certificates::views(&self.running())
+    }
+
     fn explain(&self, question: &Question) -> Result<ExplanationView, Refusal> {
         firewall::explain(self, question)
     }
@@ -471,7 +476,7 @@ pub(super) fn forward_word(forward: &Forward) -> &'static str {
 }
 
 fn tls_word(forward: &Forward) -> Option<&'static str> {
-    let Forward::Proxy { client_tls } = forward else {
+    let Forward::Proxy { client_tls, .. } = forward else {
         return None;
     };
     Some(match client_tls {

@@ -60,9 +60,9 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::Numbers,
-        model::{Method, Places},
+        model::{Method, Places, Sessions, Terms},
         pool::LiveMember,
-        proxy::Security,
+        proxy::{MemberSecurity, Security, Source},
     };
 
     #[test]
@@ -79,8 +79,16 @@ mod tests {
                 ports: vec![(25, 25)],
             },
             client_tls: Security::None,
+            server_tls: MemberSecurity::None,
+            xclient: false,
+            plaintext: None,
             pool: pool.clone(),
             cell,
+            terms: Terms::default(),
+            sessions: Sessions::default(),
+            source: Source::Own,
+            crowd: Arc::default(),
+            policies: Vec::new(),
         });
         let (generation, _) = crate::config::parse("smtplb.toml", "").unwrap();
         let running = Running {
@@ -90,8 +98,9 @@ mod tests {
                 ..Numbers::default()
             },
             pools: [("p".into(), pool)].into(),
-            certificates: [].into(),
+            certificates: Default::default(),
             services: vec![service.clone()],
+            sources: Arc::default(),
         };
         let mut earlier = Earlier::default();
         earlier.add(&running);

@@ -2,44 +2,58 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    path::PathBuf,
     sync::Arc,
 };
 
-use super::{roster::Roster, running::Running};
+use super::{privilege, roster::Roster, running::Running};
 use crate::{
     dataplane::{KernelPlane, Numbers},
     failure::{Exit, Failure, OrExit},
-    model::{ClientTls, Forward, Generation, Member, Name, Pool, VirtualServer},
+    model::{
+        ClientTerms, ClientTls, Forward, Generation, Member, Name, Policy, Pool, ServerTerms,
+        ServerTls, Snat, Terms, Verify, VirtualServer,
+    },
     monitor::Target,
     pool::{Admin, LiveMember, LivePool},
-    proxy::{Security, Service},
-    tls::{self, Loaded},
+    proxy::{Crowd, Fallback, MemberSecurity, Security, Service, Source, Sources},
+    tls::{self, ListenerTls, Loaded, MemberTls, Roots},
 };
 
-/// Certificates by name.
-pub type Certificates = HashMap<Name, Arc<Loaded>>;
+/// What the files of a generation hold: certificates with keys, and authorities.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    by_name: HashMap<Name, Arc<Loaded>>,
+    /// By path; the system's have none.
+    roots: HashMap<Option<PathBuf>, Arc<Roots>>,
+}
 
-/// Reads every certificate and key that a virtual server uses; no key is touched that none does.
+/// Reads every certificate, key and file of authorities that a virtual server uses; no key is touched that none does.
 ///
 /// All faults come back together.
 pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Error>) {
-    let mut loaded = Certificates::new();
+    let mut loaded = Certificates::default();
     let mut faults = Vec::new();
-    let used: BTreeSet<&Name> = generation
-        .virtual_servers
-        .iter()
-        .flat_map(|server| match &server.forward {
-            Forward::Proxy {
-                client_tls:
-                    ClientTls::Implicit { certificates } | ClientTls::StartTls { certificates, .. },
-            } => certificates.as_slice(),
-            _ => &[],
-        })
-        .collect();
-    for name in used {
+    let used = || {
+        generation
+            .virtual_servers
+            .iter()
+            .map(|server| Used::by(server))
+    };
+    let names: BTreeSet<&Name> = used().flat_map(|used| used.certificates).collect();
+    for name in names {
         match tls::load_certificate(&generation.certificates[name]) {
             Ok(certificate) => {
-                loaded.insert(name.clone(), Arc::new(certificate));
+                loaded.by_name.insert(name.clone(), Arc::new(certificate));
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let roots: BTreeSet<Option<PathBuf>> = used().flat_map(|used| used.all_roots()).collect();
+    for path in roots {
+        match tls::load_roots(path.as_deref()) {
+            Ok(roots) => {
+                loaded.roots.insert(path, Arc::new(roots));
             }
             Err(fault) => faults.push(fault),
         }
@@ -47,9 +61,82 @@ pub fn load_certificates(generation: &Generation) -> (Certificates, Vec<tls::Err
     (loaded, faults)
 }
 
+/// The files that a virtual server lives by.
+#[derive(Default)]
+struct Used<'g> {
+    certificates: Vec<&'g Name>,
+    /// Who vouches for members; nothing stands for the system's.
+    roots: Vec<&'g Option<PathBuf>>,
+    /// Who vouches for clients.
+    client_roots: Vec<&'g PathBuf>,
+}
+
+impl<'g> Used<'g> {
+    fn by(server: &'g VirtualServer) -> Self {
+        let mut used = Self::default();
+        let Forward::Proxy {
+            client_tls,
+            server_tls,
+            ..
+        } = &server.forward
+        else {
+            return used;
+        };
+        used.add_client(client_tls);
+        used.add_server(server_tls);
+        used
+    }
+
+    fn add_client(&mut self, tls: &'g ClientTls) {
+        let Some(terms) = tls.terms() else { return };
+        self.certificates.extend(&terms.certificates);
+        self.client_roots.extend(terms.auth.roots());
+    }
+
+    fn add_server(&mut self, tls: &'g ServerTls) {
+        let Some(terms) = tls.terms() else { return };
+        self.certificates.extend(&terms.certificate);
+        if let Verify::Full { roots } = &terms.verify {
+            self.roots.push(roots);
+        }
+    }
+
+    fn all_roots(&self) -> Vec<Option<PathBuf>> {
+        let members = self.roots.iter().map(|path| (*path).clone());
+        let clients = self.client_roots.iter().map(|path| Some((*path).clone()));
+        members.chain(clients).collect()
+    }
+
+    /// Do both hold the same of these?
+    fn is_same(&self, old: &Certificates, new: &Certificates) -> bool {
+        let same = |name: &&Name| {
+            let pair = old.by_name.get(*name).zip(new.by_name.get(*name));
+            pair.is_some_and(|(old, new)| old.is_same(new))
+        };
+        let same_roots = |path: &Option<PathBuf>| {
+            let pair = old.roots.get(path).zip(new.roots.get(path));
+            pair.is_some_and(|(old, new)| old.is_same(new))
+        };
+        self.certificates.iter().all(same) && self.all_roots().iter().all(same_roots)
+    }
+}
+
+impl Certificates {
+    /// All that are in use, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Loaded>> {
+        self.by_name.values()
+    }
+}
+
+/// The certificates that a virtual server shows, to clients or to members.
+pub(super) fn names_of(server: &VirtualServer) -> Vec<&Name> {
+    Used::by(server).certificates
+}
+
 /// What is allowed, but hardly meant, about certificates that were read.
 pub fn certificate_warnings(certificates: &Certificates) -> Vec<String> {
     let mut warnings: Vec<_> = certificates
+        .by_name
         .values()
         .flat_map(|loaded| {
             loaded
@@ -65,9 +152,11 @@ pub fn certificate_warnings(certificates: &Certificates) -> Vec<String> {
 /// Certificates that both have, under the same name, with other content.
 pub(super) fn renewed(old: &Certificates, new: &Certificates) -> BTreeSet<Name> {
     let other = |(name, loaded): &(&Name, &Arc<Loaded>)| {
-        old.get(*name).is_some_and(|old| !old.is_same(loaded))
+        let before = old.by_name.get(*name);
+        before.is_some_and(|old| !old.is_same(loaded))
     };
-    new.iter()
+    new.by_name
+        .iter()
         .filter(other)
         .map(|(name, _)| name.clone())
         .collect()
@@ -171,71 +260,149 @@ pub(super) fn services(
     plane: &KernelPlane,
     pools: &BTreeMap<Name, Arc<LivePool>>,
     certificates: &Certificates,
+    sources: &Sources,
     old: Option<&Running>,
 ) -> Result<Vec<Arc<Service>>, Failure> {
     let mut services = Vec::new();
+    let mut servers = generation.virtual_servers.iter();
+    let sessions = match servers.any(|server| matches!(server.forward, Forward::Proxy { .. })) {
+        true => privilege::fit(generation.session),
+        false => generation.session,
+    };
     for server in &generation.virtual_servers {
-        let Forward::Proxy { client_tls } = &server.forward else {
+        let Forward::Proxy {
+            client_tls,
+            server_tls,
+            xclient,
+            terms,
+        } = &server.forward
+        else {
             continue;
         };
-        let pool = pools[&server.pool].clone();
-        let before = old.and_then(|old| same_tls(old, server, client_tls, certificates));
-        let service = match before {
-            Some(before)
-                if before.name == server.name
-                    && before.at == server.at
-                    && Arc::ptr_eq(&before.pool, &pool) =>
-            {
-                before
-            }
-            before => Arc::new(Service {
-                name: server.name.clone(),
-                at: server.at.clone(),
-                client_tls: match before {
-                    Some(before) => before.client_tls.clone(),
-                    None => security(server, client_tls, certificates)?,
-                },
-                pool,
-                cell: plane.service_cell(numbers.virtual_servers[&server.name]),
-            }),
+        let before = Before::of(server, old);
+        let same_client = before.client_tls(client_tls, certificates);
+        let same_server = before.server_tls(server_tls, certificates);
+        let pool = &pools[&server.pool];
+        let plaintext = client_tls.plaintext_pool().map(|name| &pools[name]);
+        let policies = policies(generation, server);
+        let same_sources =
+            old.is_some_and(|old| old.generation.snat_pools == generation.snat_pools);
+        if same_client.is_some()
+            && same_server.is_some()
+            && same_sources
+            && let Some(same) = before.service(server, *xclient, pool, plaintext)
+            && same.terms == *terms
+            && same.sessions == sessions
+            && same.policies == policies
+        {
+            services.push(same);
+            continue;
+        }
+        let service = Service {
+            name: server.name.clone(),
+            at: server.at.clone(),
+            client_tls: match same_client {
+                Some(same) => same,
+                None => security(server, client_tls, certificates)?,
+            },
+            server_tls: match same_server {
+                Some(same) => same,
+                None => member_security(server, server_tls, certificates)?,
+            },
+            xclient: *xclient,
+            pool: pool.clone(),
+            plaintext: plaintext.cloned().map(Fallback::new),
+            cell: plane.service_cell(numbers.virtual_servers[&server.name]),
+            terms: terms.clone(),
+            sessions,
+            source: source(generation, terms, sources),
+            crowd: before.crowd(),
+            policies,
         };
-        services.push(service);
+        services.push(Arc::new(service));
     }
     Ok(services)
 }
 
-/// The service of the same name in the generation before, if its clients notice no difference in TLS.
-fn same_tls(
-    old: &Running,
-    server: &VirtualServer,
-    client_tls: &ClientTls,
-    certificates: &Certificates,
-) -> Option<Arc<Service>> {
-    let mut configured = old.generation.virtual_servers.iter();
-    let before = configured.find(|known| known.name == server.name)?;
-    let Forward::Proxy {
-        client_tls: tls_before,
-    } = &before.forward
-    else {
-        return None;
-    };
-    let names: &[Name] = match client_tls {
-        ClientTls::None => &[],
-        ClientTls::Implicit { certificates } | ClientTls::StartTls { certificates, .. } => {
-            certificates
-        }
-    };
-    let same_certificates = names.iter().all(|name| {
-        let pair = old.certificates.get(name).zip(certificates.get(name));
-        pair.is_some_and(|(old, new)| old.is_same(new))
-    });
-    if tls_before != client_tls || !same_certificates {
-        return None;
+/// Whose address the members of a virtual server see.
+fn source(generation: &Generation, terms: &Terms, sources: &Sources) -> Source {
+    match &terms.snat {
+        Snat::Automap => Source::Own,
+        Snat::None => sources.clients(),
+        Snat::Pool(name) => Source::Pool(sources.pool(&generation.snat_pools[name].addresses)),
     }
-    let mut services = old.services.iter();
-    services
-        .find(|service| service.name == server.name)
-        .cloned()
+}
+
+/// The policies in force that guard a virtual server, in the order in which they are asked.
+fn policies(generation: &Generation, server: &VirtualServer) -> Vec<Arc<Policy>> {
+    let guards = [&generation.network.guard, &server.guard];
+    let names = guards.into_iter().filter_map(|guard| guard.policy.as_ref());
+    names
+        .map(|name| generation.policies[name].clone())
+        .collect()
+}
+
+/// A virtual server of the same name in the generation before.
+struct Before<'r>(Option<(&'r Running, &'r Forward, &'r Arc<Service>)>);
+
+impl<'r> Before<'r> {
+    fn of(server: &VirtualServer, old: Option<&'r Running>) -> Self {
+        let find = |old: &'r Running| {
+            let mut configured = old.generation.virtual_servers.iter();
+            let before = configured.find(|known| known.name == server.name)?;
+            let mut services = old.services.iter();
+            let service = services.find(|service| service.name == server.name)?;
+            Some((old, &before.forward, service))
+        };
+        Self(old.and_then(find))
+    }
+
+    /// Who is counted as its session, through every reload.
+    fn crowd(&self) -> Arc<Crowd> {
+        let known = self.0.map(|(_, _, service)| service.crowd.clone());
+        known.unwrap_or_default()
+    }
+
+    /// It itself, if its addresses, its pools and XCLIENT are the same.
+    fn service(
+        &self,
+        server: &VirtualServer,
+        xclient: bool,
+        pool: &Arc<LivePool>,
+        plaintext: Option<&Arc<LivePool>>,
+    ) -> Option<Arc<Service>> {
+        let (_, _, service) = self.0?;
+        let same_plaintext = match (&service.plaintext, plaintext) {
+            (None, None) => true,
+            (Some(before), Some(now)) => before.is_of(now),
+            _ => false,
+        };
+        let same = service.at == server.at
+            && service.xclient == xclient
+            && Arc::ptr_eq(&service.pool, pool)
+            && same_plaintext;
+        same.then(|| service.clone())
+    }
+
+    /// Its TLS towards clients, if they notice no difference: its tickets stay good.
+    fn client_tls(&self, tls: &ClientTls, certificates: &Certificates) -> Option<Security> {
+        let (old, forward, service) = self.0?;
+        let mut used = Used::default();
+        used.add_client(tls);
+        let same = matches!(forward, Forward::Proxy { client_tls, .. } if client_tls == tls)
+            && used.is_same(&old.certificates, certificates);
+        same.then(|| service.client_tls.clone())
+    }
+
+    /// Its TLS towards members, likewise.
+    fn server_tls(&self, tls: &ServerTls, certificates: &Certificates) -> Option<MemberSecurity> {
+        let (old, forward, service) = self.0?;
+        let mut used = Used::default();
+        used.add_server(tls);
+        let same = matches!(forward, Forward::Proxy { server_tls, .. } if server_tls == tls)
+            && used.is_same(&old.certificates, certificates);
+        same.then(|| service.server_tls.clone())
+    }
 }
 
 fn security(
@@ -243,24 +410,50 @@ fn security(
     client_tls: &ClientTls,
     certificates: &Certificates,
 ) -> Result<Security, Failure> {
-    let config = |names: &[Name]| {
-        let chosen: Vec<_> = names
+    let config = |terms: &ClientTerms| {
+        let chosen: Vec<_> = terms
+            .certificates
             .iter()
-            .map(|name| certificates[name].clone())
+            .map(|name| certificates.by_name[name].clone())
             .collect();
-        tls::server_config(&chosen)
-            .map_err(|error| anyhow::anyhow!("virtual server {:?}: {error}", server.name))
-            .or_exit(Exit::Config)
+        let roots = terms.auth.roots().map(|path| Some(path.clone()));
+        let roots = roots.and_then(|path| certificates.roots.get(&path));
+        let tls = ListenerTls::new(terms, &chosen, roots.map(|roots| &**roots));
+        of_server(server, tls.map(Arc::new))
     };
     Ok(match client_tls {
         ClientTls::None => Security::None,
-        ClientTls::Implicit { certificates } => Security::Implicit(config(certificates)?),
-        ClientTls::StartTls {
-            policy,
-            certificates,
-        } => Security::StartTls {
+        ClientTls::Implicit(terms) => Security::Implicit(config(terms)?),
+        ClientTls::StartTls { policy, terms, .. } => Security::StartTls {
             policy: *policy,
-            config: config(certificates)?,
+            tls: config(terms)?,
         },
     })
+}
+
+fn member_security(
+    server: &VirtualServer,
+    server_tls: &ServerTls,
+    certificates: &Certificates,
+) -> Result<MemberSecurity, Failure> {
+    let config = |terms: &ServerTerms| {
+        let roots = match &terms.verify {
+            Verify::Full { roots } => certificates.roots.get(roots),
+            Verify::Pinned(_) | Verify::None => None,
+        };
+        let own = terms.certificate.as_ref();
+        let own = own.map(|name| &*certificates.by_name[name]);
+        let tls = MemberTls::new(terms, roots.map(|roots| &**roots), own);
+        of_server(server, tls.map(Arc::new))
+    };
+    Ok(match server_tls {
+        ServerTls::None => MemberSecurity::None,
+        ServerTls::Implicit(terms) => MemberSecurity::Implicit(config(terms)?),
+        ServerTls::StartTls(terms) => MemberSecurity::StartTls(config(terms)?),
+    })
+}
+
+fn of_server<T>(server: &VirtualServer, made: Result<T, tls::Error>) -> Result<T, Failure> {
+    made.map_err(|error| anyhow::anyhow!("virtual server {:?}: {error}", server.name))
+        .or_exit(Exit::Config)
 }

@@ -4,11 +4,13 @@
 //! what it did, unless an earlier daemon's work is there: that stays as it is.
 
 mod answers;
+mod certificates;
 mod earlier;
 mod ending;
 mod firewall;
 mod flow_log;
 mod live;
+mod machine;
 mod orders;
 mod privilege;
 mod reload;
@@ -22,7 +24,6 @@ use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_common::stats::TrafficCell;
-use rustix::thread::sched_getaffinity;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -32,6 +33,7 @@ pub use self::live::{certificate_warnings, load_certificates};
 use self::{
     earlier::Earlier,
     flow_log::FlowLog,
+    machine::{cpus, is_alive},
     orders::Order,
     running::{Running, Shared, lock},
     signals::{Asked, Signals, Stop},
@@ -46,8 +48,6 @@ use crate::{
     telemetry::lines::Lines,
 };
 
-/// How long sessions may go on after the daemon was told to stop.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the start waits for another one to end.
 const START_TURN: Duration = Duration::from_secs(30);
 /// How long the end waits for who reads the last lines of the log.
@@ -381,8 +381,9 @@ impl Daemon {
         let proxy = lock(&self.shared.proxy).take();
         if let Some(proxy) = proxy {
             proxy.stop_accepting();
+            let limit = self.shared.running().generation.session.drain;
             let cutter = proxy.cutter();
-            let mut drained = tokio::task::spawn_blocking(move || proxy.drain(DRAIN_TIMEOUT));
+            let mut drained = tokio::task::spawn_blocking(move || proxy.drain(limit));
             let report = tokio::select! {
                 report = &mut drained => report,
                 again = signals.stop() => {
@@ -451,19 +452,4 @@ fn needs_packets(generation: &Generation) -> bool {
                     .virtual_servers
                     .iter()
                     .any(|server| guarded(&server.guard))))
-}
-
-fn cpus() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(None) else {
-        return vec![0];
-    };
-    let most = lb_common::layout::MAX_WORKERS as usize;
-    (0..rustix::thread::CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .take(most)
-        .collect()
-}
-
-fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "smtplb")
 }

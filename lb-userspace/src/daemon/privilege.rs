@@ -5,6 +5,8 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::model::Sessions;
+
 /// Capability numbers, linux/capability.h. `CAP_SYS_ADMIN` stands for the newer ones it was split into (Linux 5.8).
 const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
@@ -66,6 +68,29 @@ pub(super) fn raise_limits() {
     };
     // Refused without CAP_SYS_RESOURCE, and needless on newer kernels.
     let _ = setrlimit(Resource::Memlock, unlimited);
+}
+
+/// Descriptors beside those of sessions: tables, listeners, monitors, the API.
+const FILES_BESIDE: u64 = 1024;
+
+/// No more sessions than the system lets us have descriptors for: who comes then is told so, and not left waiting.
+pub(super) fn fit(sessions: Sessions) -> Sessions {
+    let Some(files) = getrlimit(Resource::Nofile).maximum else {
+        return sessions;
+    };
+    let most = u32::try_from(files.saturating_sub(FILES_BESIDE) / 2).unwrap_or(u32::MAX);
+    if most >= sessions.max {
+        return sessions;
+    }
+    log::warn!(
+        "session max_sessions = {}: {most} are the most, since {files} open files are allowed and each session needs \
+         two. Raise LimitNOFILE of the service, or lower max_sessions.",
+        sessions.max
+    );
+    Sessions {
+        max: most.max(1),
+        ..sessions
+    }
 }
 
 #[cfg(test)]

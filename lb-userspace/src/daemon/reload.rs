@@ -140,6 +140,7 @@ impl Daemon {
                 &plane,
                 &pools,
                 &certificates,
+                &old.sources,
                 Some(old),
             )?;
             Arc::new(Running {
@@ -148,6 +149,7 @@ impl Daemon {
                 pools,
                 certificates,
                 services,
+                sources: old.sources.clone(),
             })
         };
         let known: BTreeSet<u16> = old.members().map(|(_, member)| member.id).collect();
@@ -191,6 +193,9 @@ impl Daemon {
             |number| next.takes_new(number) || unwatched.contains(&number),
             workers,
         )?;
+        self.shared
+            .services
+            .set_generation(plane.generation().into());
         for member in next.unwatched() {
             member.set_up(true);
         }
@@ -209,7 +214,10 @@ impl Daemon {
         let targets = live::targets(&old.generation, &old.pools, |_| true);
         self.watches.set(targets);
         let lingering = self.lingering_addresses();
-        let pruned = self.addresses.prune(&old.generation, &lingering).await;
+        let pruned = self
+            .addresses
+            .prune(&old.generation, &lingering, &old.sources.reached())
+            .await;
         let mut plane = self.shared.plane();
         let attached = match needs_packets(&old.generation) {
             true => plane.attach(&old.generation),
@@ -283,18 +291,25 @@ impl Daemon {
 
     /// Removes what an earlier generation needed, once no connection needs it any more.
     pub(super) async fn let_go(&mut self) {
-        if self.former.is_empty() {
+        if self.former.is_empty() && self.pruned {
             return;
         }
         let before = self.lingering_addresses().len();
         self.lingering.retain(Lingering::goes_on);
-        let used = self.shared.plane().snat_addresses_in_use();
-        self.lingering_snat.retain(|address| used.contains(address));
         let running = self.shared.running();
+        let used = self.shared.plane().snat_addresses_in_use();
+        let sessions = running.sources.in_use();
+        self.lingering_snat
+            .retain(|address| used.contains(address) || sessions.contains(address));
         let lingering = self.lingering_addresses();
         if before != lingering.len() || !self.pruned {
-            let pruned = self.addresses.prune(&running.generation, &lingering).await;
-            self.pruned = pruned.is_ok();
+            let reached = running.sources.reached();
+            let pruned = self
+                .addresses
+                .prune(&running.generation, &lingering, &reached)
+                .await;
+            // Ways back that sessions still need are looked at again.
+            self.pruned = matches!(pruned, Ok(true));
             if let Err(error) = pruned {
                 log::error!("cannot remove virtual addresses: {error:#}");
             }

@@ -14,7 +14,7 @@ use crate::{
     model::{Generation, Name},
     monitor::{Health, Observer, Target},
     pool::{LiveMember, LivePool},
-    proxy::{Proxy, Service, Services},
+    proxy::{Proxy, Service, Services, Sources},
     telemetry::lines::Lines,
 };
 
@@ -25,6 +25,8 @@ pub(super) struct Running {
     pub(super) pools: BTreeMap<Name, Arc<LivePool>>,
     pub(super) certificates: Certificates,
     pub(super) services: Vec<Arc<Service>>,
+    /// Addresses of SNAT pools in the proxy plane; the same from generation to generation.
+    pub(super) sources: Arc<Sources>,
 }
 
 impl Running {

@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     model::{Forward, Generation},
     monitor::Watches,
-    proxy::{self, Proxy, WorkerListeners},
+    proxy::{self, Proxy, Sources, WorkerListeners},
     telemetry::lines::Lines,
 };
 
@@ -49,7 +49,16 @@ pub(super) async fn start(
     }
     let roster = Roster::load(&options.state);
     let pools = live::pools(&generation, &numbers, &plane, &roster, None);
-    let services = live::services(&generation, &numbers, &plane, &pools, &certificates, None)?;
+    let sources = Arc::new(Sources::default());
+    let services = live::services(
+        &generation,
+        &numbers,
+        &plane,
+        &pools,
+        &certificates,
+        &sources,
+        None,
+    )?;
     let listeners = match services.is_empty() {
         true => Vec::new(),
         false => proxy::bind_listeners(&cpus()).context("cannot open the proxy's listeners")?,
@@ -61,6 +70,7 @@ pub(super) async fn start(
         pools,
         certificates,
         services,
+        sources,
     };
     let (sender, orders) = mpsc::channel(orders::WAITING);
     let shared = Arc::new(Shared::new(running, plane, roster, sender, lines));
@@ -150,6 +160,7 @@ fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Fa
         |number| running.takes_new(number),
         workers,
     )?;
+    shared.services.set_generation(plane.generation().into());
     // A probe may have ended between the two.
     refresh(shared, &running, &mut plane);
     Ok(())

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,7 @@ use rtnetlink::Handle;
 use super::{
     announce::Announcements,
     links::{LOOPBACK, check_interfaces},
-    routes,
+    replies, routes,
     unmarked::Unmarked,
 };
 use crate::model::{Forward, Generation};
@@ -64,7 +64,8 @@ impl Addresses {
     }
 
     /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface,
-    /// every address of its SNAT pools on the first server interface, and every prefix local by a route.
+    /// every address of its SNAT pools on the first server interface, and every prefix local by a route. Replies of
+    /// members to clients' addresses are brought to this box where sessions keep them.
     /// Others of ours stay until [`Self::prune`].
     ///
     /// # Errors
@@ -80,7 +81,9 @@ impl Addresses {
         {
             bail!(conflict);
         }
-        routes::add_all(&self.handle, generation, self.index(LOOPBACK).await?).await?;
+        let loopback = self.index(LOOPBACK).await?;
+        routes::add_all(&self.handle, generation, loopback).await?;
+        replies::add_all(&self.handle, generation, loopback).await?;
         let mut added = BTreeSet::new();
         for (&address, &index) in &wanted {
             let local = present.iter().any(|message| {
@@ -108,14 +111,22 @@ impl Addresses {
         Ok(())
     }
 
-    /// Removes addresses of ours that a generation does not have, save those that `lingering` connections use.
+    /// Removes addresses of ours that a generation does not have, save those that `lingering` connections use,
+    /// and the ways back of replies, save those of members that are `reached` from clients' addresses; false when some
+    /// of these stay for that reason alone.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub async fn prune(&mut self, generation: &Generation, lingering: &[IpAddr]) -> Result<()> {
+    pub async fn prune(
+        &mut self,
+        generation: &Generation,
+        lingering: &[IpAddr],
+        reached: &[SocketAddr],
+    ) -> Result<bool> {
         let wanted = self.wanted(generation).await?;
         routes::prune(&self.handle, generation, lingering).await?;
+        let complete = replies::prune(&self.handle, generation, reached).await?;
         for message in self.list().await? {
             let Some(address) = address_of(&message).filter(|_| self.is_ours(&message)) else {
                 continue;
@@ -126,7 +137,7 @@ impl Addresses {
                 self.delete(address, message).await?;
             }
         }
-        Ok(())
+        Ok(complete)
     }
 
     /// Tells neighbours of addresses that were added, for the next few seconds; to be called once a second.
@@ -169,6 +180,7 @@ impl Addresses {
     ///
     /// When the kernel refuses.
     pub async fn remove(&mut self) -> Result<()> {
+        replies::remove(&self.handle).await?;
         routes::remove(&self.handle).await?;
         for message in self.list().await? {
             if let Some(address) = address_of(&message).filter(|_| self.is_ours(&message)) {

@@ -16,6 +16,7 @@ mod policies;
 mod ports;
 mod probe;
 mod readings;
+mod replies;
 mod reset;
 mod routes;
 mod services;

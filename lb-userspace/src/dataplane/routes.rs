@@ -70,8 +70,9 @@ pub(super) async fn prune(
 ) -> Result<()> {
     let wanted = wanted(generation);
     for route in list(handle).await? {
+        // One without a prefix is of `replies`: without its rules nothing leads to it.
         let stays = prefix(&route)
-            .is_some_and(|prefix| wanted.contains(&prefix) || is_used(prefix, lingering));
+            .is_none_or(|prefix| wanted.contains(&prefix) || is_used(prefix, lingering));
         if !stays {
             handle.route().del(route).execute().await?;
         }

@@ -5,7 +5,9 @@
 pub mod compile;
 pub mod diff;
 pub mod policy;
+pub mod session;
 pub mod show;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +19,14 @@ use std::{
 };
 
 use self::policy::Range;
-pub use self::policy::{Guard, Policy, Rule};
+pub use self::{
+    policy::{Guard, Policy, Rule},
+    session::{ProxyHeader, Sessions, Terms},
+    tls::{
+        ClientAuth, ClientTerms, ClientTls, KeyExchange, Pin, ServerTerms, ServerTls, StartTls,
+        TlsVersion, UnknownName, Verify,
+    },
+};
 
 /// The name of a configured object, unique within its kind.
 pub type Name = Arc<str>;
@@ -41,6 +50,8 @@ pub struct Generation {
     pub snat_pools: BTreeMap<Name, Arc<SnatPool>>,
     /// How long passthrough flows may idle.
     pub timeouts: Timeouts,
+    /// What holds for every session.
+    pub session: Sessions,
     /// Every policy, used or not.
     pub policies: BTreeMap<Name, Arc<Policy>>,
     /// Where certificates and keys lie; the files are read by `tls/`.
@@ -51,13 +62,12 @@ impl Generation {
     /// The addresses of the SNAT pools that virtual servers use.
     pub fn snat_addresses(&self) -> BTreeSet<IpAddr> {
         let pools = self.virtual_servers.iter().filter_map(|server| {
-            let Forward::Passthrough {
-                snat: Snat::Pool(name),
+            let (Forward::Passthrough { snat, .. }
+            | Forward::Proxy {
+                terms: Terms { snat, .. },
                 ..
-            } = &server.forward
-            else {
-                return None;
-            };
+            }) = &server.forward;
+            let Snat::Pool(name) = snat else { return None };
             self.snat_pools.get(name)
         });
         pools.flat_map(|pool| pool.addresses.clone()).collect()
@@ -256,6 +266,10 @@ impl fmt::Display for Places {
 
 /// `virtual_server.forward` with the keys that belong to each choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each virtual server, behind an Arc"
+)]
 pub enum Forward {
     /// The kernel plane.
     Passthrough {
@@ -268,6 +282,12 @@ pub enum Forward {
     Proxy {
         /// TLS towards the client.
         client_tls: ClientTls,
+        /// All else.
+        terms: Terms,
+        /// TLS towards the members.
+        server_tls: ServerTls,
+        /// Members that offer XCLIENT are told by it who the client is.
+        xclient: bool,
     },
 }
 
@@ -280,34 +300,6 @@ pub enum Snat {
     Automap,
     /// An address of a SNAT pool, in turn.
     Pool(Name),
-}
-
-/// `virtual_server.client_tls`, with the certificates it needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientTls {
-    /// Plain SMTP.
-    None,
-    /// TLS from the first byte.
-    Implicit {
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-    /// STARTTLS (RFC 3207).
-    StartTls {
-        /// May clients stay in plaintext?
-        policy: StartTls,
-        /// Never empty; the first is the default, the rest are found by SNI.
-        certificates: Vec<Name>,
-    },
-}
-
-/// `virtual_server.starttls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartTls {
-    /// Mail commands before TLS get 530 5.7.0.
-    Require,
-    /// Clients may stay in plaintext.
-    Allow,
 }
 
 /// `[certificate.NAME]`.

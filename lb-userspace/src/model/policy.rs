@@ -47,6 +47,29 @@ pub struct Rule {
     pub log: bool,
 }
 
+impl Policy {
+    /// What becomes of a client whose address a header tells, and whose packets nobody has seen: rules with VLANs or
+    /// interfaces are passed over.
+    pub fn judge(&self, source: IpAddr, now: Timestamp) -> Action {
+        let source = number(source);
+        let mut rules = self
+            .rules
+            .iter()
+            .filter(|rule| rule.enabled && rule.vlans.is_empty() && rule.interfaces.is_empty());
+        rules
+            .find(|rule| {
+                let behind = rule.source.partition_point(|range| range.last < source);
+                let found = rule.source.get(behind);
+                found.is_some_and(|range| range.first <= source)
+                    && rule
+                        .schedule
+                        .as_ref()
+                        .is_none_or(|schedule| schedule.holds(now))
+            })
+            .map_or(self.default, |rule| rule.action)
+    }
+}
+
 /// `rule.source_file`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {

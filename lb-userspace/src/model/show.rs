@@ -3,12 +3,14 @@
 //! Every key is written, defaults included, so that the text loads to the same generation whatever the defaults become.
 
 mod policy;
+mod session;
+mod tls;
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
 use super::{
-    Attach, ClientTls, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, PortRange, Probe,
-    Snat, SnatPool, StartTls, VirtualServer,
+    Attach, Forward, Generation, Method, Mode, Monitor, OnDown, Pool, PortRange, Probe, Snat,
+    SnatPool, VirtualServer,
 };
 
 /// One table of the file.
@@ -91,6 +93,7 @@ pub fn tables(generation: &Generation) -> Vec<Table> {
         network(generation),
         log(generation),
         timeouts(generation),
+        session::sessions(&generation.session),
     ];
     tables.extend(
         generation
@@ -181,6 +184,14 @@ fn snat_pool(pool: &SnatPool) -> Table {
     table
 }
 
+fn snat_word(snat: &Snat) -> &str {
+    match snat {
+        Snat::None => "none",
+        Snat::Automap => "automap",
+        Snat::Pool(name) => name,
+    }
+}
+
 fn range(range: PortRange) -> String {
     format!("{}-{}", range.first, range.last)
 }
@@ -215,47 +226,22 @@ fn virtual_server(server: &VirtualServer) -> Table {
             proxy_protocol,
         } => {
             table.word("forward", "passthrough");
-            table.word(
-                "snat",
-                match snat {
-                    Snat::None => "none",
-                    Snat::Automap => "automap",
-                    Snat::Pool(name) => name,
-                },
-            );
+            table.word("snat", snat_word(snat));
             if *proxy_protocol {
                 table.word("proxy_protocol", "v2");
             }
         }
-        Forward::Proxy { client_tls } => {
+        Forward::Proxy {
+            client_tls,
+            server_tls,
+            xclient,
+            terms,
+        } => {
             table.word("forward", "proxy");
-            let certificates = match client_tls {
-                ClientTls::None => {
-                    table.word("client_tls", "none");
-                    None
-                }
-                ClientTls::Implicit { certificates } => {
-                    table.word("client_tls", "implicit");
-                    Some(certificates)
-                }
-                ClientTls::StartTls {
-                    policy,
-                    certificates,
-                } => {
-                    table.word("client_tls", "starttls");
-                    table.word(
-                        "starttls",
-                        match policy {
-                            StartTls::Require => "require",
-                            StartTls::Allow => "allow",
-                        },
-                    );
-                    Some(certificates)
-                }
-            };
-            if let Some(names) = certificates {
-                table.list("certificates", names.iter().map(|name| &**name));
-            }
+            tls::client(&mut table, client_tls);
+            tls::server(&mut table, server_tls);
+            table.number("xclient", xclient);
+            session::terms(&mut table, terms);
         }
     }
     table.word("pool", &server.pool);

@@ -4,22 +4,24 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use rustls::{ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion, server::Acceptor};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, server::TlsStream};
 
-use super::wire::{Ahead, Opening, Wire};
-use crate::{smtp::end::End, telemetry::session::TlsFacts};
+use super::{
+    header::Secured,
+    wire::{Ahead, Opening, Wire},
+};
+use crate::{smtp::end::End, telemetry::session::TlsFacts, tls::ListenerTls};
 
 /// How long the last bytes may take, and how long we hear a client out that still sends: closing
 /// before that would reset the connection and could destroy our last reply on its way.
@@ -65,15 +67,11 @@ impl ClientStream {
     }
 
     /// Shakes hands; on failure nothing is left but to close.
-    pub(super) async fn secure(
-        &mut self,
-        config: Arc<ServerConfig>,
-        limit: Duration,
-    ) -> Result<(), End> {
+    pub(super) async fn secure(&mut self, tls: &ListenerTls, limit: Duration) -> Result<(), End> {
         let Self::Plain(tcp) = std::mem::replace(self, Self::Gone) else {
             return Err(End::TlsFailed);
         };
-        let stream = timeout(limit, handshake(tcp, config))
+        let stream = timeout(limit, handshake(tcp, tls))
             .await
             .unwrap_or(Err(End::TlsTimeout))?;
         *self = Self::Tls(Box::new(stream));
@@ -97,6 +95,28 @@ impl ClientStream {
         Some(TlsFacts { version, suite })
     }
 
+    /// Calls `then` with all that members may be told of the client's TLS.
+    pub(super) fn with_secured<T>(&self, then: impl FnOnce(Option<&Secured<'_>>) -> T) -> T {
+        let (Self::Tls(stream), Some(facts)) = (self, self.tls()) else {
+            return then(None);
+        };
+        let (_, connection) = stream.get_ref();
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        let parsed = leaf.and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+        let mut names = parsed
+            .iter()
+            .flat_map(|(_, leaf)| leaf.subject().iter_common_name());
+        then(Some(&Secured {
+            version: facts.version,
+            suite: facts.suite,
+            certificate: leaf.is_some(),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            common_name: names.next().and_then(|name| name.as_str().ok()),
+            alpn: connection.alpn_protocol(),
+            authority: connection.server_name(),
+        }))
+    }
+
     /// Sends the last bytes, closes our side and hears the client out.
     pub(super) async fn farewell(&mut self, bytes: &[u8]) {
         let last = async {
@@ -117,25 +137,54 @@ impl ClientStream {
     }
 }
 
-async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<TlsStream<Wire>, End> {
+async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>, End> {
     let mut wire = Wire::new(tcp);
     match wire.opening().await {
         Ok(Opening::Handshake) => {}
         Ok(Opening::OldTls([major, minor])) => {
             // The library calls this a handshake failure; the client can learn more (RFC 8446 §6.2).
-            let _ = wire.write_all(&[21, major, minor, 0, 2, 2, 70]).await;
-            hear_out(wire);
-            return Err(End::TlsFailed);
+            return Err(refuse(wire, [major, minor], PROTOCOL_VERSION).await);
         }
         // No words: the other side waits for TLS, or is no client at all.
         Ok(Opening::Other) => return Err(End::StartTlsInjection),
         Err(_) => return Err(End::ClientClosed),
     }
-    let accept = TlsAcceptor::from(config).accept(wire).into_fallible();
-    accept.await.map_err(|(_, wire)| {
+    let config = tls.config.clone();
+    let accept = if tls.is_strict() {
+        let mut opened = LazyConfigAcceptor::new(Acceptor::default(), wire);
+        let opened = match (&mut opened).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                if let Some(wire) = opened.take_io() {
+                    hear_out(wire);
+                }
+                return Err(End::TlsFailed);
+            }
+        };
+        if tls.refuses(opened.client_hello().server_name()) {
+            return Err(refuse(opened.io, [3, 3], UNRECOGNIZED_NAME).await);
+        }
+        opened.into_stream(config)
+    } else {
+        TlsAcceptor::from(config).accept(wire)
+    };
+    accept.into_fallible().await.map_err(|(_, wire)| {
         hear_out(wire);
         End::TlsFailed
     })
+}
+
+/// RFC 8446 §6.2.
+const PROTOCOL_VERSION: u8 = 70;
+/// RFC 6066 §3.
+const UNRECOGNIZED_NAME: u8 = 112;
+
+/// Sends a fatal alert in clear.
+async fn refuse(mut wire: Wire, version: [u8; 2], alert: u8) -> End {
+    let [major, minor] = version;
+    let _ = wire.write_all(&[21, major, minor, 0, 2, 2, alert]).await;
+    hear_out(wire);
+    End::TlsFailed
 }
 
 /// Closes behind an alert: a reset must not overtake it.

@@ -2,10 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    fmt,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
-use crate::smtp::end::End;
+use crate::{pool::LiveMember, smtp::end::End};
+
+/// A member that fails may fail a thousand times a second.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection to an address that no virtual server has; it was closed at once.
 pub const NO_VIRTUAL_SERVER: &str = "no-virtual-server";
@@ -16,6 +24,11 @@ pub const MEMBER_CONNECT_FAILED: &str = "member-connect-failed";
 /// A member was passed over for its greeting, or its silence; the next one was tried.
 pub const MEMBER_PASSED_OVER: &str = "member-passed-over";
 
+/// A client talked before it was greeted, whatever became of it.
+pub const EARLY_TALKER: &str = "early-talker";
+/// A member failed at TLS or its preparation by another rule of the virtual server; the next one was tried.
+pub const MEMBER_UNFIT: &str = "member-unfit";
+
 /// Counters; every [`End`] counts under its own word.
 #[derive(Debug, Default)]
 pub(super) struct Events {
@@ -24,12 +37,33 @@ pub(super) struct Events {
     pub(super) accept_paused: AtomicU64,
     pub(super) member_connect_failed: AtomicU64,
     pub(super) member_passed_over: AtomicU64,
+    pub(super) early_talker: AtomicU64,
+    pub(super) member_unfit: AtomicU64,
+    /// When the last complaint about a member was logged.
+    complained: Mutex<Option<Instant>>,
 }
 
 impl Events {
     /// A session ended.
     pub(super) fn count_end(&self, end: End) {
         self.ends[end as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A member cannot be spoken to as its virtual server demands; the log says why, once a second at most.
+    pub(super) fn member_is_unfit(&self, member: &LiveMember, why: &dyn fmt::Display) {
+        self.member_unfit.fetch_add(1, Relaxed);
+        let mut complained = self
+            .complained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            *complained = Some(Instant::now());
+            log::warn!(
+                "member \"{}\" ({}) gets no session: {why}",
+                member.name,
+                member.address
+            );
+        }
     }
 
     /// Every name, those that never happened included.
@@ -40,6 +74,8 @@ impl Events {
             (ACCEPT_PAUSED, &self.accept_paused),
             (MEMBER_CONNECT_FAILED, &self.member_connect_failed),
             (MEMBER_PASSED_OVER, &self.member_passed_over),
+            (EARLY_TALKER, &self.early_talker),
+            (MEMBER_UNFIT, &self.member_unfit),
         ];
         let all = ends.into_iter().chain(others);
         all.map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
@@ -62,6 +98,6 @@ mod tests {
         for (times, end) in End::ALL.into_iter().enumerate() {
             assert_eq!(counts[end.as_str()], times as u64);
         }
-        assert_eq!(counts.len(), End::ALL.len() + 4);
+        assert_eq!(counts.len(), End::ALL.len() + 6);
     }
 }

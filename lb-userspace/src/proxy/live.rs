@@ -27,7 +27,7 @@ pub(super) struct Live {
 #[derive(Debug)]
 pub(super) struct Entry {
     virtual_server: Name,
-    client: SocketAddr,
+    client: Mutex<SocketAddr>,
     since: Instant,
     phase: AtomicU8,
     member: Mutex<Option<Name>>,
@@ -47,7 +47,7 @@ impl Live {
         let id = next_id();
         let entry = Arc::new(Entry {
             virtual_server,
-            client,
+            client: Mutex::new(client),
             since: Instant::now(),
             phase: AtomicU8::new(Phase::Connect as u8),
             member: Mutex::new(None),
@@ -82,11 +82,9 @@ impl Live {
         let view = |(id, entry): (&SessionId, &Arc<Entry>)| SessionView {
             id: id.to_string(),
             virtual_server: entry.virtual_server.to_string(),
-            client: entry.client,
+            client: *lock(&entry.client),
             member: lock(&entry.member).as_ref().map(ToString::to_string),
-            phase: Phase::from_number(entry.phase.load(Relaxed))
-                .as_str()
-                .to_owned(),
+            phase: entry.phase().as_str().to_owned(),
             age_s: entry.since.elapsed().as_secs(),
         };
         sessions.iter().map(view).collect()
@@ -94,8 +92,17 @@ impl Live {
 }
 
 impl Entry {
+    pub(super) fn phase(&self) -> Phase {
+        Phase::from_number(self.phase.load(Relaxed))
+    }
+
     pub(super) fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// A header has told who the client is.
+    pub(super) fn set_client(&self, client: SocketAddr) {
+        *lock(&self.client) = client;
     }
 
     pub(super) fn set_member(&self, member: Option<Name>) {

@@ -9,12 +9,18 @@
 //! No rule of SMTP lives here; the machine in `smtp::session` decides, this room obeys.
 
 mod client;
+mod crowd;
+mod entry;
 pub mod events;
+pub mod header;
 mod listener;
 mod live;
 mod orders;
 mod pump;
+mod scout;
 mod session;
+mod sockopt;
+mod source;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -24,20 +30,30 @@ mod worker;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use lb_common::stats::TrafficCell;
 
 pub use self::{
+    crowd::Crowd,
     listener::{WorkerListeners, bind_listeners},
     orders::{Control, Orders},
+    scout::Fallback,
+    source::{Source, SourcePool, Sources},
     worker::{Cutter, DrainReport, Proxy},
 };
 use crate::{
-    model::{Name, Places, StartTls},
+    model::{self, Name, Places, Policy, Sessions, StartTls},
     pool::LivePool,
-    smtp::session::ClientSecurity,
+    smtp::{
+        approach::Plan,
+        session::{ClientSecurity, Session, Terms},
+    },
+    tls::{ListenerTls, MemberTls},
 };
 
 /// A virtual server of the proxy plane.
@@ -49,10 +65,27 @@ pub struct Service {
     pub at: Places,
     /// TLS towards its clients.
     pub client_tls: Security,
+    /// TLS towards its members.
+    pub server_tls: MemberSecurity,
+    /// Are members told by XCLIENT who the client is?
+    pub xclient: bool,
     /// Who serves it.
     pub pool: Arc<LivePool>,
+    /// Who serves clients that stay in plaintext, if others do.
+    pub plaintext: Option<Fallback>,
     /// Its counters.
     pub cell: &'static TrafficCell,
+    /// What it has beside TLS.
+    pub terms: model::Terms,
+    /// What holds for its sessions as for all.
+    pub sessions: Sessions,
+    /// Whose address its members see.
+    pub source: Source,
+    /// Its sessions; the same from generation to generation.
+    pub crowd: Arc<Crowd>,
+    /// Who may connect, in the order in which they are asked: for clients that a PROXY protocol header names. Packets
+    /// are judged before they get here.
+    pub policies: Vec<Arc<Policy>>,
 }
 
 /// TLS towards clients, with what it takes.
@@ -61,19 +94,34 @@ pub enum Security {
     /// Plain SMTP.
     None,
     /// TLS from the first byte (RFC 8314 §3.3).
-    Implicit(Arc<rustls::ServerConfig>),
+    Implicit(Arc<ListenerTls>),
     /// RFC 3207.
     StartTls {
         /// May clients stay in plaintext?
         policy: StartTls,
         /// The terms.
-        config: Arc<rustls::ServerConfig>,
+        tls: Arc<ListenerTls>,
     },
+}
+
+/// TLS towards members, with what it takes.
+#[derive(Debug, Clone)]
+pub enum MemberSecurity {
+    /// Plain SMTP.
+    None,
+    /// TLS from the first byte.
+    Implicit(Arc<MemberTls>),
+    /// RFC 3207.
+    StartTls(Arc<MemberTls>),
 }
 
 /// The virtual servers that are served now, found by the address that a client connected to.
 #[derive(Debug, Default)]
-pub struct Services(RwLock<Arc<Found>>);
+pub struct Services {
+    found: RwLock<Arc<Found>>,
+    /// The number of the generation that they are of.
+    generation: AtomicU64,
+}
 
 /// Single addresses apart, since there are most; prefixes with the longest first.
 #[derive(Debug, Default)]
@@ -108,12 +156,21 @@ impl Services {
         found
             .prefixes
             .sort_by_key(|service| std::cmp::Reverse(service.at.length));
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+        *self.found.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+    }
+
+    /// Which generation is in use, for the session log.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Relaxed);
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
     }
 
     /// The virtual server at a local address.
     pub fn find(&self, local: SocketAddr) -> Option<Arc<Service>> {
-        let found = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
         let local = canonical(local);
         let mut prefixes = found.prefixes.iter();
         found
@@ -121,6 +178,34 @@ impl Services {
             .get(&local)
             .or_else(|| prefixes.find(|service| service.at.serves(local)))
             .cloned()
+    }
+}
+
+impl Service {
+    /// Who serves a session now.
+    fn pool_for(&self, session: &Session) -> &LivePool {
+        match &self.plaintext {
+            Some(fallback) if session.is_switched() => fallback.pool(),
+            _ => &self.pool,
+        }
+    }
+
+    /// What the dialogue with a client and its members has to heed; `security`: how it goes into the dialogue.
+    fn dialogue(&self, client: SocketAddr, security: ClientSecurity) -> Terms {
+        Terms {
+            client: security,
+            plan: Plan {
+                starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
+                xclient: self.xclient.then_some(client),
+            },
+            switches: self.plaintext.is_some(),
+            member_verified: match &self.server_tls {
+                MemberSecurity::None => false,
+                MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {
+                    tls.verifies_name()
+                }
+            },
+        }
     }
 }
 

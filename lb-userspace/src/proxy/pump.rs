@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -24,6 +24,7 @@ use super::{
     upstream::Upstream,
 };
 use crate::smtp::{
+    approach::Fault,
     end::End,
     session::{Action, Session},
     timeouts::Timeouts,
@@ -52,12 +53,15 @@ pub(super) struct Pump {
     pub(super) client: ClientStream,
     pub(super) member: Option<Upstream>,
     pub(super) moved: Moved,
-    timeouts: Timeouts,
+    /// How long a peer may leave our bytes.
+    send: Duration,
     /// Bytes of the client that the machine left behind.
     backlog: Vec<u8>,
     backlog_at: usize,
     client_ended: bool,
     unflushed: bool,
+    /// TLS towards the member holds what its socket did not take.
+    member_unflushed: bool,
     /// Since when a peer does not take what we have for it.
     blocked: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -65,6 +69,10 @@ pub(super) struct Pump {
     entry: Arc<Entry>,
     cell: &'static TrafficCell,
     counted: Moved,
+    /// When the client's greeting was queued.
+    pub(super) greeted: Option<Instant>,
+    /// Is a client looked at that talks before?
+    pub(super) watch_early: bool,
 }
 
 /// Bytes of SMTP that reached their peer.
@@ -83,8 +91,15 @@ impl Moved {
 /// What the pump cannot do alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    Connect,
+    /// Any member, or one that was not tried.
+    Connect {
+        afresh: bool,
+    },
     StartTls,
+    /// The client did not wait for its greeting, which is queued.
+    Early,
+    SecureMember,
+    Complain(Fault),
     Close(End),
 }
 
@@ -102,17 +117,20 @@ impl Pump {
             client,
             member: None,
             moved: Moved::default(),
-            timeouts,
+            send: timeouts.send,
             backlog: Vec::new(),
             backlog_at: 0,
             client_ended: false,
             unflushed: false,
+            member_unflushed: false,
             blocked: None,
             timer: Box::pin(sleep_until(armed.into())),
             armed,
             entry,
             cell,
             counted: Moved::default(),
+            greeted: None,
+            watch_early: false,
         }
     }
 
@@ -123,7 +141,7 @@ impl Pump {
 
     /// Sends what is queued for the client, within the time for sending.
     pub(super) async fn flush_client(&mut self) {
-        let limit = self.timeouts.send;
+        let limit = self.send;
         let flushed = poll_fn(|cx| {
             self.send_to_client(cx);
             if self.session.to_client().is_empty() && !self.unflushed {
@@ -142,8 +160,10 @@ impl Pump {
             let mut moved = self.send_to_member(cx);
             while let Some(action) = self.session.poll_action() {
                 match action {
-                    Action::Connect => return Poll::Ready(Turn::Connect),
+                    Action::Connect { afresh } => return Poll::Ready(Turn::Connect { afresh }),
                     Action::StartTls => return Poll::Ready(Turn::StartTls),
+                    Action::SecureMember => return Poll::Ready(Turn::SecureMember),
+                    Action::Complain(fault) => return Poll::Ready(Turn::Complain(fault)),
                     Action::AbortMember => self.abort_member(),
                     Action::Close(end) => return Poll::Ready(Turn::Close(end)),
                 }
@@ -151,6 +171,12 @@ impl Pump {
             moved |= self.send_to_client(cx);
             self.note_blockage();
             moved |= self.read_member(cx);
+            if self.session.is_greeted() {
+                self.greeted = Some(Instant::now());
+                if self.watch_early && self.talks_early() {
+                    return Poll::Ready(Turn::Early);
+                }
+            }
             moved |= self.read_client(cx);
             if !moved && !self.expire(cx) {
                 self.entry.set_phase(self.session.phase());
@@ -162,8 +188,15 @@ impl Pump {
         }
     }
 
+    fn talks_early(&self) -> bool {
+        let plain = matches!(self.client, ClientStream::Plain(_));
+        let held = self.backlog_at < self.backlog.len();
+        plain && (held || matches!(self.client.waiting(), Waiting::Bytes))
+    }
+
     fn read_client(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.session.to_member().is_empty() || self.session.to_client().len() > MAX_UNREAD {
+        let congested = !self.session.to_member().is_empty() || self.member_unflushed;
+        if congested || self.session.to_client().len() > MAX_UNREAD {
             return false;
         }
         if self.backlog_at < self.backlog.len() {
@@ -222,7 +255,8 @@ impl Pump {
             used += taken.consumed;
             self.pass(cx, verbatim);
             self.look_behind_refusal();
-            if taken.consumed == 0 || !self.session.to_member().is_empty() {
+            if taken.consumed == 0 || !self.session.to_member().is_empty() || self.member_unflushed
+            {
                 break;
             }
         }
@@ -239,8 +273,9 @@ impl Pump {
             };
             let queue = self.session.to_member();
             let parts = [IoSlice::new(queue), IoSlice::new(&verbatim[sent..])];
-            match Pin::new(&mut member.tcp).poll_write_vectored(cx, &parts) {
+            match Pin::new(&mut member.link).poll_write_vectored(cx, &parts) {
                 Poll::Ready(Ok(count)) => {
+                    self.member_unflushed = true;
                     let queued = count.min(queue.len());
                     queue.drain(..queued);
                     sent += count - queued;
@@ -264,9 +299,10 @@ impl Pump {
                 break;
             };
             let queue = self.session.to_member();
-            match Pin::new(&mut member.tcp).poll_write(cx, queue) {
+            match Pin::new(&mut member.link).poll_write(cx, queue) {
                 Poll::Ready(Ok(count)) => {
                     take_front(queue, count);
+                    self.member_unflushed = true;
                     self.moved.to_member += count as u64;
                     (moved, self.blocked) = (true, None);
                 }
@@ -275,6 +311,20 @@ impl Pump {
                     return true;
                 }
                 Poll::Pending => break,
+            }
+        }
+        if self.member_unflushed {
+            let flushed = match &mut self.member {
+                Some(member) => Pin::new(&mut member.link).poll_flush(cx),
+                None => Poll::Ready(Ok(())),
+            };
+            match flushed {
+                Poll::Ready(Ok(())) => self.member_unflushed = false,
+                Poll::Ready(Err(_)) => {
+                    self.lose_member();
+                    return true;
+                }
+                Poll::Pending => {}
             }
         }
         moved
@@ -314,7 +364,7 @@ impl Pump {
                 return false;
             };
             let mut buffer = ReadBuf::new(&mut scratch[..MEMBER_READ]);
-            match Pin::new(&mut member.tcp).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut member.link).poll_read(cx, &mut buffer) {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.session.handle_member(buffer.filled(), Instant::now());
@@ -340,6 +390,7 @@ impl Pump {
     /// Lets the member go in order.
     pub(super) fn release_member(&mut self) {
         self.count();
+        self.member_unflushed = false;
         if let Some(member) = self.member.take() {
             member.close();
         }
@@ -348,6 +399,7 @@ impl Pump {
     fn abort_member(&mut self) {
         self.count();
         self.member = None;
+        self.member_unflushed = false;
         // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();
     }
@@ -367,7 +419,7 @@ impl Pump {
 
     fn note_blockage(&mut self) {
         let blocked = !self.session.to_member().is_empty() || !self.session.to_client().is_empty();
-        if blocked || self.unflushed {
+        if blocked || self.unflushed || self.member_unflushed {
             self.blocked.get_or_insert_with(Instant::now);
         } else if self.blocked.take().is_some() {
             self.session.unblocked(Instant::now());
@@ -377,7 +429,7 @@ impl Pump {
     /// Whether a limit has passed and something came of it.
     fn expire(&mut self, cx: &mut Context<'_>) -> bool {
         let due = match self.blocked {
-            Some(since) => Some(since + self.timeouts.send),
+            Some(since) => Some(since + self.send),
             None => self.session.deadline(),
         };
         let Some(due) = due else { return false };
@@ -395,7 +447,7 @@ impl Pump {
             }
             match self.blocked.take() {
                 None => self.session.handle_timeout(now),
-                Some(_) if !self.session.to_member().is_empty() => {
+                Some(_) if !self.session.to_member().is_empty() || self.member_unflushed => {
                     self.abort_member();
                     self.session.member_stuck();
                 }

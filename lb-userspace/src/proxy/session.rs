@@ -1,26 +1,27 @@
 //! One client's connection from accept to its log line.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    Security, Service,
+    MemberSecurity, Security, Service,
     client::{ClientStream, Waiting},
+    crowd::Crowd,
+    entry::{Places, Refused},
     events::Events,
     live::{Live, Present},
     orders::{Control, Orders},
     pump::{Pump, Turn},
-    upstream::Upstream,
+    upstream::{Origin, Upstream},
 };
 use crate::{
     model::Name,
-    smtp::{end::End, phase::Phase, session::Session, timeouts::Timeouts},
+    smtp::{end::End, phase::Phase, session::Session},
     telemetry::session::{SessionEnd, SessionSink, TlsFacts},
 };
 
@@ -30,50 +31,72 @@ pub(super) struct Context {
     pub(super) events: Arc<Events>,
     pub(super) log: Arc<dyn SessionSink>,
     pub(super) control: watch::Receiver<Orders>,
-    pub(super) timeouts: Timeouts,
+    /// The sessions of all workers.
+    pub(super) crowd: Arc<Crowd>,
 }
 
 /// Serves a client to its end.
 pub(super) async fn serve(
     context: Arc<Context>,
     service: Arc<Service>,
+    generation: u64,
     tcp: TcpStream,
-    peer: SocketAddr,
+    (local, peer): (SocketAddr, SocketAddr),
 ) {
     let present = context.live.enter(service.name.clone(), peer);
     service.cell.session_started();
+    // Kept until the last bytes are gone: goodbyes take memory, too.
+    let places = Places::take(&context, &service);
     let mut serving = Serving {
         started: Instant::now(),
+        generation,
         member: None,
+        snat: None,
         tls: None,
+        early: false,
+        waits: Waits::default(),
         context,
         service,
+        local,
         peer,
         present,
     };
     // Without it replies would wait for acknowledgements; a socket that refuses is about to fail anyway.
     let _ = tcp.set_nodelay(true);
     let mut client = ClientStream::Plain(tcp);
-    if let Security::Implicit(config) = &serving.service.client_tls {
-        serving.present.entry.set_phase(Phase::Handshake);
-        let limit = serving.context.timeouts.handshake;
-        if let Err(end) = Box::pin(client.secure(config.clone(), limit)).await {
-            // Not TLS from the first byte on: nobody injected anything.
-            let end = if end == End::StartTlsInjection {
-                End::TlsFailed
-            } else {
-                end
-            };
-            return serving.end_before_dialogue(end);
+    let entered = match places {
+        Ok(mut places) => {
+            let entered = Box::pin(serving.enter(&mut client, &mut places)).await;
+            entered.map(|security| (security, places))
         }
-        serving.tls = client.tls();
-    }
-    let security = serving.service.client_tls.for_dialogue();
-    let timeouts = serving.context.timeouts;
-    let session = Session::new(security, timeouts, Instant::now());
+        Err(refused) => Err(refused),
+    };
+    let (security, _places) = match entered {
+        Ok(entered) => entered,
+        Err(mut refused) => {
+            if let Security::Implicit(_) = serving.service.client_tls {
+                // Words in clear would be no TLS.
+                refused.reply = None;
+            }
+            refused.say(&client);
+            return serving.end_before_dialogue(refused);
+        }
+    };
+    serving.waits.entry = serving.started.elapsed();
+    let offers = match &serving.service.plaintext {
+        Some(fallback) => {
+            let service = &*serving.service;
+            Some(Box::pin(fallback.offers(service, &service.sessions.timeouts)).await)
+        }
+        None => None,
+    };
+    let timeouts = serving.service.sessions.timeouts;
+    let terms = serving.service.dialogue(serving.peer, security);
+    let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;
     let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
+    pump.watch_early = serving.service.terms.pregreet.is_some() && !serving.early;
     let end = serving.run(&mut pump).await;
     serving.finish(&mut pump, end);
     let last = std::mem::take(pump.session.to_client());
@@ -83,14 +106,33 @@ pub(super) async fn serve(
 }
 
 /// A session being served; its end is counted and logged whatever happens.
-struct Serving {
-    context: Arc<Context>,
-    service: Arc<Service>,
-    peer: SocketAddr,
-    present: Present,
+pub(super) struct Serving {
+    pub(super) context: Arc<Context>,
+    pub(super) service: Arc<Service>,
+    /// What the client connected to.
+    pub(super) local: SocketAddr,
+    /// The client, as a header in front may have told.
+    pub(super) peer: SocketAddr,
+    pub(super) present: Present,
+    /// It talked before it was greeted.
+    pub(super) early: bool,
+    pub(super) tls: Option<TlsFacts>,
     started: Instant,
+    generation: u64,
     member: Option<(Name, SocketAddr)>,
-    tls: Option<TlsFacts>,
+    snat: Option<IpAddr>,
+    waits: Waits,
+}
+
+/// How long a session waited until its client was greeted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Waits {
+    /// From accept until members were looked for.
+    entry: Duration,
+    /// Until the first of them was connected.
+    connect: Option<Duration>,
+    /// When it was.
+    connected: Option<Instant>,
 }
 
 impl Serving {
@@ -112,12 +154,20 @@ impl Serving {
             };
             match turn {
                 // Boxed: an idle session need not hold the room for what it did at its start.
-                Turn::Connect => Box::pin(self.connect(pump, &mut tried)).await,
-                Turn::StartTls => {
-                    Box::pin(self.start_tls(pump)).await;
-                    // Another member may be asked for now, and any may serve.
-                    tried.clear();
+                Turn::Connect { afresh } => {
+                    if afresh {
+                        tried.clear();
+                    }
+                    Box::pin(self.connect(pump, &mut tried)).await;
                 }
+                Turn::Early => {
+                    if Box::pin(self.early_talker()).await.is_err() {
+                        pump.session.refuse_early_talker();
+                    }
+                }
+                Turn::SecureMember => Box::pin(self.secure_member(pump)).await,
+                Turn::Complain(fault) => self.complain(pump, &fault),
+                Turn::StartTls => Box::pin(self.start_tls(pump)).await,
                 Turn::Close(end) => return end,
             }
         }
@@ -129,10 +179,18 @@ impl Serving {
         }
         pump.release_member();
         self.present.entry.set_phase(Phase::Connect);
-        let limit = self.context.timeouts.connect;
+        let begun = Instant::now();
         let before = tried.len();
-        let pool = &self.service.pool;
-        let connected = Upstream::connect(pool, tried, limit, &self.context.events).await;
+        let pool = self.service.pool_for(&pump.session);
+        let origin = Origin {
+            service: &self.service,
+            client: self.peer,
+            local: self.local,
+            id: self.present.id,
+            stream: &pump.client,
+        };
+        let connected = Upstream::connect(pool, tried, &origin, &self.context.events).await;
+        self.waits.connect.get_or_insert_with(|| begun.elapsed());
         let unreachable = tried.len() - before > usize::from(connected.is_some());
         if unreachable || (connected.is_none() && tried.len() < pool.members().len()) {
             pump.session.member_missed();
@@ -144,12 +202,39 @@ impl Serving {
         let member = upstream.lease.member();
         self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
+        let own = upstream.link.own();
+        self.snat = Some(own);
+        self.waits.connected.get_or_insert_with(Instant::now);
         pump.member = Some(upstream);
-        pump.session.member_connected(Instant::now());
+        pump.session.member_connected(own, Instant::now());
+    }
+
+    async fn secure_member(&mut self, pump: &mut Pump) {
+        let limit = self.service.sessions.timeouts.member_handshake;
+        let (Some(member), MemberSecurity::StartTls(tls)) =
+            (&mut pump.member, &self.service.server_tls)
+        else {
+            return pump.session.member_insecure();
+        };
+        self.present.entry.set_phase(Phase::Handshake);
+        match member.link.secure(tls, limit).await {
+            Ok(()) => pump.session.member_secured(Instant::now()),
+            Err(error) => {
+                self.complain(pump, &error);
+                pump.session.member_insecure();
+            }
+        }
+    }
+
+    fn complain(&self, pump: &Pump, why: &dyn std::fmt::Display) {
+        if let Some(member) = &pump.member {
+            let member = member.lease.member();
+            self.context.events.member_is_unfit(member, why);
+        }
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {
-        let Some(config) = self.starttls_config() else {
+        let Security::StartTls { tls, .. } = &self.service.client_tls else {
             return;
         };
         pump.flush_client().await;
@@ -164,23 +249,13 @@ impl Serving {
         }
         pump.flush_client().await;
         self.present.entry.set_phase(Phase::Handshake);
-        match pump
-            .client
-            .secure(config, self.context.timeouts.handshake)
-            .await
-        {
+        let limit = self.service.sessions.timeouts.handshake;
+        match pump.client.secure(tls, limit).await {
             Ok(()) => {
                 self.tls = pump.client.tls();
                 pump.session.tls_established(Instant::now());
             }
             Err(end) => pump.session.tls_failed(end),
-        }
-    }
-
-    fn starttls_config(&self) -> Option<Arc<ServerConfig>> {
-        match &self.service.client_tls {
-            Security::StartTls { config, .. } => Some(config.clone()),
-            Security::None | Security::Implicit(_) => None,
         }
     }
 
@@ -191,6 +266,11 @@ impl Serving {
         pump.release_member();
         let facts = pump.session.facts();
         self.report(SessionEnd {
+            greeting: self
+                .waits
+                .connected
+                .zip(pump.greeted)
+                .map(|(connected, greeted)| greeted.saturating_duration_since(connected)),
             starttls_offered: facts.starttls_offered,
             starttls_used: facts.starttls_used,
             helo: facts.helo.clone(),
@@ -204,17 +284,30 @@ impl Serving {
         });
     }
 
-    fn end_before_dialogue(&mut self, end: End) {
-        self.report(self.blank(end));
+    fn end_before_dialogue(&mut self, refused: Refused) {
+        let phase = self.present.entry.phase();
+        self.report(SessionEnd {
+            phase,
+            last_code: refused.reply.map_or(0, |reply| reply.code),
+            ..self.blank(refused.end)
+        });
     }
 
     fn blank(&self, end: End) -> SessionEnd {
         SessionEnd {
             id: self.present.id,
+            generation: self.generation,
             virtual_server: self.service.name.clone(),
             client: self.peer,
+            local: self.local,
             member: self.member.clone(),
+            snat: self.snat,
+            wait: self.waits.entry,
+            connect: self.waits.connect,
+            greeting: None,
+            early: self.early,
             tls: self.tls,
+            member_tls: None,
             starttls_offered: false,
             starttls_used: false,
             helo: None,
@@ -253,7 +346,7 @@ fn heed(state: Control, session: &mut Session) {
 #[cfg(test)]
 pub(super) fn sizes() -> (usize, usize) {
     fn output<A, F: Future>(
-        _: impl FnOnce(Arc<Context>, Arc<Service>, TcpStream, A) -> F,
+        _: impl FnOnce(Arc<Context>, Arc<Service>, u64, TcpStream, A) -> F,
     ) -> usize {
         size_of::<F>()
     }

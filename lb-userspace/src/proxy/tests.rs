@@ -1,5 +1,10 @@
 //! Workers over loopback, scripted members, real TLS clients.
 
 mod dialogue;
+mod entry;
 mod hostile;
+mod listeners;
+mod members;
 mod peers;
+mod pressure;
+mod switch;

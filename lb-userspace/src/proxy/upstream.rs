@@ -1,41 +1,100 @@
-//! The member's end.
+//! The member's end: plain or TLS, behind one face.
 
-use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::events::Events;
-use crate::pool::{Lease, LivePool};
+use super::{
+    MemberSecurity, Service,
+    client::ClientStream,
+    events::Events,
+    header,
+    source::{self, Use},
+};
+use crate::{
+    model::ProxyHeader,
+    pool::{Lease, LivePool},
+    telemetry::session::SessionId,
+    tls::MemberTls,
+};
 
 /// A connection to a member, and the place at it. Dropped, it is reset: whatever a member has seen
 /// of a message then, it cannot take its end for the end of data.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) tcp: TcpStream,
+    pub(super) link: Link,
     pub(super) lease: Lease,
     orderly: bool,
 }
 
+/// For whom a member is connected.
+pub(super) struct Origin<'a> {
+    pub(super) service: &'a Service,
+    pub(super) client: SocketAddr,
+    /// What the client connected to.
+    pub(super) local: SocketAddr,
+    pub(super) id: SessionId,
+    pub(super) stream: &'a ClientStream,
+}
+
+/// A connection to a member.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: Stream,
+    address: SocketAddr,
+    /// Given back with it.
+    _source: Option<Use>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The handshake failed.
+    Gone,
+}
+
 impl Upstream {
-    /// Connects the best member that was not tried yet, and else the next.
+    /// Connects the best member that was not tried yet, and else the next; with implicit TLS, one that proves who it is.
     pub(super) async fn connect(
         pool: &LivePool,
         tried: &mut Vec<u16>,
-        limit: Duration,
+        origin: &Origin<'_>,
         events: &Events,
     ) -> Option<Self> {
+        let timeouts = &origin.service.sessions.timeouts;
         while let Some(lease) = pool.select(tried) {
             tried.push(lease.member().id);
-            match open(lease.member().address, limit).await {
-                Some(tcp) => {
-                    return Some(Self {
-                        tcp,
-                        lease,
-                        orderly: false,
-                    });
+            let mut link = match Link::open(lease.member().address, origin).await {
+                Some(link) => link,
+                None => {
+                    events.member_connect_failed.fetch_add(1, Relaxed);
+                    continue;
                 }
-                None => events.member_connect_failed.fetch_add(1, Relaxed),
             };
+            if let MemberSecurity::Implicit(tls) = &origin.service.server_tls
+                && let Err(error) = link.secure(tls, timeouts.member_handshake).await
+            {
+                events.member_is_unfit(lease.member(), &error);
+                continue;
+            }
+            return Some(Self {
+                link,
+                lease,
+                orderly: false,
+            });
         }
         None
     }
@@ -43,23 +102,163 @@ impl Upstream {
     /// Closes in order.
     pub(super) fn close(mut self) {
         self.orderly = true;
+        if let Stream::Tls(stream) = &mut self.link.stream {
+            // A goodbye that does not go out at once is not worth waiting for.
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(stream).poll_shutdown(&mut cx);
+        }
+    }
+}
+
+impl Link {
+    /// Connects a member for a client, and tells it who that is where it wants to know.
+    pub(super) async fn open(address: SocketAddr, origin: &Origin<'_>) -> Option<Self> {
+        let connect = source::connect(address, &origin.service.source, origin.client.ip());
+        let limit = origin.service.sessions.timeouts.connect;
+        Self::prepared(address, limit, connect, origin.header()).await
+    }
+
+    /// Connects a member for the box itself.
+    pub(super) async fn open_own(address: SocketAddr, service: &Service) -> Option<Self> {
+        let connect = source::connect_own(address);
+        let limit = service.sessions.timeouts.connect;
+        let header = header::own(service.terms.proxy_protocol);
+        Self::prepared(address, limit, connect, header).await
+    }
+
+    async fn prepared(
+        address: SocketAddr,
+        limit: Duration,
+        connect: impl Future<Output = io::Result<(TcpStream, Option<Use>)>>,
+        header: Option<Vec<u8>>,
+    ) -> Option<Self> {
+        let opened = async {
+            let (mut tcp, source) = connect.await?;
+            tcp.set_nodelay(true)?;
+            if let Some(header) = header {
+                tcp.write_all(&header).await?;
+            }
+            Ok::<_, io::Error>(Self {
+                stream: Stream::Plain(tcp),
+                address,
+                _source: source,
+            })
+        };
+        timeout(limit, opened).await.ok()?.ok()
+    }
+
+    /// Shakes hands; on failure nothing is left but to drop it.
+    pub(super) async fn secure(&mut self, tls: &MemberTls, limit: Duration) -> io::Result<()> {
+        let Stream::Plain(tcp) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let name = tls.name_of(self.address.ip());
+        let handshake = TlsConnector::from(tls.config.clone()).connect(name, tcp);
+        let stream = timeout(limit, handshake).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no TLS within {limit:?}"))
+        })??;
+        self.stream = Stream::Tls(Box::new(stream));
+        Ok(())
+    }
+
+    /// The box's address towards the member.
+    pub(super) fn own(&self) -> IpAddr {
+        let own = self.tcp().and_then(|tcp| tcp.local_addr().ok());
+        own.map_or(Ipv4Addr::UNSPECIFIED.into(), |own| own.ip())
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(tcp) => Some(tcp),
+            Stream::Tls(stream) => Some(stream.get_ref().0),
+            Stream::Gone => None,
+        }
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        if !self.orderly {
+        if let (false, Some(tcp)) = (self.orderly, self.link.tcp()) {
             // A stream that is gone already needs no reset.
-            let _ = self.tcp.set_zero_linger();
+            let _ = tcp.set_zero_linger();
         }
     }
 }
 
-async fn open(address: SocketAddr, limit: Duration) -> Option<TcpStream> {
-    let tcp = timeout(limit, TcpStream::connect(address))
-        .await
-        .ok()?
-        .ok()?;
-    tcp.set_nodelay(true).ok()?;
-    Some(tcp)
+impl Origin<'_> {
+    /// What the member is told first.
+    fn header(&self) -> Option<Vec<u8>> {
+        match self.service.terms.proxy_protocol {
+            ProxyHeader::None => None,
+            ProxyHeader::V1 => Some(header::v1(self.client, self.local)),
+            ProxyHeader::V2 => {
+                let id = self.id.to_string();
+                let written = |secured: Option<&header::Secured<'_>>| {
+                    header::v2(&header::Client {
+                        source: self.client,
+                        destination: self.local,
+                        unique_id: &id,
+                        secured,
+                    })
+                };
+                Some(self.stream.with_secured(written))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, out),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, out),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Gone => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Gone => Poll::Ready(Ok(())),
+        }
+    }
 }

@@ -23,13 +23,14 @@ use tokio::{
 
 use super::{
     Services,
+    crowd::Crowd,
     events::Events,
     listener::WorkerListeners,
     live::Live,
     orders::{Control, Orders},
     session::{Context, serve},
 };
-use crate::{admin::view::SessionView, smtp::timeouts::Timeouts, telemetry::session::SessionSink};
+use crate::{admin::view::SessionView, telemetry::session::SessionSink};
 
 /// How long accepting rests when the machine is short of something, first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -67,18 +68,10 @@ impl Proxy {
         listeners: Vec<WorkerListeners>,
         log: Arc<dyn SessionSink>,
     ) -> io::Result<Self> {
-        Self::start_with(services, listeners, log, Timeouts::DEFAULT)
-    }
-
-    pub(super) fn start_with(
-        services: Arc<Services>,
-        listeners: Vec<WorkerListeners>,
-        log: Arc<dyn SessionSink>,
-        timeouts: Timeouts,
-    ) -> io::Result<Self> {
         let control = watch::Sender::new(Orders::none());
         let (alive, ended) = mpsc::channel();
         let events = Arc::new(Events::default());
+        let crowd = Arc::new(Crowd::default());
         let mut proxy = Self {
             control,
             workers: Vec::new(),
@@ -94,7 +87,7 @@ impl Proxy {
                 events: proxy.events.clone(),
                 log: log.clone(),
                 control: proxy.control.subscribe(),
-                timeouts,
+                crowd: crowd.clone(),
             };
             let worker = Worker::new(listeners, services.clone(), context)?;
             let alive = alive.clone();
@@ -323,7 +316,9 @@ fn welcome(tcp: TcpStream, services: &Services, context: &Arc<Context>) {
     };
     match services.find(local) {
         Some(service) => {
-            tokio::spawn(serve(context.clone(), service, tcp, super::canonical(peer)));
+            let ends = (super::canonical(local), super::canonical(peer));
+            let generation = services.generation();
+            tokio::spawn(serve(context.clone(), service, generation, tcp, ends));
         }
         None => _ = context.events.no_virtual_server.fetch_add(1, Relaxed),
     }

@@ -1,6 +1,8 @@
 //! What a member announces in its EHLO reply, and what of it the client gets to see.
 
-use super::reply::Reply;
+use std::borrow::Cow;
+
+use super::{approach::Attributes, reply::Reply};
 
 /// What we must know of a member's announcements (RFC 5321 §4.1.1.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,17 +13,91 @@ pub struct Capabilities {
     pub chunking: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// What a proxy may tell of its client.
+    pub xclient: Option<Attributes>,
+}
+
+/// What a member, or each of several, announces: the lines behind the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offers(Vec<Vec<u8>>);
+
+impl Offers {
+    /// From a reply to EHLO.
+    pub fn of(reply: &Reply) -> Self {
+        Self(reply.lines().skip(1).map(<[u8]>::to_vec).collect())
+    }
+
+    /// What both announce.
+    pub fn and(&self, other: &Self) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter_map(|line| other.common(line))
+                .collect(),
+        )
+    }
+
+    /// As much of a line as these announce, too.
+    fn common(&self, line: &[u8]) -> Option<Vec<u8>> {
+        self.0.iter().find_map(|other| common(line, other))
+    }
+}
+
+/// What two lines promise both: a limit is the smaller one, a list what is in both; of anything else that differs,
+/// nobody knows.
+fn common(line: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    let (line, other) = (line.trim_ascii(), other.trim_ascii());
+    if line.eq_ignore_ascii_case(other) {
+        return Some(line.to_vec());
+    }
+    let mut words = line.split(|byte| *byte == b' ');
+    let mut others = other.split(|byte| *byte == b' ');
+    let name = words.next()?;
+    if !others.next()?.eq_ignore_ascii_case(name) {
+        return None;
+    }
+    match name.to_ascii_uppercase().as_slice() {
+        b"SIZE" => {
+            // RFC 1870 §4: no number, or 0, is no limit that is told.
+            let limit = |word: Option<&[u8]>| {
+                let number = word.and_then(|word| str::from_utf8(word).ok());
+                number
+                    .and_then(|number| number.parse::<u64>().ok())
+                    .filter(|limit| *limit > 0)
+            };
+            let limits = [limit(words.next()), limit(others.next())];
+            let least = limits.into_iter().flatten().min();
+            Some(least.map_or_else(|| b"SIZE".to_vec(), |least| format!("SIZE {least}").into()))
+        }
+        b"AUTH" => {
+            let others: Vec<_> = others.collect();
+            let mut both = name.to_vec();
+            for mechanism in words {
+                if others
+                    .iter()
+                    .any(|other| other.eq_ignore_ascii_case(mechanism))
+                {
+                    both.push(b' ');
+                    both.extend_from_slice(mechanism);
+                }
+            }
+            (both.len() > name.len()).then_some(both)
+        }
+        _ => None,
+    }
 }
 
 /// What differs between the member's list and the client's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct Filter<'o> {
     /// We end the client's TLS and it has not begun.
     pub offer_starttls: bool,
     /// Credentials wait for TLS.
     pub hide_auth: bool,
     /// The way to the member can keep the promise of RFC 8689 §3.
     pub carries_requiretls: bool,
+    /// Another member may serve in the end: nothing is promised that it lacks.
+    pub also: Option<&'o Offers>,
 }
 
 impl Capabilities {
@@ -29,10 +105,15 @@ impl Capabilities {
     pub fn of(reply: &Reply) -> Self {
         let mut found = Self::default();
         for line in reply.lines().skip(1) {
-            match keyword(line).to_ascii_uppercase().as_slice() {
+            let word = keyword(line);
+            match word.to_ascii_uppercase().as_slice() {
                 b"PIPELINING" => found.pipelining = true,
                 b"CHUNKING" => found.chunking = true,
                 b"STARTTLS" => found.starttls = true,
+                b"XCLIENT" => {
+                    let list = line.trim_ascii_start().get(word.len()..);
+                    found.xclient = Some(Attributes::of(list.unwrap_or_default()));
+                }
                 _ => {}
             }
         }
@@ -40,20 +121,27 @@ impl Capabilities {
     }
 }
 
-impl Filter {
+impl Filter<'_> {
     /// Appends the reply as the client shall see it: the member's lines, order and values, less what
     /// must not be shown, plus STARTTLS where it is ours to offer.
     pub fn write(&self, reply: &Reply, out: &mut Vec<u8>) {
-        let kept = reply.lines().enumerate();
-        let kept = kept
-            .filter(|(at, line)| *at == 0 || self.shows(line))
-            .map(|(_, line)| line);
-        let ours = self.offer_starttls.then_some(&b"STARTTLS"[..]);
+        let kept = reply
+            .lines()
+            .enumerate()
+            .filter_map(|(at, line)| match self.also {
+                _ if at == 0 => Some(Cow::Borrowed(line)),
+                _ if !self.shows(line) => None,
+                None => Some(Cow::Borrowed(line)),
+                Some(also) => also.common(line).map(Cow::Owned),
+            });
+        let ours = self
+            .offer_starttls
+            .then_some(Cow::Borrowed(&b"STARTTLS"[..]));
         let mut lines = kept.chain(ours).peekable();
         while let Some(line) = lines.next() {
             out.extend_from_slice(reply.code.to_string().as_bytes());
             out.push(if lines.peek().is_some() { b'-' } else { b' ' });
-            out.extend_from_slice(line);
+            out.extend_from_slice(&line);
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -91,7 +179,7 @@ mod tests {
         ReplyParser::new().push(bytes).unwrap().unwrap()
     }
 
-    fn shown(filter: Filter, bytes: &[u8]) -> String {
+    fn shown(filter: Filter<'_>, bytes: &[u8]) -> String {
         let mut out = Vec::new();
         filter.write(&reply(bytes), &mut out);
         String::from_utf8(out).unwrap()
@@ -102,7 +190,7 @@ mod tests {
         let filter = Filter {
             offer_starttls: true,
             hide_auth: true,
-            carries_requiretls: false,
+            ..Filter::default()
         };
         assert_eq!(
             shown(filter, MEMBER),
@@ -137,13 +225,55 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_promised_that_another_member_lacks() {
+        let other = b"250-legacy\r\n250-SIZE 500\r\n250-Pipelining\r\n250-AUTH LOGIN CRAM-MD5\r\n250-DSN\r\n250 X 1\r\n";
+        let filter = Filter {
+            offer_starttls: true,
+            also: Some(&Offers::of(&reply(other))),
+            ..Filter::default()
+        };
+        assert_eq!(
+            shown(filter, MEMBER),
+            "250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 500\r\n250-AUTH LOGIN\r\n250 STARTTLS\r\n"
+        );
+        let none = Offers::default();
+        let filter = Filter {
+            also: Some(&none),
+            ..filter
+        };
+        assert_eq!(shown(filter, MEMBER), "250-mx1.example\r\n250 STARTTLS\r\n");
+    }
+
+    #[test]
+    fn what_two_lines_promise_both() {
+        for (one, other, both) in [
+            ("SIZE 1000", "SIZE 10", Some("SIZE 10")),
+            ("SIZE", "size 10", Some("SIZE 10")),
+            ("SIZE 0", "SIZE", Some("SIZE")),
+            ("8BITMIME", "8bitmime", Some("8BITMIME")),
+            (
+                "AUTH PLAIN LOGIN",
+                "AUTH login plain",
+                Some("AUTH PLAIN LOGIN"),
+            ),
+            ("AUTH PLAIN", "AUTH GSSAPI", None),
+            ("LIMITS RCPTMAX=10", "LIMITS RCPTMAX=20", None),
+            ("DSN", "DSNX", None),
+        ] {
+            let found = common(one.as_bytes(), other.as_bytes());
+            assert_eq!(found.as_deref(), both.map(str::as_bytes), "{one}, {other}");
+        }
+    }
+
+    #[test]
     fn what_the_member_can_do() {
         assert_eq!(
             Capabilities::of(&reply(MEMBER)),
             Capabilities {
                 pipelining: true,
                 chunking: true,
-                starttls: true
+                starttls: true,
+                xclient: Some(Attributes::of(b"NAME ADDR")),
             }
         );
         assert_eq!(

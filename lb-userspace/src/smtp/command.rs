@@ -68,11 +68,16 @@ impl<'a> Command<'a> {
     /// Reads a line that has lost its CRLF.
     ///
     /// # Errors
-    /// The line does not start with letters, digits and hyphens up to a space or its end.
+    /// The line does not start with letters, digits and hyphens up to a space or its end, or it is a PROXY protocol
+    /// header, which a member might believe.
     pub fn parse(line: &'a [u8]) -> Result<Self, Malformed> {
         let end = line.iter().position(|byte| *byte == b' ');
         let (verb, arguments) = line.split_at(end.unwrap_or(line.len()));
-        if verb.is_empty() || !verb.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') {
+        let header = verb.eq_ignore_ascii_case(b"PROXY");
+        if header
+            || verb.is_empty()
+            || !verb.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+        {
             return Err(Malformed);
         }
         let arguments = arguments.trim_ascii();
@@ -224,6 +229,7 @@ mod tests {
         for line in [
             &b""[..],
             b" NOOP",
+            b"Proxy TCP4 192.0.2.1 203.0.113.1 4711 25",
             b"STARTTLS\tx",
             b"Subject: x",
             b"<html>",

@@ -48,11 +48,43 @@ pub enum End {
     Drained,
     /// The daemon stopped within a message.
     Cut,
+    /// There are as many sessions as there may be, of all or of the virtual server.
+    TooManySessions,
+    /// There are as many sessions as there may be of the client's network.
+    TooManyOfSource,
+    /// A policy denies the client that a PROXY protocol header names.
+    Denied,
+    /// A balancer in front of us sent no PROXY protocol header, or a malformed one.
+    BadProxyHeader,
+    /// The client talked before it was greeted.
+    Pregreet,
+}
+
+/// Who ended a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Party {
+    /// The client, by QUIT or by its connection.
+    Client,
+    /// The member.
+    Member,
+    /// This box: a rule, a limit or an order.
+    Proxy,
+}
+
+impl Party {
+    /// The word in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Member => "member",
+            Self::Proxy => "proxy",
+        }
+    }
 }
 
 impl End {
     /// Every reason there is, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::Quit,
         Self::ClientClosed,
         Self::ClientAborted,
@@ -74,6 +106,11 @@ impl End {
         Self::SendTimeout,
         Self::Drained,
         Self::Cut,
+        Self::TooManySessions,
+        Self::TooManyOfSource,
+        Self::Denied,
+        Self::BadProxyHeader,
+        Self::Pregreet,
     ];
 
     /// The word in logs and counters.
@@ -100,6 +137,20 @@ impl End {
             Self::SendTimeout => "send-timeout",
             Self::Drained => "drained",
             Self::Cut => "cut",
+            Self::TooManySessions => "too-many-sessions",
+            Self::TooManyOfSource => "too-many-of-source",
+            Self::Denied => "denied",
+            Self::BadProxyHeader => "bad-proxy-header",
+            Self::Pregreet => "pregreet",
+        }
+    }
+
+    /// Who ended it.
+    pub const fn by(self) -> Party {
+        match self {
+            Self::Quit | Self::ClientClosed | Self::ClientAborted => Party::Client,
+            Self::MemberClosed | Self::MemberUnavailable => Party::Member,
+            _ => Party::Proxy,
         }
     }
 
@@ -109,7 +160,7 @@ impl End {
     pub const fn aborts_member(self) -> bool {
         !matches!(
             self,
-            Self::Quit | Self::ClientClosed | Self::CommandTimeout | Self::Drained
+            Self::Quit | Self::ClientClosed | Self::CommandTimeout | Self::Drained | Self::Pregreet
         )
     }
 }

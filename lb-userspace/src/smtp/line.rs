@@ -34,7 +34,7 @@ pub enum Line<'a> {
     BareControl,
     /// No CRLF within the limit. The stream cannot be used further.
     TooLong,
-    /// The line starts as a TLS handshake record does (RFC 8446 §5.1).
+    /// The line starts as a TLS handshake record does (RFC 8446 §5.1); its rest is swallowed, too.
     ClientHello,
 }
 
@@ -70,6 +70,9 @@ impl Lines {
                 return (at + 1, Some(Line::TooLong));
             }
             if length == 2 && previous == 0x16 && byte == 0x03 {
+                let after_cr = false;
+                self.partial = Vec::new();
+                self.swallow = Some(Swallow { length, after_cr });
                 return (at + 1, Some(Line::ClientHello));
             }
             let after_cr = previous == b'\r' && length > 1;
@@ -188,6 +191,7 @@ mod tests {
             &b"EHLO a\r\nX\nY\r\rZ\r\nNOOP\r\n"[..],
             b"a\0b\r\r\nQUIT\r\n",
             b"\x16\x02\r\nx\r\n",
+            b"\x16\x03\x16\x03\x01\r\nNOOP\r\n",
         ] {
             let whole = all(&[stream]);
             for cut in 0..stream.len() {

@@ -1,5 +1,6 @@
 //! SMTP without sockets or clocks: lines, commands, replies, capabilities, and the session between a client and a member.
 
+pub mod approach;
 pub mod body;
 pub mod capability;
 pub mod command;

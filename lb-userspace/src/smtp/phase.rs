@@ -4,6 +4,10 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
+    /// The header of a balancer in front of us is awaited.
+    ProxyHeader,
+    /// The greeting is kept back.
+    Pregreet,
     /// A TLS handshake.
     Handshake,
     /// A member is being connected.
@@ -30,7 +34,9 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase there is, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
+        Self::ProxyHeader,
+        Self::Pregreet,
         Self::Handshake,
         Self::Connect,
         Self::Greeting,
@@ -55,6 +61,8 @@ impl Phase {
     /// The word in logs and views.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::ProxyHeader => "proxy-header",
+            Self::Pregreet => "pregreet",
             Self::Handshake => "handshake",
             Self::Connect => "connect",
             Self::Greeting => "greeting",

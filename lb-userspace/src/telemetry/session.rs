@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -20,14 +20,30 @@ const MAX_VALUE: usize = 128;
 pub struct SessionEnd {
     /// As in `smtplb show sessions`.
     pub id: SessionId,
+    /// The number of the configuration that it began with.
+    pub generation: u64,
     /// The virtual server's name.
     pub virtual_server: Name,
     /// The client.
     pub client: SocketAddr,
+    /// What it connected to.
+    pub local: SocketAddr,
     /// The last member, by name and address; absent where none was reached.
     pub member: Option<(Name, SocketAddr)>,
+    /// The address that the member saw.
+    pub snat: Option<IpAddr>,
+    /// From accept until members were looked for: a header in front, a greeting kept back, TLS from the first byte.
+    pub wait: Duration,
+    /// Until the first member was connected, those that were not reached included.
+    pub connect: Option<Duration>,
+    /// From there until the client was greeted.
+    pub greeting: Option<Duration>,
+    /// It talked before it was greeted; said only where somebody looked.
+    pub early: bool,
     /// The client's TLS; absent in plaintext.
     pub tls: Option<TlsFacts>,
+    /// The member's TLS; absent in plaintext.
+    pub member_tls: Option<TlsFacts>,
     /// Was STARTTLS in an EHLO reply?
     pub starttls_offered: bool,
     /// Was it used?
@@ -52,7 +68,7 @@ pub struct SessionEnd {
     pub phase: Phase,
 }
 
-/// What was agreed with the client.
+/// What was agreed with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsFacts {
     /// `TLSv1.2` or `TLSv1.3`.
@@ -81,23 +97,41 @@ impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             id,
+            generation,
             virtual_server,
             client,
+            local,
             ..
         } = self;
         write!(
             f,
-            "session id={id} virtual_server={}",
+            "session id={id} generation={generation} virtual_server={}",
             Quoted(virtual_server.as_bytes())
         )?;
-        write!(f, " client={client} member=")?;
+        write!(f, " client={client} local={local} member=")?;
         match &self.member {
             Some((name, address)) => write!(f, "{}/{address}", Quoted(name.as_bytes()))?,
             None => f.write_char('-')?,
         }
-        match &self.tls {
-            Some(tls) => write!(f, " tls={} suite={}", tls.version, tls.suite)?,
-            None => f.write_str(" tls=none suite=-")?,
+        match self.snat {
+            Some(address) => write!(f, " snat={address}")?,
+            None => f.write_str(" snat=-")?,
+        }
+        write!(f, " wait_ms={}", self.wait.as_millis())?;
+        for (key, wait) in [("connect_ms", self.connect), ("greeting_ms", self.greeting)] {
+            match wait {
+                Some(wait) => write!(f, " {key}={}", wait.as_millis())?,
+                None => write!(f, " {key}=-")?,
+            }
+        }
+        if self.early {
+            f.write_str(" early=yes")?;
+        }
+        for (side, tls) in [("", &self.tls), ("member_", &self.member_tls)] {
+            match tls {
+                Some(tls) => write!(f, " {side}tls={} {side}suite={}", tls.version, tls.suite)?,
+                None => write!(f, " {side}tls=none {side}suite=-")?,
+            }
         }
         let starttls = match (self.starttls_used, self.starttls_offered) {
             (true, _) => "used",
@@ -122,9 +156,10 @@ impl fmt::Display for SessionEnd {
         write!(f, " duration_ms={}", self.duration.as_millis())?;
         write!(
             f,
-            " code={} end={} phase={}",
+            " code={} end={} by={} phase={}",
             self.last_code,
             self.end,
+            self.end.by().as_str(),
             self.phase.as_str()
         )
     }
@@ -165,9 +200,17 @@ mod tests {
     fn end() -> SessionEnd {
         SessionEnd {
             id: SessionId(0xabc),
+            generation: 7,
             virtual_server: "submission".into(),
             client: "[2001:db8::1]:4711".parse().unwrap(),
+            local: "[2001:db8::25]:587".parse().unwrap(),
             member: Some(("msa1".into(), "10.0.0.11:25".parse().unwrap())),
+            snat: Some("10.0.0.1".parse().unwrap()),
+            wait: Duration::ZERO,
+            connect: Some(Duration::from_millis(2)),
+            greeting: Some(Duration::from_millis(34)),
+            early: false,
+            member_tls: None,
             tls: Some(TlsFacts {
                 version: "TLSv1.3",
                 suite: "TLS13_AES_256_GCM_SHA384",
@@ -190,13 +233,18 @@ mod tests {
     fn a_line_says_it_all() {
         assert_eq!(
             end().to_string(),
-            "session id=0000000000000abc virtual_server=submission client=[2001:db8::1]:4711 \
-             member=msa1/10.0.0.11:25 tls=TLSv1.3 suite=TLS13_AES_256_GCM_SHA384 starttls=used \
+            "session id=0000000000000abc generation=7 virtual_server=submission client=[2001:db8::1]:4711 \
+             local=[2001:db8::25]:587 member=msa1/10.0.0.11:25 snat=10.0.0.1 wait_ms=0 connect_ms=2 greeting_ms=34 \
+             tls=TLSv1.3 suite=TLS13_AES_256_GCM_SHA384 member_tls=none member_suite=- starttls=used \
              helo=client.example messages=2 recipients=3 bytes_in=4096 bytes_out=512 duration_ms=1234 \
-             code=221 end=quit phase=command"
+             code=221 end=quit by=client phase=command"
         );
         let bare = SessionEnd {
             member: None,
+            snat: None,
+            connect: None,
+            greeting: None,
+            early: true,
             tls: None,
             starttls_offered: false,
             starttls_used: false,
@@ -207,8 +255,10 @@ mod tests {
             ..end()
         };
         let line = bare.to_string();
-        assert!(line.contains(" member=- tls=none suite=- starttls=none helo=- "));
-        assert!(line.ends_with(" code=0 end=no-member phase=connect"));
+        assert!(line.contains(
+            " member=- snat=- wait_ms=0 connect_ms=- greeting_ms=- early=yes tls=none suite=- member_tls=none "
+        ));
+        assert!(line.ends_with(" code=0 end=no-member by=proxy phase=connect"));
     }
 
     #[test]

@@ -17,11 +17,15 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time,
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, public_key::PublicKey,
+    time::ASN1Time,
 };
 
-use super::error::{Error, Fault};
-use crate::model::{Certificate, Name};
+use super::{
+    error::{Error, Fault},
+    member::pin_of,
+};
+use crate::model::{Certificate, Name, Pin};
 
 /// Largest PEM file read, in bytes: a hundred certificates fit.
 const MAX_FILE: u64 = 1 << 20;
@@ -36,6 +40,10 @@ pub struct Loaded {
     pub name: Name,
     /// Host names it is good for, in lower case; `*.` stands for one label.
     pub host_names: Vec<String>,
+    /// The kind of its key, for people.
+    pub key_kind: String,
+    /// Its key's, as members' are told by.
+    pub pin: Option<Pin>,
     /// Its last moment.
     pub not_after: SystemTime,
     /// What an operator should know: self-signed, soon over, key readable by all.
@@ -69,6 +77,7 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
     };
     let (chain, leaf) = read_chain(&certificate.chain, now).map_err(fault(&certificate.chain))?;
     let key = read_key(&certificate.key).map_err(fault(&certificate.key))?;
+    let pin = chain.first().and_then(|leaf| pin_of(leaf));
     let key = pair(chain, &key).map_err(fault(&certificate.key))?;
     let mut warnings = leaf.warnings;
     if is_readable_by_all(&certificate.key) {
@@ -80,6 +89,8 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
     Ok(Loaded {
         name: certificate.name.clone(),
         host_names: leaf.host_names,
+        key_kind: leaf.key_kind,
+        pin,
         not_after: leaf.not_after,
         warnings,
         key: Arc::new(key),
@@ -89,6 +100,7 @@ pub(super) fn load_at(certificate: &Certificate, now: SystemTime) -> Result<Load
 /// What the first certificate says.
 struct Leaf {
     host_names: Vec<String>,
+    key_kind: String,
     not_after: SystemTime,
     warnings: Vec<String>,
 }
@@ -101,8 +113,24 @@ fn read_chain(path: &Path, now: SystemTime) -> Result<(Vec<CertificateDer<'stati
         let holds_key = PrivateKeyDer::from_pem_slice(&pem).is_ok() || is_encrypted(&pem);
         return Err(Fault::NoCertificate { holds_key });
     };
-    let leaf = read_leaf(first, now)?;
+    let mut leaf = read_leaf(first, now)?;
+    if !is_in_order(&chain) {
+        leaf.warnings.push(
+            "its chain does not lead from each certificate to its issuer: clients may not be able to verify it"
+                .to_owned(),
+        );
+    }
     Ok((chain, leaf))
+}
+
+/// Is each certificate issued by the next (RFC 5246 §7.4.2)?
+fn is_in_order(chain: &[CertificateDer<'_>]) -> bool {
+    let parsed = chain.iter().map(|der| X509Certificate::from_der(der));
+    let Ok(parsed) = parsed.collect::<Result<Vec<_>, _>>() else {
+        return false;
+    };
+    let mut pairs = parsed.windows(2);
+    pairs.all(|pair| pair[0].1.issuer() == pair[1].1.subject())
 }
 
 fn read_leaf(der: &[u8], now: SystemTime) -> Result<Leaf, Fault> {
@@ -124,14 +152,28 @@ fn read_leaf(der: &[u8], now: SystemTime) -> Result<Leaf, Fault> {
     if leaf.subject() == leaf.issuer() {
         warnings.push("it is self-signed: clients that verify will refuse it".to_owned());
     }
+    let host_names = host_names(&leaf);
+    if host_names.is_empty() {
+        warnings.push("it is for no host name: no client that verifies takes it".to_owned());
+    }
     if until < now + SOON {
         warnings.push(format!("it expires on {}", validity.not_after));
     }
     Ok(Leaf {
-        host_names: host_names(&leaf),
+        host_names,
+        key_kind: key_kind(&leaf),
         not_after: until,
         warnings,
     })
+}
+
+fn key_kind(leaf: &X509Certificate<'_>) -> String {
+    let key = leaf.public_key();
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => format!("RSA, {} bits", rsa.key_size()),
+        Ok(PublicKey::EC(point)) => format!("ECDSA, {} bits", point.key_size()),
+        _ => "other".to_owned(),
+    }
 }
 
 /// Names of the subject alternative name (RFC 6125 §6.4), else the common name.
@@ -187,7 +229,7 @@ fn pair(
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
     if fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE {
         return Err(Fault::TooLarge);

@@ -40,6 +40,12 @@ pub enum Fault {
     Expired { since: String },
     /// Its time has not come.
     NotYetValid { from: String },
+    /// A file of authorities without one.
+    NoRoot,
+    /// One of its authorities cannot be one.
+    BadRoot,
+    /// The system trusts nobody.
+    NoSystemRoots,
     /// A virtual server without certificates.
     NoneGiven,
     /// The TLS library refuses to set up.
@@ -96,6 +102,13 @@ impl Fault {
             Self::NotYetValid { .. } => {
                 "Wait for its first day; check this machine's clock if that is wrong."
             }
+            Self::NoRoot => "Put the certificates of the authorities into it, as PEM.",
+            Self::BadRoot => {
+                "Take the certificate that is none out, or ask its issuer for it once more."
+            }
+            Self::NoSystemRoots => {
+                "Install the system's collection of authorities (ca-certificates), or name a file in `server_roots`."
+            }
             Self::NoneGiven => "Name at least one in `certificates`.",
             Self::Setup(_) => "This build of the daemon cannot work; please report it.",
         }
@@ -127,6 +140,9 @@ impl fmt::Display for Fault {
             Self::KeyMismatch => write!(f, "is not the key of the certificate"),
             Self::Expired { since } => write!(f, "has expired on {since}"),
             Self::NotYetValid { from } => write!(f, "is not valid before {from}"),
+            Self::NoRoot => write!(f, "holds no certificate of an authority"),
+            Self::BadRoot => write!(f, "holds a certificate that cannot be an authority's"),
+            Self::NoSystemRoots => write!(f, "the system trusts no authority"),
             Self::NoneGiven => write!(f, "no certificate is given"),
             Self::Setup(why) => write!(f, "TLS cannot be set up: {why}"),
         }

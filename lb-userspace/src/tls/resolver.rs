@@ -39,17 +39,25 @@ impl BySni {
         Ok(Self { all, by_name })
     }
 
+    /// Is a certificate for this name?
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
     /// The certificates for a name, best first; an unknown name gets the default.
     fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
-        let Some(name) = name.map(normal) else {
-            return &self.all;
-        };
-        let exact = self.by_name.get(&name);
+        let named = name.and_then(|name| self.named(name));
+        named.unwrap_or(&self.all)
+    }
+
+    fn named(&self, name: &str) -> Option<&[Arc<CertifiedKey>]> {
+        let name = normal(name);
         let parent = || {
             name.find('.')
                 .and_then(|dot| self.by_name.get(&name[dot..]))
         };
-        exact.or_else(parent).unwrap_or(&self.all)
+        let found = self.by_name.get(&name).or_else(parent);
+        found.map(Vec::as_slice)
     }
 }
 

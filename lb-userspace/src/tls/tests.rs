@@ -41,7 +41,17 @@ impl Pair {
         pair
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    /// As the library wants it.
+    pub(crate) fn certified(&self) -> rustls::sign::CertifiedKey {
+        (*self.load().unwrap().key).clone()
+    }
+
+    /// The pin of its key.
+    pub(crate) fn pin(&self) -> crate::model::Pin {
+        super::member::pin_of(self.certificate.der()).unwrap()
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.directory.path().join(file)
     }
 
@@ -56,6 +66,22 @@ impl Pair {
     pub(crate) fn load(&self) -> Result<Loaded, Error> {
         load_certificate(&self.model("chain.pem", "key.pem"))
     }
+}
+
+/// The terms of a file that says nothing of them.
+pub(crate) fn terms() -> ClientTerms {
+    ClientTerms {
+        certificates: Vec::new(),
+        min_version: TlsVersion::V1_2,
+        key_exchange: KeyExchange::ALL.to_vec(),
+        auth: ClientAuth::None,
+        unknown_name: UnknownName::Default,
+    }
+}
+
+/// By these terms.
+pub(crate) fn plain(certificates: &[Arc<Loaded>]) -> Result<ListenerTls, Error> {
+    ListenerTls::new(&terms(), certificates, None)
 }
 
 fn fault(pair: &Pair, chain: &str, key: &str) -> Fault {
@@ -73,9 +99,31 @@ fn a_good_pair_loads_with_its_warnings() {
             .iter()
             .any(|warning| warning.contains("self-signed"))
     );
-    assert!(server_config(&[Arc::new(loaded)]).is_ok());
+    assert!(plain(&[Arc::new(loaded)]).is_ok());
     let rsa = Pair::of(&["mx.example"], &PKCS_RSA_SHA256, |_| {});
     assert!(rsa.load().is_ok());
+}
+
+#[test]
+fn a_chain_in_disorder_and_a_name_that_is_missing_are_told() {
+    let (pair, other) = (
+        Pair::new(&["mx.example"]),
+        Pair::of(&[], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::OrganizationName, "x");
+        }),
+    );
+    let warns = |pair: &Pair, word: &str| {
+        let loaded = pair.load().unwrap();
+        loaded.warnings.iter().any(|warning| warning.contains(word))
+    };
+    assert!(!warns(&pair, "chain") && !warns(&pair, "host name"));
+    assert!(warns(&other, "host name"));
+    let both = [&pair, &other].map(|pair| pair.certificate.pem()).concat();
+    fs::write(pair.path("chain.pem"), both).unwrap();
+    assert!(warns(&pair, "chain"));
 }
 
 #[test]
@@ -174,5 +222,5 @@ fn a_message_names_object_fault_consequence_and_remedy() {
             path.display()
         )
     );
-    assert_eq!(server_config(&[]).unwrap_err().fault, Fault::NoneGiven);
+    assert_eq!(plain(&[]).unwrap_err().fault, Fault::NoneGiven);
 }

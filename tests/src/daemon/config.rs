@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use crate::{
     certs::CertFiles,
-    lab::{Family, Lab},
+    lab::{Family, Host, Lab},
 };
 
 /// How a proxy virtual server treats TLS.
@@ -111,6 +111,15 @@ impl Config {
         self
     }
 
+    /// `[pool.NAME]` with one member of the lab on one port.
+    pub fn pool_of(&mut self, name: &str, member: &Host, family: Family, port: u16) -> &mut Self {
+        self.add(format_args!(
+            "[pool.{name}]\nmonitor = \"opens\"\n[[pool.{name}.member]]\nname = \"{}\"\naddress = \"{}\"\nport = {port}",
+            member.name,
+            member.address(family)
+        ))
+    }
+
     /// A passthrough virtual server.
     pub fn passthrough(
         &mut self,
@@ -130,7 +139,7 @@ impl Config {
         self.line(format_args!("proxy_protocol = \"v2\""))
     }
 
-    /// A proxy virtual server; where it speaks TLS, with the certificate `mail`.
+    /// A proxy virtual server, plain towards its members; where it speaks TLS, with the certificate `mail`.
     pub fn proxy(
         &mut self,
         name: &str,
@@ -140,7 +149,7 @@ impl Config {
         tls: ClientTls,
     ) -> &mut Self {
         self.add(format_args!(
-            "[virtual_server.{name}]\naddress = \"{address}\"\nport = {port}\nforward = \"proxy\"\npool = \"{pool}\"\nserver_tls = \"none\""
+            "[virtual_server.{name}]\naddress = \"{address}\"\nport = {port}\nforward = \"proxy\"\npool = \"{pool}\""
         ));
         match tls {
             ClientTls::None => self.line(format_args!("client_tls = \"none\"")),

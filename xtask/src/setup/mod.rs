@@ -1,6 +1,7 @@
 //! Puts in place what a verb needs; quick and silent when nothing is missing.
 
 mod linker;
+mod mtas;
 mod packages;
 mod smoke;
 
@@ -96,6 +97,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// As [`run`].
 pub(crate) fn ensure(need: Need) -> Result<Tools> {
     packages::ensure(need)?;
+    if matches!(need, Need::Lab | Need::Kernels) {
+        mtas::ensure()?;
+    }
     let toolchain = Toolchain::detect()?;
     if !toolchain.has_rust_src() {
         component(

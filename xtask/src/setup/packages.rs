@@ -123,10 +123,18 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     }
     if apt(&["install"], packages).is_err() {
         say("setup", "apt-get: refreshing the package lists");
-        apt(&["update"], &[])?;
+        refresh()?;
         apt(&["install"], packages)?;
     }
     Ok(())
+}
+
+/// Asks the mirrors what there is.
+///
+/// # Errors
+/// When apt-get fails.
+pub(super) fn refresh() -> Result<()> {
+    apt(&["update"], &[])
 }
 
 fn apt(verb: &[&str], packages: &[&str]) -> Result<()> {

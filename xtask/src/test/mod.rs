@@ -28,13 +28,16 @@ pub(crate) struct Args {
     /// `e2e`: every combination of offloads, not only the telling ones
     #[arg(long)]
     full: bool,
-    /// `soak`: for how long
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    minutes: u64,
+    /// `soak`, `fuzz`: for how long; without it `soak` takes 10 minutes, and `fuzz` as many inputs as take seconds
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
     /// Test the unoptimised daemon: quicker to build, slower to run
     #[arg(long)]
     dev: bool,
 }
+
+/// `soak` without `--minutes`.
+const SOAK_MINUTES: u64 = 10;
 
 /// Named after what a test of it needs; see `docs/testing.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,7 +48,7 @@ enum Layer {
     Prog,
     /// Mail servers and clients in namespaces; root
     E2e,
-    /// Hostile bytes for every parser; short here, endless under its own tools
+    /// Hostile bytes for every parser; seconds, or `--minutes`
     Fuzz,
     /// Older and newer kernels in emulated machines; root, minutes, only when asked for
     Kernels,
@@ -199,14 +202,20 @@ fn run_layer(
         cargo.env("SMTPLB_FULL", "1");
     }
     if layer == Layer::Soak {
-        cargo.env("SMTPLB_SOAK_MINUTES", args.minutes.to_string());
+        cargo.env(
+            "SMTPLB_SOAK_MINUTES",
+            args.minutes.unwrap_or(SOAK_MINUTES).to_string(),
+        );
+    }
+    if let (Layer::Fuzz, Some(minutes)) = (layer, args.minutes) {
+        cargo.env("SMTPLB_FUZZ_MINUTES", minutes.to_string());
     }
     cargo.arg("--");
     if layer.needs_root() {
         // Each lab is a machine of its own, but they share the processors: side by side, deadlines would lie.
         cargo.arg("--test-threads=1");
     }
-    if layer == Layer::Soak {
+    if layer == Layer::Soak || (layer == Layer::Fuzz && args.minutes.is_some()) {
         // Minutes without a word would look like a hang.
         cargo.arg("--nocapture");
     }

@@ -3,7 +3,9 @@
 mod network;
 mod policy;
 mod pool;
+mod session;
 mod snat;
+mod tls;
 mod virtual_server;
 
 use std::{
@@ -54,10 +56,9 @@ pub(super) fn generation(
     let mode = raw.mode.clone().or(Mode::Mixed);
     let network = network::network(&raw, &known, faults);
     let log = log(&raw.log);
-    let virtual_servers = all(raw
-        .virtual_servers
-        .iter()
-        .map(|server| virtual_server::virtual_server(server, mode, &known, faults).map(Arc::new)));
+    let virtual_servers = all(raw.virtual_servers.iter().map(|server| {
+        virtual_server::virtual_server(server, mode, &known, directory, faults).map(Arc::new)
+    }));
     let pools = all(raw.pools.iter().map(|pool| {
         let pool = pool::pool(pool, &known, faults)?;
         Some((pool.name.clone(), Arc::new(pool)))
@@ -77,6 +78,8 @@ pub(super) fn generation(
         Some((pool.name.clone(), Arc::new(pool)))
     }));
     let timeouts = snat::timeouts(&raw.timeouts);
+    let session = session::sessions(&raw.session, faults);
+    session::planes(&raw, faults);
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
@@ -91,6 +94,7 @@ pub(super) fn generation(
         certificates: certificates?.into_iter().collect(),
         snat_pools: snat_pools?.into_iter().collect(),
         timeouts: timeouts?,
+        session: session?,
     })
 }
 
@@ -129,7 +133,8 @@ impl<'r, 'd> Known<'r, 'd> {
             for place in server.places() {
                 known.addresses.entry(place).or_insert(server);
             }
-            if let Some(pool) = server.pool.get() {
+            let pools = [&server.pool, &server.client.plaintext_pool];
+            for pool in pools.into_iter().filter_map(Field::get) {
                 known.served.entry(pool).or_insert(server);
             }
         }
@@ -241,9 +246,7 @@ fn advise(raw: &Raw<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
     let certificates: BTreeSet<_> = raw
         .virtual_servers
         .iter()
-        .filter_map(|server| server.certificates.get())
-        .flatten()
-        .map(|name| name.value)
+        .flat_map(tls::certificates_named)
         .collect();
     for certificate in &raw.certificates {
         if !certificates.contains(&certificate.name.value) {

@@ -1,21 +1,20 @@
 //! `[virtual_server.NAME]`.
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use lb_common::layout::{MAX_PLACES, MAX_VIRTUAL_SERVERS};
 
-use super::{Known, all, policy, reference, snat};
+use super::{Known, policy, reference, session, snat, tls};
 use crate::{
     config::{
-        diagnostic::{Faults, quoted},
-        phrase::not_yet,
-        raw::{self, Encryption, Plane, Raw},
+        diagnostic::Faults,
+        raw::{self, Plane, Raw},
         reader::{At, Field},
     },
-    model::{ClientTls, Forward, Mode, Name, Places, Snat, StartTls, VirtualServer},
+    model::{Forward, Mode, Places, ProxyHeader, VirtualServer},
 };
 
 /// Number 0 of the table of the kernel plane means "none".
@@ -46,6 +45,7 @@ pub(super) fn virtual_server(
     raw: &raw::VirtualServer<'_>,
     mode: Option<Mode>,
     known: &Known<'_, '_>,
+    directory: &Path,
     faults: &mut Faults,
 ) -> Option<VirtualServer> {
     unique_address(raw, known, faults);
@@ -78,7 +78,7 @@ pub(super) fn virtual_server(
                     "Set forward = \"passthrough\", or mode = \"mixed\".",
                 );
             }
-            proxy(raw, known, faults)
+            proxy(raw, known, directory, faults)
         }
         Field::Absent | Field::Wrong => None,
     };
@@ -151,8 +151,12 @@ fn unique_address(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &
     }
 }
 
-/// The kernel plane rewrites addresses within their family.
-fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut Faults) {
+/// An address of the client's, or of the box in its stead, reaches members of its own family alone.
+pub(super) fn same_family(
+    raw: &raw::VirtualServer<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) {
     let (Some((address, _)), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
         return;
     };
@@ -167,6 +171,16 @@ fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut
             .filter(|other| other.is_ipv4() != address.is_ipv4())
             .map(|_| member)
     });
+    let (consequence, remedy) = match raw.forward.get() {
+        Some(Plane::Proxy) => (
+            "snat = \"none\" keeps the client's address, and one family cannot be turned into the other.",
+            "snat = \"automap\"",
+        ),
+        _ => (
+            "The kernel plane cannot turn one family into the other.",
+            "forward = \"proxy\"",
+        ),
+    };
     if let Some(member) = stranger {
         let (ours, theirs) = if address.is_ipv4() {
             ("IPv4", "IPv6")
@@ -180,8 +194,8 @@ fn same_family(raw: &raw::VirtualServer<'_>, known: &Known<'_, '_>, faults: &mut
                 "passes {ours} through to the {theirs} address of {}",
                 member.object
             ),
-            "The kernel plane cannot turn one family into the other.",
-            format!("Use a pool of {ours} members, or forward = \"proxy\"."),
+            consequence,
+            format!("Use a pool of {ours} members, or {remedy}."),
         );
     }
 }
@@ -191,12 +205,7 @@ fn passthrough(
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) -> Option<Forward> {
-    let proxy_keys = [
-        ("client_tls", place(&raw.client_tls)),
-        ("starttls", place(&raw.starttls)),
-        ("certificates", place(&raw.certificates)),
-        ("server_tls", place(&raw.server_tls)),
-    ];
+    let proxy_keys = tls::places(raw);
     let mut clean = true;
     for (key, at) in proxy_keys {
         let Some(at) = at else { continue };
@@ -209,8 +218,34 @@ fn passthrough(
             "Remove it, or set forward = \"proxy\".",
         );
     }
+    for (key, at) in raw.terms.places() {
+        clean = false;
+        faults.error(
+            at,
+            &raw.object,
+            format!("has {key}, which has no meaning with forward = \"passthrough\""),
+            "The kernel plane carries packets, not sessions.",
+            "Remove it, or set forward = \"proxy\".",
+        );
+    }
     let snat = snat::choice(raw, known, faults)?;
-    let proxy_protocol = raw.proxy_protocol.clone().or(false)?;
+    let proxy_protocol = match &raw.terms.proxy_protocol {
+        Field::Absent => false,
+        Field::Wrong => return None,
+        Field::Is(At { value, at }) => {
+            if *value == ProxyHeader::V1 {
+                faults.error(
+                    *at,
+                    &raw.object,
+                    "has proxy_protocol = \"v1\" with forward = \"passthrough\"",
+                    "The kernel plane writes headers of version 2 alone.",
+                    "Use proxy_protocol = \"v2\", or set forward = \"proxy\".",
+                );
+                return None;
+            }
+            *value == ProxyHeader::V2
+        }
+    };
     clean.then_some(Forward::Passthrough {
         snat,
         proxy_protocol,
@@ -220,123 +255,22 @@ fn passthrough(
 fn proxy(
     raw: &raw::VirtualServer<'_>,
     known: &Known<'_, '_>,
+    directory: &Path,
     faults: &mut Faults,
 ) -> Option<Forward> {
-    let snat = snat::choice(raw, known, faults);
-    if let (Some(Snat::None | Snat::Pool(_)), Field::Is(given)) = (snat, &raw.snat) {
-        faults.error(
-            given.at,
-            &raw.object,
-            format!(
-                "has snat = {} with forward = \"proxy\"",
-                quoted(given.value)
-            ),
-            "The proxy plane connects to members from the box's own address.",
-            "Remove it, or set forward = \"passthrough\".",
-        );
-    }
-    if let Field::Is(At { value: true, at }) = raw.proxy_protocol {
-        not_yet(
-            at,
-            &raw.object,
-            "proxy_protocol = \"v2\" with forward = \"proxy\"",
-            "Remove it, or set forward = \"passthrough\".",
-            faults,
-        );
-    }
-    let tls = raw.client_tls.clone().or(Encryption::None);
-    if let (Some(Encryption::None | Encryption::Implicit), Some(at)) = (tls, place(&raw.starttls)) {
-        faults.error(
-            at,
-            &raw.object,
-            "has starttls without client_tls = \"starttls\"",
-            "Clients would not be offered STARTTLS.",
-            "Remove it, or set client_tls = \"starttls\".",
-        );
-    }
-    let Some(tls) = tls else {
-        // Which certificates it names is a question of its own.
-        if place(&raw.certificates).is_some() {
-            certificates(raw, known, faults);
-        }
-        return None;
-    };
-    let client_tls = match tls {
-        Encryption::None => {
-            if let Some(at) = place(&raw.certificates) {
-                faults.error(
-                    at,
-                    &raw.object,
-                    "has certificates without client_tls",
-                    "Clients would not be offered TLS.",
-                    "Remove them, or set client_tls = \"starttls\" or client_tls = \"implicit\".",
-                );
-            }
-            ClientTls::None
-        }
-        Encryption::Implicit => ClientTls::Implicit {
-            certificates: certificates(raw, known, faults)?,
-        },
-        Encryption::StartTls => {
-            let certificates = certificates(raw, known, faults);
-            let policy = raw.starttls.clone().or(StartTls::Require);
-            ClientTls::StartTls {
-                policy: policy?,
-                certificates: certificates?,
-            }
-        }
-    };
-    Some(Forward::Proxy { client_tls })
-}
-
-fn certificates(
-    raw: &raw::VirtualServer<'_>,
-    known: &Known<'_, '_>,
-    faults: &mut Faults,
-) -> Option<Vec<Name>> {
-    let (at, list) = match &raw.certificates {
-        Field::Wrong => return None,
-        Field::Absent => (place(&raw.client_tls).unwrap_or(raw.name.at), &[][..]),
-        Field::Is(list) => (list.at, &list.value[..]),
-    };
-    let consequence = "Clients could not be offered TLS.";
-    if list.is_empty() {
-        let remedy =
-            "Add for example `certificates = [\"mail\"]` and a table `[certificate.mail]`.";
-        faults.error(
-            at,
-            &raw.object,
-            "has no certificates for its client_tls",
-            consequence,
-            remedy,
-        );
-        return None;
-    }
-    let mut seen = BTreeSet::new();
-    all(list.iter().map(|given| {
-        if !seen.insert(given.value) {
-            faults.error(
-                given.at,
-                &raw.object,
-                format!("names the certificate {} twice", quoted(given.value)),
-                "The second has no effect.",
-                "Remove one of them.",
-            );
-            return None;
-        }
-        reference(
-            given,
-            "certificate",
-            known.certificates.iter().copied(),
-            &raw.object,
-            consequence,
-            faults,
-        )
-    }))
+    let terms = session::terms(raw, known, faults);
+    let client_tls = tls::client(raw, known, directory, faults);
+    let server_tls = tls::server(raw, known, directory, faults);
+    Some(Forward::Proxy {
+        client_tls: client_tls?,
+        server_tls: server_tls?,
+        xclient: raw.xclient.clone().or(false)?,
+        terms: terms?,
+    })
 }
 
 /// Where a key's value stands; nothing where it is absent, or wrong and noted already.
-fn place<T>(field: &Field<T>) -> Option<usize> {
+pub(super) fn place<T>(field: &Field<T>) -> Option<usize> {
     match field {
         Field::Is(found) => Some(found.at),
         Field::Absent | Field::Wrong => None,

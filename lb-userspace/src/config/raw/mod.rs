@@ -4,8 +4,10 @@ mod address;
 mod policy;
 mod pool;
 mod ports;
+mod session;
 mod snat;
 pub(super) mod source;
+mod tls;
 mod virtual_server;
 
 use std::time::Duration;
@@ -13,9 +15,11 @@ use std::time::Duration;
 use lb_common::layout::DEFAULT_FLOWS;
 pub(super) use policy::{Guard, Policy, Rule, Verb};
 pub(super) use pool::{Member, Pool};
+pub(super) use session::{Pregreet, PregreetWord, Session, Terms};
 pub(super) use snat::{SnatPool, Timeouts};
+pub(super) use tls::{Asked, ClientKeys, Encryption, Proof, ServerKeys};
 use toml::de::{DeTable, DeValue};
-pub(super) use virtual_server::{Encryption, Plane, VirtualServer};
+pub(super) use virtual_server::{Plane, VirtualServer};
 
 use super::{
     diagnostic::{Faults, quoted},
@@ -37,6 +41,7 @@ pub(super) struct Raw<'d> {
     pub(super) monitors: Vec<Monitor<'d>>,
     pub(super) snat_pools: Vec<SnatPool<'d>>,
     pub(super) timeouts: Timeouts,
+    pub(super) session: Session,
     pub(super) policies: Vec<Policy<'d>>,
 }
 
@@ -127,6 +132,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         .map(|(name, section)| snat::read(name, section, faults))
         .collect();
     let timeouts = snat::timeouts(&mut top, faults);
+    let session = session::read(&mut top, faults);
     let policies = top
         .named("policy", "policy", faults)
         .into_iter()
@@ -143,6 +149,7 @@ pub(super) fn read<'d>(document: &'d DeTable<'_>, faults: &mut Faults) -> Raw<'d
         monitors,
         snat_pools,
         timeouts,
+        session,
         policies,
     }
 }

@@ -58,10 +58,23 @@ fn plain(address: IpAddr) -> Result<IpAddr, NoSource> {
 
 /// `source`: one text or a list of texts, each with one entry or several with spaces between.
 pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<Vec<Range>> {
-    let (key, example) = (
+    list(
         "source",
         "source = [\"198.51.100.0/24\", \"192.0.2.10-192.0.2.20\"]",
-    );
+        "Remove the key to match every source, or set `enabled = false`.",
+        section,
+        faults,
+    )
+}
+
+/// Addresses, prefixes and ranges under any key; `instead`: what to do in place of an empty list.
+pub(super) fn list(
+    key: &'static str,
+    example: &str,
+    instead: &str,
+    section: &mut Section<'_, '_>,
+    faults: &mut Faults,
+) -> Field<Vec<Range>> {
     let texts = match section.value(key).map(|value| value.get_ref()) {
         Some(DeValue::String(_)) => section
             .string(key, example, faults)
@@ -80,7 +93,7 @@ pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<
                         faults.error(
                             text.at,
                             &section.object,
-                            format!("has the source {}, which {fault}", quoted(entry)),
+                            format!("has the {key} {}, which {fault}", quoted(entry)),
                             "It would match nothing, or too much.",
                             "Write an address, a prefix like \"198.51.100.0/24\" or a range like \"192.0.2.10-192.0.2.20\".",
                         );
@@ -92,9 +105,9 @@ pub(super) fn read(section: &mut Section<'_, '_>, faults: &mut Faults) -> Field<
             faults.error(
                 texts.at,
                 &section.object,
-                "has an empty source",
+                format!("has an empty {key}"),
                 "It would match nothing.",
-                "Remove the key to match every source, or set `enabled = false`.",
+                instead,
             );
             good = false;
         }

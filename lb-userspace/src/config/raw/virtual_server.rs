@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 
-use super::{INCOMPLETE, address, policy::Guard, ports, source};
-use crate::{
-    config::{
-        diagnostic::Faults,
-        reader::{At, Field, Section},
-    },
-    model::StartTls,
+use super::{
+    INCOMPLETE, Terms, address,
+    policy::Guard,
+    ports, source,
+    tls::{ClientKeys, ServerKeys},
+};
+use crate::config::{
+    diagnostic::Faults,
+    reader::{At, Field, Section},
 };
 
 /// One virtual server.
@@ -23,14 +25,11 @@ pub(in crate::config) struct VirtualServer<'d> {
     pub(in crate::config) pool: Field<&'d str>,
     /// A word, or the name of a SNAT pool.
     pub(in crate::config) snat: Field<&'d str>,
-    pub(in crate::config) client_tls: Field<Encryption>,
-    pub(in crate::config) starttls: Field<StartTls>,
-    pub(in crate::config) certificates: Field<Vec<At<&'d str>>>,
-    /// Says `none` wherever it is readable.
-    pub(in crate::config) server_tls: Field<()>,
+    pub(in crate::config) client: ClientKeys<'d>,
+    pub(in crate::config) server: ServerKeys<'d>,
+    pub(in crate::config) xclient: Field<bool>,
     pub(in crate::config) guard: Guard<'d>,
-    /// Says "v2" where it is true.
-    pub(in crate::config) proxy_protocol: Field<bool>,
+    pub(in crate::config) terms: Terms,
 }
 
 /// `forward`.
@@ -38,14 +37,6 @@ pub(in crate::config) struct VirtualServer<'d> {
 pub(in crate::config) enum Plane {
     Passthrough,
     Proxy,
-}
-
-/// `client_tls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::config) enum Encryption {
-    None,
-    Implicit,
-    StartTls,
 }
 
 pub(super) fn read<'d>(
@@ -82,51 +73,10 @@ pub(super) fn read<'d>(
         faults,
     );
     let snat = section.string("snat", "snat = \"automap\"", faults);
-    let client_tls = section.choice(
-        "client_tls",
-        &[
-            ("none", Encryption::None),
-            ("implicit", Encryption::Implicit),
-            ("starttls", Encryption::StartTls),
-        ],
-        &[],
-        faults,
-    );
-    let starttls = section.choice(
-        "starttls",
-        &[("require", StartTls::Require), ("allow", StartTls::Allow)],
-        &[],
-        faults,
-    );
-    let certificates = section.strings("certificates", "certificates = [\"mail\"]", faults);
-    let plaintext = "Use server_tls = \"none\" on a trusted network, or forward = \"passthrough\".";
-    let server_tls = section.choice(
-        "server_tls",
-        &[("none", ())],
-        &[("implicit", plaintext), ("starttls", plaintext)],
-        faults,
-    );
-    let proxy_protocol = section.choice(
-        "proxy_protocol",
-        &[("none", false), ("v2", true)],
-        &[("v1", "Use proxy_protocol = \"v2\".")],
-        faults,
-    );
-    section.later(
-        "plaintext_pool",
-        "Remove it: starttls = \"allow\" sends every client to `pool`.",
-        faults,
-    );
-    section.later(
-        "detect_implicit_tls",
-        "Remove it, and give implicit TLS a virtual server of its own on port 465.",
-        faults,
-    );
-    section.later(
-        "accept_proxy_from",
-        "Remove it, and let clients connect directly.",
-        faults,
-    );
+    let client = ClientKeys::read(&mut section, faults);
+    let server = ServerKeys::read(&mut section, faults);
+    let xclient = section.boolean("xclient", "xclient = true", faults);
+    let terms = Terms::read(&mut section, faults);
     let mut guard = Guard::read(&mut section, faults);
     guard.rate = source::rate(&mut section, faults);
     let object = section.object.clone();
@@ -139,12 +89,11 @@ pub(super) fn read<'d>(
         forward,
         pool,
         snat,
-        client_tls,
-        starttls,
-        certificates,
-        server_tls,
+        client,
+        server,
+        xclient,
         guard,
-        proxy_protocol,
+        terms,
     }
 }
 

@@ -6,17 +6,28 @@ use super::*;
 use crate::{
     config::DEFAULT_HELO,
     model::{
-        Attach, ClientTls, Forward, Generation, Guard, Member, Method, Mode, Monitor, Network,
-        Probe, Snat, StartTls, VirtualServer,
+        Attach, ClientAuth, ClientTerms, ClientTls, Forward, Generation, Guard, KeyExchange,
+        Member, Method, Mode, Monitor, Network, Pin, Probe, ServerTerms, ServerTls, Snat, StartTls,
+        Terms, TlsVersion, UnknownName, Verify, VirtualServer,
         policy::{Action, Range},
     },
 };
 
-fn accepted(file: &str) -> Generation {
+pub(super) fn accepted(file: &str) -> Generation {
     match parse("/etc/smtplb/smtplb.toml", file) {
         Ok((generation, warnings)) if warnings.is_empty() => generation,
         Ok((_, warnings)) => panic!("{}", text(&warnings)),
         Err(faults) => panic!("{}", text(&faults)),
+    }
+}
+
+fn terms() -> ClientTerms {
+    ClientTerms {
+        certificates: vec!["mail".into()],
+        min_version: TlsVersion::V1_2,
+        key_exchange: KeyExchange::ALL.to_vec(),
+        auth: ClientAuth::None,
+        unknown_name: UnknownName::Default,
     }
 }
 
@@ -61,8 +72,12 @@ fn every_key_reaches_the_model() {
             forward: Forward::Proxy {
                 client_tls: ClientTls::StartTls {
                     policy: StartTls::Require,
-                    certificates: vec!["mail".into()],
+                    plaintext_pool: None,
+                    terms: terms(),
                 },
+                terms: Terms::default(),
+                server_tls: ServerTls::None,
+                xclient: false,
             },
             pool: "msa".into(),
             guard: Guard::default(),
@@ -156,23 +171,22 @@ fn words_choose_what_they_say() {
     let proxy = |old: &str, new: &str| match &accepted(&BASE.replace(old, new)).virtual_servers[1]
         .forward
     {
-        Forward::Proxy { client_tls } => client_tls.clone(),
+        Forward::Proxy { client_tls, .. } => client_tls.clone(),
         Forward::Passthrough { .. } => panic!("a proxy"),
     };
-    let certificates = || vec!["mail".into()];
     let allow = ClientTls::StartTls {
         policy: StartTls::Allow,
-        certificates: certificates(),
+        plaintext_pool: None,
+        terms: terms(),
     };
     assert_eq!(proxy("\"require\"", "\"allow\""), allow);
     let require = ClientTls::StartTls {
         policy: StartTls::Require,
-        certificates: certificates(),
+        plaintext_pool: None,
+        terms: terms(),
     };
     assert_eq!(proxy("starttls = \"require\"\n", ""), require);
-    let implicit = ClientTls::Implicit {
-        certificates: certificates(),
-    };
+    let implicit = ClientTls::Implicit(terms());
     assert_eq!(
         proxy(
             "client_tls = \"starttls\"\nstarttls = \"require\"",
@@ -217,6 +231,85 @@ fn ports_have_names() {
 }
 
 #[test]
+fn terms_towards_clients() {
+    let lines = "server_tls = \"none\"\nclient_tls_min = \"1.3\"\nkey_exchange = [\"x25519\", \"x25519mlkem768\"]\n\
+                 client_auth = \"require\"\nclient_roots = \"clients.pem\"\nunknown_name = \"refuse\"";
+    let file = BASE.replace("server_tls = \"none\"", lines);
+    let Forward::Proxy { client_tls, .. } = &accepted(&file).virtual_servers[1].forward else {
+        panic!("a proxy")
+    };
+    assert_eq!(
+        client_tls.terms(),
+        Some(&ClientTerms {
+            min_version: TlsVersion::V1_3,
+            key_exchange: vec![KeyExchange::X25519, KeyExchange::X25519MlKem768],
+            auth: ClientAuth::Require {
+                roots: "/etc/smtplb/clients.pem".into()
+            },
+            unknown_name: UnknownName::Refuse,
+            ..terms()
+        })
+    );
+}
+
+#[test]
+fn tls_towards_members() {
+    let server = |lines: &str| {
+        let file = BASE.replace("server_tls = \"none\"", lines);
+        match &parse("/etc/smtplb/smtplb.toml", &file)
+            .unwrap()
+            .0
+            .virtual_servers[1]
+            .forward
+        {
+            Forward::Proxy { server_tls, .. } => server_tls.clone(),
+            Forward::Passthrough { .. } => panic!("a proxy"),
+        }
+    };
+    let terms = |verify| ServerTerms {
+        verify,
+        name: None,
+        certificate: None,
+    };
+    let full = terms(Verify::Full { roots: None });
+    assert_eq!(
+        server("server_tls = \"implicit\""),
+        ServerTls::Implicit(full)
+    );
+    assert_eq!(
+        server(
+            "server_tls = \"starttls\"\nserver_roots = \"roots.pem\"\nserver_name = \"mx.example.\"\n\
+             server_certificate = \"mail\""
+        ),
+        ServerTls::StartTls(ServerTerms {
+            name: Some("mx.example".into()),
+            certificate: Some("mail".into()),
+            ..terms(Verify::Full {
+                roots: Some("/etc/smtplb/roots.pem".into())
+            })
+        })
+    );
+    let pin = "LCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCw=";
+    let pinned =
+        format!("server_tls = \"implicit\"\nserver_verify = \"pinned\"\nserver_pins = [\"{pin}\"]");
+    assert_eq!(
+        server(&pinned),
+        ServerTls::Implicit(terms(Verify::Pinned(vec![Pin([0x2c; 32])])))
+    );
+    let none = BASE.replace(
+        "server_tls = \"none\"",
+        "server_tls = \"implicit\"\nserver_verify = \"none\"",
+    );
+    let (_, warnings) = parse("smtplb.toml", &none).unwrap();
+    assert_eq!(
+        text(&warnings),
+        "smtplb.toml:22:17: warning: virtual server \"submission\" does not verify its members: server_verify = \"none\"\n  \
+         Whoever sits between this box and a member can read and change all mail, TLS or not.\n  \
+         Set server_verify = \"pinned\" with the members' keys, or \"full\"."
+    );
+}
+
+#[test]
 fn plain_proxying_needs_no_certificate() {
     let generation = accepted(
         "[network]\nclient_interfaces = [\"lo\"]\n\
@@ -227,7 +320,10 @@ fn plain_proxying_needs_no_certificate() {
     assert_eq!(
         generation.virtual_servers[0].forward,
         Forward::Proxy {
-            client_tls: ClientTls::None
+            client_tls: ClientTls::None,
+            terms: Terms::default(),
+            server_tls: ServerTls::None,
+            xclient: false,
         }
     );
     assert_eq!(

@@ -40,6 +40,69 @@ fn what_is_shown_loads_to_the_same() {
         forward = "passthrough"
         snat = "none"
         pool = "a.b"
+        [session]
+        drain_timeout = "90s"
+        command_timeout = "10m"
+        max_sessions = 12345
+        [virtual_server.terms]
+        address = "2001:db8::1"
+        port = 2525
+        forward = "proxy"
+        pool = "a.b"
+        snat = "wide"
+        proxy_protocol = "v1"
+        accept_proxy_from = ["10.0.0.0/8", "192.0.2.1-192.0.2.9"]
+        pregreet = { wait = "2s", action = "delay", penalty = "1500ms" }
+        max_sessions = 5
+        max_sessions_per_source = 4
+        [snat.wide]
+        addresses = ["2001:db8::200"]
+        [virtual_server.mx]
+        address = "2001:db8::1"
+        port = 25
+        forward = "proxy"
+        server_tls = "starttls"
+        server_roots = "/etc/roots.pem"
+        server_name = "mx.example"
+        server_certificate = "own"
+        xclient = true
+        pool = "a.b"
+        [virtual_server.msa]
+        address = "2001:db8::1"
+        port = 587
+        forward = "proxy"
+        client_tls = "implicit"
+        certificates = ["own"]
+        client_tls_min = "1.3"
+        key_exchange = ["x25519"]
+        client_auth = "request"
+        client_roots = "/etc/clients.pem"
+        unknown_name = "refuse"
+        pool = "a.b"
+        [virtual_server.both]
+        address = "2001:db8::1"
+        port = 26
+        forward = "proxy"
+        client_tls = "starttls"
+        starttls = "allow"
+        certificates = ["own"]
+        plaintext_pool = "legacy"
+        pool = "a.b"
+        [pool.legacy]
+        [[pool.legacy.member]]
+        address = "2001:db8::8"
+        port = 25
+        [virtual_server.mx2]
+        address = "2001:db8::2"
+        port = 25
+        forward = "proxy"
+        server_tls = "implicit"
+        server_verify = "pinned"
+        server_pins = ["LCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCw="]
+        pool = "a.b"
+        [certificate.own]
+        chain = "/etc/own.pem"
+        key = "/etc/own.key"
         [pool."a.b"]
         on_down = "reset"
         monitor = "m"

@@ -126,7 +126,7 @@ fn fingerprint(ranges: &[Range]) -> u64 {
 }
 
 /// A range as entries of a source: one of addresses of both families falls apart where IPv4 lies.
-fn written(range: Range) -> Vec<String> {
+pub(super) fn written(range: Range) -> Vec<String> {
     let ipv4 = Range::prefix(IpAddr::from([0, 0, 0, 0]), 0);
     let before = Range {
         first: range.first,

@@ -10,15 +10,20 @@ use std::{
 };
 
 use lb_common::stats::TrafficCell;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
 
 use crate::{
-    model::{Method, StartTls},
+    model::{Method, Policy, Sessions, StartTls, Terms},
     pool::{LiveMember, LivePool},
-    proxy::{Proxy, Security, Service, Services, bind_listeners},
+    proxy::{Fallback, MemberSecurity, Proxy, Security, Service, Services, Source, bind_listeners},
     smtp::timeouts::Timeouts,
     telemetry::session::{SessionEnd, SessionSink},
-    tls::{server_config, tests::Pair},
+    tls::{
+        ListenerTls,
+        tests::{Pair, plain},
+    },
 };
 
 /// No test waits longer for anything.
@@ -29,8 +34,51 @@ pub(super) type Script = fn(&mut Member);
 
 /// A member's side of one connection.
 pub(super) struct Member {
-    stream: TcpStream,
+    stream: Wire,
+    tls: Arc<ServerConfig>,
     pub(super) log: mpsc::Sender<Vec<u8>>,
+}
+
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+/// What a proxy is made of.
+pub(super) struct Setup {
+    pub(super) kind: Kind,
+    pub(super) timeouts: Timeouts,
+    pub(super) pair: Pair,
+    pub(super) listener: Listener,
+    pub(super) server: Server,
+    pub(super) xclient: bool,
+    /// The members for clients that stay in plaintext.
+    pub(super) plaintext: Option<&'static [Script]>,
+    pub(super) terms: Terms,
+    /// But for the timeouts.
+    pub(super) sessions: Sessions,
+}
+
+/// TLS towards clients, by the box's certificate.
+pub(super) type Listener = fn(&Pair) -> Arc<ListenerTls>;
+
+/// TLS towards members, by the certificate that they show.
+pub(super) type Server = fn(&Pair) -> MemberSecurity;
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Plain,
+            timeouts: Timeouts::DEFAULT,
+            pair: Pair::new(&["mx.example"]),
+            listener: |pair| Arc::new(plain(&[Arc::new(pair.load().unwrap())]).unwrap()),
+            server: |_| MemberSecurity::None,
+            xclient: false,
+            plaintext: None,
+            terms: Terms::default(),
+            sessions: Sessions::default(),
+        }
+    }
 }
 
 /// A proxy with one virtual server.
@@ -74,20 +122,97 @@ impl Lab {
     }
 
     pub(super) fn of(kind: Kind, members: &[Script], timeouts: Timeouts, pair: Pair) -> Self {
+        let setup = Setup {
+            kind,
+            timeouts,
+            pair,
+            ..Setup::default()
+        };
+        Self::made(setup, members)
+    }
+
+    pub(super) fn on(kind: Kind, members: &[Script], terms: &Terms) -> Self {
+        let pair = Pair::new(&["mx.example"]);
+        Self::all(kind, members, pair, terms, Sessions::default())
+    }
+
+    pub(super) fn all(
+        kind: Kind,
+        members: &[Script],
+        pair: Pair,
+        terms: &Terms,
+        sessions: Sessions,
+    ) -> Self {
+        let setup = Setup {
+            kind,
+            timeouts: sessions.timeouts,
+            pair,
+            terms: terms.clone(),
+            sessions,
+            ..Setup::default()
+        };
+        Self::made(setup, members)
+    }
+
+    pub(super) fn guarded(kind: Kind, members: &[Script], terms: &Terms, policy: Policy) -> Self {
+        let lab = Self::on(kind, members, terms);
+        let service = lab.services.find(lab.address).unwrap();
+        lab.services.replace([Arc::new(Service {
+            policies: vec![Arc::new(policy)],
+            name: service.name.clone(),
+            at: service.at.clone(),
+            client_tls: service.client_tls.clone(),
+            server_tls: service.server_tls.clone(),
+            plaintext: None,
+            pool: service.pool.clone(),
+            terms: service.terms.clone(),
+            source: service.source.clone(),
+            crowd: service.crowd.clone(),
+            ..*service
+        })]);
+        lab
+    }
+
+    pub(super) fn made(setup: Setup, members: &[Script]) -> Self {
+        let Setup {
+            kind,
+            timeouts,
+            pair,
+            listener,
+            server,
+            xclient,
+            plaintext,
+            terms,
+            sessions,
+        } = setup;
+        let sessions = Sessions {
+            timeouts,
+            ..sessions
+        };
         let (log, seen) = mpsc::channel();
-        let members = members.iter().enumerate().map(|(id, script)| {
-            let address = serve(*script, log.clone());
-            let name = format!("m{id}").into();
-            Arc::new(LiveMember::new(name, address, id as u16, true, cell()))
-        });
-        let pool = LivePool::new("pool".into(), Method::RoundRobin, members.collect());
-        let pool = Arc::new(pool);
-        let config = server_config(&[Arc::new(pair.load().unwrap())]).unwrap();
+        let shown = Pair::new(&["member.example", "127.0.0.1"]);
+        let tls = plain(&[Arc::new(shown.load().unwrap())]).unwrap().config;
+        let live = |name: &str, first: usize, scripts: &[Script]| {
+            let members = scripts.iter().zip(first..).map(|(script, id)| {
+                let address = serve(*script, tls.clone(), log.clone());
+                let name = format!("m{id}").into();
+                Arc::new(LiveMember::new(name, address, id as u16, true, cell()))
+            });
+            let pool = LivePool::new(name.into(), Method::RoundRobin, members.collect());
+            Arc::new(pool)
+        };
+        let pool = live("pool", 0, members);
+        let plaintext = plaintext.map(|scripts| live("plaintext", members.len(), scripts));
+        let tls_for_clients = listener(&pair);
         let client_tls = match kind {
             Kind::Plain => Security::None,
-            Kind::Implicit => Security::Implicit(config),
-            Kind::StartTls(policy) => Security::StartTls { policy, config },
+            Kind::Implicit => Security::Implicit(tls_for_clients),
+            Kind::StartTls(policy) => Security::StartTls {
+                policy,
+                tls: tls_for_clients,
+            },
         };
+        let server_tls = server(&shown);
         let listeners = bind_listeners(&[0]).unwrap();
         let address = listeners[0].v4.local_addr().unwrap();
         let v6 = listeners[0].v6.as_ref().map(|v6| v6.local_addr().unwrap());
@@ -96,15 +221,23 @@ impl Lab {
             name: "mx".into(),
             at: address.into(),
             client_tls: client_tls.clone(),
+            server_tls: server_tls.clone(),
+            xclient,
+            plaintext: plaintext.clone().map(Fallback::new),
             pool: pool.clone(),
             cell,
+            terms: terms.clone(),
+            sessions,
+            source: Source::Own,
+            crowd: Arc::default(),
+            policies: Vec::new(),
         };
         let ends = Ends::default();
         let services = Arc::new(Services::new(
             [address].into_iter().chain(v6).map(service).map(Arc::new),
         ));
         let log = Arc::new(ends.clone());
-        let proxy = Proxy::start_with(services.clone(), listeners, log, timeouts).unwrap();
+        let proxy = Proxy::start(services.clone(), listeners, log).unwrap();
         let proxy = Some(proxy);
         Self {
             proxy,
@@ -262,14 +395,90 @@ impl Member {
 
     /// Breaks the connection.
     pub(super) fn die(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.tcp().shutdown(Shutdown::Both);
+    }
+
+    /// Goes on in TLS; false when the other side does not.
+    pub(super) fn secure(&mut self) -> bool {
+        let tcp = self.tcp().try_clone().unwrap();
+        let mut connection = ServerConnection::new(self.tls.clone()).unwrap();
+        let mut stream = tcp;
+        if connection.complete_io(&mut stream).is_err() {
+            return false;
+        }
+        self.stream = Wire::Tls(Box::new(StreamOwned::new(connection, stream)));
+        true
+    }
+
+    pub(super) fn tcp(&self) -> &TcpStream {
+        match &self.stream {
+            Wire::Plain(tcp) => tcp,
+            Wire::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 
 /// A server that takes all mail; reports what it read when the connection ends.
 pub(super) fn good(member: &mut Member) {
     member.say("220 good ESMTP\r\n");
+    converse(member, Vec::new());
+}
+
+/// As [`good`], in TLS from the first byte.
+pub(super) fn implicit(member: &mut Member) {
+    if member.secure() {
+        good(member);
+    }
+}
+
+/// As [`good`], in TLS by STARTTLS and not without.
+pub(super) fn starttls(member: &mut Member) {
+    member.say("220 good ESMTP\r\n");
     let mut seen = Vec::new();
+    while let Some(line) = member.line() {
+        seen.extend_from_slice(&line);
+        if line.starts_with(b"STARTTLS") {
+            member.say("220 go\r\n");
+            if member.secure() {
+                return converse(member, seen);
+            }
+            break;
+        }
+        member.say(match line.starts_with(b"EHLO") {
+            true => "250-good\r\n250-CHUNKING\r\n250 STARTTLS\r\n",
+            false => "530 TLS first\r\n",
+        });
+    }
+    seen.extend_from_slice(b"PLAIN");
+    let _ = member.log.send(seen);
+}
+
+fn converse(member: &mut Member, mut seen: Vec<u8>) {
     let mut end = "FIN";
     while let Ok(line) = read_line(&mut member.stream) {
         if line.is_empty() {
@@ -278,6 +487,10 @@ pub(super) fn good(member: &mut Member) {
         seen.extend_from_slice(&line);
         let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
         let reply = match verb.as_slice() {
+            b"XCLI" => "220 good again\r\n",
+            b"EHLO" if matches!(member.stream, Wire::Tls(_)) => {
+                "250-good\r\n250-PIPELINING\r\n250-REQUIRETLS\r\n250-XCLIENT ADDR HELO\r\n250 SIZE\r\n"
+            }
             b"EHLO" => {
                 "250-good\r\n250-PIPELINING\r\n250-AUTH PLAIN\r\n250-STARTTLS\r\n250 SIZE\r\n"
             }
@@ -326,7 +539,7 @@ pub(super) fn mortal(member: &mut Member) {
 }
 
 /// Reads up to CRLF.CRLF.
-fn content(stream: &mut TcpStream, seen: &mut Vec<u8>) -> io::Result<()> {
+fn content(stream: &mut impl Read, seen: &mut Vec<u8>) -> io::Result<()> {
     let start = seen.len();
     let mut buffer = [0; 64 * 1024];
     loop {
@@ -353,15 +566,16 @@ fn read_line(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn serve(script: Script, log: mpsc::Sender<Vec<u8>>) -> SocketAddr {
+fn serve(script: Script, tls: Arc<ServerConfig>, log: mpsc::Sender<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let log = log.clone();
+            let (log, tls) = (log.clone(), tls.clone());
             stream.set_nodelay(true).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            thread::spawn(move || script(&mut Member { stream, log }));
+            let stream = Wire::Plain(stream);
+            thread::spawn(move || script(&mut Member { stream, tls, log }));
         }
     });
     address

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, Border, Client, ClientSecurity, Hello, Member, Session};
+use super::{Action, Border, Client, ClientSecurity, Hello, Session};
 use crate::smtp::{capability::Capabilities, end::End, line::Lines, reply::Local};
 
 const READY: Local = Local::new(220, "2.0.0", "Ready to start TLS");
@@ -33,6 +33,7 @@ impl Session {
             return;
         }
         self.tls = true;
+        self.switch.close();
         self.facts.starttls_used = true;
         self.client = Client::Command;
         self.lines = Lines::default();
@@ -47,6 +48,8 @@ impl Session {
         if std::mem::take(&mut self.tainted) {
             // RSET would clear the envelope but no AUTH state: only a new connection knows nothing.
             self.renew_member();
+        } else {
+            self.stale = self.member_greeted;
         }
         self.settle(now);
     }
@@ -88,13 +91,5 @@ impl Session {
     /// Bytes came between STARTTLS and the handshake.
     pub(super) fn refuse_injection(&mut self) {
         self.finish(INJECTION, End::StartTlsInjection);
-    }
-
-    /// Another connection to a member, unseen by the client.
-    fn renew_member(&mut self) {
-        self.member = Member::Absent;
-        self.replies = crate::smtp::reply::ReplyParser::new();
-        self.to_member.clear();
-        self.actions.push_back(Action::Connect);
     }
 }

@@ -23,6 +23,7 @@ const LONG_LINE: Local = Local::new(500, "5.5.2", "Line too long");
 const BAD_CHUNK: Local = Local::new(501, "5.5.4", "BDAT needs a size");
 const NO_CHUNKING: Local = Local::new(503, "5.5.1", "CHUNKING is not offered");
 const TLS_FIRST: Local = Local::new(530, "5.7.0", "Must issue a STARTTLS command first");
+const NO_MAIL: Local = Local::new(503, "5.5.1", "Send MAIL first");
 const HELLO_FIRST: Local = Local::new(503, "5.5.1", "Send EHLO first");
 const FORGED: Local = Local::new(550, "5.7.1", "Not accepted from a client");
 /// RFC 8689 §4.2.4: the way to the member cannot keep the promise.
@@ -118,6 +119,8 @@ impl Session {
     /// What the client sends next is content that nobody wants.
     pub fn content_follows(&mut self) {
         if matches!(self.client, Client::Command) {
+            // Lines behind it are commands again.
+            self.behind_refusal = false;
             self.client = Client::Discard(Body::default(), None);
         }
     }
@@ -224,8 +227,12 @@ impl Session {
             Verb::Uncarried => Some(UNCARRIED),
             _ if required && !self.tls && !verb.is_served_before_tls() => Some(TLS_FIRST),
             Verb::Ehlo | Verb::Helo => None,
+            _ if self.is_unknown_to_member(verb) => Some(HELLO_FIRST),
             _ if !verb.is_served_before_tls() && self.is_unintroduced() => Some(HELLO_FIRST),
-            Verb::Mail if command.has_parameter(b"REQUIRETLS") => Some(NOT_CARRIED),
+            Verb::Mail if command.has_parameter(b"REQUIRETLS") && !self.carries_requiretls() => {
+                Some(NOT_CARRIED)
+            }
+            Verb::Bdat if self.switch.is_open() => Some(NO_MAIL),
             Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
             _ => None,
         };
@@ -249,8 +256,9 @@ impl Session {
             Verb::Noop | Verb::Quit | Verb::Help | Verb::Lookup | Verb::Rset => {}
             _ => self.tainted = true,
         }
-        let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
-        self.forward(line, Expect::Command(verb), hold);
+        if !self.switches(line, verb) {
+            self.send(line, verb);
+        }
     }
 
     /// Octets follow the line, whoever answers it.
@@ -277,7 +285,7 @@ impl Session {
         }
     }
 
-    fn forward(&mut self, line: &[u8], expect: Expect, hold: bool) {
+    pub(super) fn forward(&mut self, line: &[u8], expect: Expect, hold: bool) {
         self.to_member.extend_from_slice(line);
         self.to_member.extend_from_slice(b"\r\n");
         self.queue.push_back(Pending::Member(expect));

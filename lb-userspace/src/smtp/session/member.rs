@@ -1,11 +1,12 @@
 //! The member's bytes.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
-use super::{Action, Client, ClientSecurity, Expect, Hello, Member, Pending, Session};
+use super::{Action, Client, ClientSecurity, Expect, Held, Hello, Member, Pending, Session};
 use crate::{
     model::StartTls,
     smtp::{
+        approach::{Approach, Fault, Next},
         body::Body,
         capability::{Capabilities, Filter},
         command::Verb,
@@ -21,9 +22,14 @@ const GOODBYE: Local = Local::new(221, "2.0.0", "Bye");
 
 impl Session {
     /// The member that was asked for is connected.
-    pub fn member_connected(&mut self, now: Instant) {
+    ///
+    /// `own`: the box's address towards it.
+    pub fn member_connected(&mut self, own: IpAddr, now: Instant) {
         if self.member == Member::Absent {
             self.replies = ReplyParser::new();
+            self.approach = Some(Box::new(Approach::new(*self.plan, own)));
+            (self.member_greeted, self.stale) = (false, false);
+            self.switch.member_connected();
             self.member = Member::Greeting {
                 relay: self.facts.last_code == 0,
             };
@@ -54,7 +60,11 @@ impl Session {
     /// Takes bytes from the member.
     pub fn handle_member(&mut self, input: &[u8], now: Instant) {
         let mut input = input;
-        while matches!(self.member, Member::Greeting { .. } | Member::Ready) {
+        while matches!(
+            self.member,
+            Member::Greeting { .. } | Member::Preparing | Member::Ready
+        ) && !self.is_securing()
+        {
             match self.replies.push(std::mem::take(&mut input)) {
                 Ok(None) => break,
                 Ok(Some(reply)) => self.take_reply(&reply, now),
@@ -67,10 +77,34 @@ impl Session {
     /// The member closed, or its connection broke.
     pub fn member_closed(&mut self, now: Instant) {
         match self.member {
-            Member::Greeting { .. } | Member::Ready => self.lose_member(End::MemberClosed),
+            Member::Greeting { .. } | Member::Preparing | Member::Ready => {
+                self.lose_member(End::MemberClosed);
+            }
             Member::Absent | Member::Gone => {}
         }
         self.settle(now);
+    }
+
+    /// The handshake with the member is done; its certificate is what it has to be.
+    pub fn member_secured(&mut self, now: Instant) {
+        if let Some(approach) = self.approach.as_mut().filter(|it| it.is_securing()) {
+            // Capabilities and whatever else came in clear are worth nothing now.
+            self.replies = ReplyParser::new();
+            let next = approach.secured();
+            self.follow(next, now);
+        }
+        self.settle(now);
+    }
+
+    /// The handshake with the member has failed: never in plaintext, but elsewhere.
+    pub fn member_insecure(&mut self) {
+        if self.is_securing() {
+            self.pass_over(None);
+        }
+    }
+
+    fn is_securing(&self) -> bool {
+        self.approach.as_ref().is_some_and(|it| it.is_securing())
     }
 
     /// The member did not take our bytes in time.
@@ -81,19 +115,26 @@ impl Session {
     /// Another member, before anything of the client's reached this one, which may have refused.
     pub(super) fn pass_over(&mut self, refusal: Option<&Reply>) {
         match refusal {
-            Some(reply) if !self.refusal.as_ref().is_some_and(Reply::is_transient) => {
-                self.refusal = Some(reply.clone());
+            Some(reply)
+                if !self
+                    .refusal
+                    .as_ref()
+                    .is_some_and(|known| known.is_transient()) =>
+            {
+                self.refusal = Some(Box::new(reply.clone()));
             }
             Some(_) => {}
             None => self.member_missed = true,
         }
         self.member = Member::Absent;
-        self.actions.push_back(Action::Connect);
+        self.approach = None;
+        self.to_member.clear();
+        self.actions.push_back(Action::Connect { afresh: false });
     }
 
     fn take_reply(&mut self, reply: &Reply, now: Instant) {
-        if let Member::Greeting { relay } = self.member {
-            return self.take_greeting(reply, relay, now);
+        if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
+            return self.take_preparation(reply, now);
         }
         match self.queue.pop_front() {
             Some(Pending::Member(expect)) => self.take_answer(expect, reply),
@@ -104,17 +145,111 @@ impl Session {
         self.flush_local();
     }
 
-    fn take_greeting(&mut self, reply: &Reply, relay: bool, now: Instant) {
-        if reply.code != 220 || self.replies.has_rest() {
-            let refuses = reply.code >= 400 && !self.replies.has_rest();
-            return self.pass_over(refuses.then_some(reply));
+    fn take_preparation(&mut self, reply: &Reply, now: Instant) {
+        let rest = self.replies.has_rest();
+        let Some(approach) = &mut self.approach else {
+            return;
+        };
+        let hello = self.switch.due().or(self.held.as_deref());
+        let hello = hello.map(|hello| (hello.verb, hello.arguments()));
+        let next = approach.take(reply, rest, hello, &mut self.to_member);
+        match (self.member, next) {
+            (Member::Greeting { .. }, Next::Fault(fault)) => {
+                if fault != Fault::Greeting {
+                    self.actions.push_back(Action::Complain(fault));
+                }
+                let refuses = fault == Fault::Greeting && reply.code >= 400;
+                return self.pass_over(refuses.then_some(reply));
+            }
+            (Member::Greeting { relay }, _) => {
+                self.refusal = None;
+                if relay {
+                    // Whatever is still to be settled with the member: nothing in it depends on that.
+                    self.greeted = true;
+                    self.pass(reply);
+                }
+            }
+            _ => {}
         }
-        self.member = Member::Ready;
-        self.refusal = None;
-        if relay {
-            self.pass(reply);
+        if next == Next::Answered && self.switch.due().is_some() {
+            self.replayed(reply);
+            return self.follow(Next::Ready, now);
         }
+        self.follow(next, now);
+        if next == Next::Answered {
+            self.answer_held(reply);
+        }
+    }
+
+    fn follow(&mut self, next: Next, now: Instant) {
+        self.member = Member::Preparing;
         self.rest(now);
+        match next {
+            Next::Reply => {}
+            Next::Secure => self.actions.push_back(Action::SecureMember),
+            Next::Ready if self.replays() => {}
+            Next::Ready | Next::Answered => {
+                self.member = Member::Ready;
+                self.approach.take_if(|approach| !approach.has_more());
+                if next == Next::Ready
+                    && let Some(held) = self.held.take()
+                {
+                    self.send(&held.line, held.verb);
+                }
+            }
+            Next::Fault(fault) => {
+                self.actions.push_back(Action::Complain(fault));
+                self.pass_over(None);
+            }
+        }
+    }
+
+    /// The member said without XCLIENT what the client wants to hear.
+    fn answer_held(&mut self, reply: &Reply) {
+        let Some(held) = self.held.take() else { return };
+        match held.verb {
+            Verb::Helo => {
+                // Its list is for those who know EHLO.
+                let name = reply.lines().next().unwrap_or_default();
+                self.to_client.extend_from_slice(b"250 ");
+                self.to_client.extend_from_slice(name);
+                self.to_client.extend_from_slice(b"\r\n");
+                self.facts.last_code = reply.code;
+                self.said_helo();
+            }
+            verb => self.take_command_answer(verb, reply),
+        }
+    }
+
+    /// Sends a command to the member, once that knows who speaks.
+    pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
+        if matches!(verb, Verb::Ehlo | Verb::Helo) {
+            self.member_greeted = true;
+            self.switch.remember(line, verb);
+            let held = || {
+                let line = line.to_vec();
+                Some(Box::new(Held { line, verb }))
+            };
+            if let Some(approach) = self.approach.as_mut().filter(|it| it.has_more()) {
+                self.held = held();
+                let name = Held::arguments_of(line);
+                approach.probe(name, &mut self.to_member);
+                self.member = Member::Preparing;
+                return;
+            }
+            if std::mem::take(&mut self.stale) {
+                self.again = held();
+            }
+        }
+        // What is to be answered by one member must not be overtaken by the switch to another.
+        let hold = !(verb.may_be_followed() && self.capabilities.pipelining);
+        self.forward(line, Expect::Command(verb), hold || self.switch.is_open());
+    }
+
+    /// Must the client introduce itself before this, since the member has to hear who it is?
+    pub(super) fn is_unknown_to_member(&self, verb: Verb) -> bool {
+        let idle = matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit);
+        !idle && self.approach.as_ref().is_some_and(|it| it.has_more())
     }
 
     fn take_answer(&mut self, expect: Expect, reply: &Reply) {
@@ -145,6 +280,13 @@ impl Session {
     }
 
     fn take_command_answer(&mut self, verb: Verb, reply: &Reply) {
+        if let Some(again) = self.again.take()
+            && reply.is_permanent()
+        {
+            // Some know one EHLO per connection, and STARTTLS was ours, not theirs.
+            self.held = Some(again);
+            return self.renew_member();
+        }
         self.budget.answered(verb, reply.code);
         match verb {
             Verb::Data => return self.take_data_answer(reply),
@@ -158,16 +300,12 @@ impl Session {
         self.pass(reply);
         let done = reply.is_positive();
         match verb {
-            Verb::Helo if done => {
-                self.hello = Some(Hello::Helo);
-                self.capabilities = Capabilities::default();
-                self.transaction = false;
-            }
+            Verb::Helo if done => self.said_helo(),
             Verb::Mail if done => self.transaction = true,
             Verb::Rcpt if done => self.facts.recipients += 1,
             Verb::Rset => {
                 self.transaction = false;
-                self.chunked = false;
+                self.chunked = self.awaits_chunk();
             }
             Verb::Quit => self.close_now(None, End::Quit),
             _ => {}
@@ -177,10 +315,12 @@ impl Session {
     fn take_ehlo_answer(&mut self, reply: &Reply) {
         let offer_starttls = self.is_before_border();
         let required = self.security == ClientSecurity::StartTls(StartTls::Require);
+        let also = self.switch.offers();
         let filter = Filter {
+            also: also.as_deref(),
             offer_starttls,
             hide_auth: required && !self.tls,
-            carries_requiretls: false,
+            carries_requiretls: self.carries_requiretls(),
         };
         self.capabilities = Capabilities::of(reply);
         self.hello = Some(Hello::Ehlo);
@@ -188,6 +328,12 @@ impl Session {
         self.facts.starttls_offered |= offer_starttls;
         filter.write(reply, &mut self.to_client);
         self.facts.last_code = reply.code;
+    }
+
+    fn said_helo(&mut self) {
+        self.hello = Some(Hello::Helo);
+        self.capabilities = Capabilities::default();
+        self.transaction = false;
     }
 
     fn take_data_answer(&mut self, reply: &Reply) {
@@ -218,11 +364,22 @@ impl Session {
         }
         self.pass(reply);
         self.transaction = false;
-        self.chunked = false;
+        self.chunked = self.awaits_chunk();
         if reply.is_positive() {
             self.facts.messages += 1;
             self.budget.delivered();
         }
+    }
+
+    /// Was BDAT sent behind what is answered now? It begins a message that is not over.
+    fn awaits_chunk(&self) -> bool {
+        let mut asked = self.queue.iter();
+        asked.any(|pending| matches!(pending, Pending::Member(Expect::Chunk { .. })))
+    }
+
+    /// RFC 8689 §4.2.1: both ways are TLS, and the member's name is proven.
+    pub(super) fn carries_requiretls(&self) -> bool {
+        self.tls && self.member_verified
     }
 
     /// The member's own words.
@@ -233,7 +390,7 @@ impl Session {
 
     /// The member is lost: before its greeting the next is tried, later the client is told.
     fn lose_member(&mut self, end: End) {
-        if matches!(self.member, Member::Greeting { .. }) {
+        if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.pass_over(None);
         }
         let reply = if self.is_within_message() || self.awaits(Expect::EndOfData) {

@@ -4,9 +4,9 @@
 //! two byte queues, content that goes on as it came, and [`Action`]s. No socket, no clock.
 //!
 //! ```text
-//! member:  Absent ──member_connected──▶ Greeting ──220──▶ Ready
-//!             ▲  ◀──refused, late, not 220──┘              │ lost: 4yz to the client, close
-//!             └────────── border, when MAIL or AUTH came before it
+//! member:  Absent ──member_connected──▶ Greeting ──220──▶ Preparing ──▶ Ready ──first command──▶ Preparing: XCLIENT
+//!             ▲  ◀──refused, late, not 220──┘◀──no TLS────────┘              │ lost: 4yz to the client, close
+//!             └────────── border, when MAIL or AUTH came before it; the switch to the pool for plaintext
 //! client:  Command ──DATA, 354──▶ Content ──CRLF.CRLF──▶ Command
 //!             ├──BDAT──▶ Chunk ──size octets──▶ Command
 //!             ├──334──▶ Exchange ──other reply──▶ Command
@@ -18,6 +18,7 @@ mod border;
 mod budget;
 mod client;
 mod member;
+mod switch;
 #[cfg(test)]
 mod tests;
 
@@ -27,11 +28,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::budget::Budget;
+use self::{budget::Budget, switch::Switch};
 use super::{
+    approach::{Approach, Fault, Plan},
     body::Body,
     capability::Capabilities,
-    command::Verb,
+    command::{Command, Verb},
     end::End,
     line::Lines,
     phase::Phase,
@@ -51,14 +53,42 @@ pub enum ClientSecurity {
     StartTls(StartTls),
 }
 
+/// What holds for all members that a session may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// TLS towards the client.
+    pub client: ClientSecurity,
+    /// What a member goes through before it serves.
+    pub plan: Plan,
+    /// Members are spoken to in TLS, and their names are proven.
+    pub member_verified: bool,
+    /// Clients that stay in plaintext go to another pool.
+    pub switches: bool,
+}
+
+impl From<ClientSecurity> for Terms {
+    fn from(client: ClientSecurity) -> Self {
+        Self {
+            client,
+            plan: Plan::default(),
+            member_verified: false,
+            switches: false,
+        }
+    }
+}
+
 /// What the machine asks of its shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Drop the member, if any, and connect the next one: [`Session::member_connected`] or
-    /// [`Session::no_member`] answers.
-    Connect,
+    /// Drop the member, if any, and connect one of the pool that [`Session::is_switched`] tells of, `afresh` any, else
+    /// one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
+    Connect { afresh: bool },
     /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
     StartTls,
+    /// Shake hands with the member: [`Session::member_secured`] or [`Session::member_insecure`] answers.
+    SecureMember,
+    /// A member does not serve, and the operator should know why; [`Action::Connect`] follows.
+    Complain(Fault),
     /// Break the member's connection at once; it must not see an end of data.
     AbortMember,
     /// Send what is queued for the client and close both sides.
@@ -97,14 +127,27 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Session {
     security: ClientSecurity,
+    plan: Box<Plan>,
+    member_verified: bool,
     timeouts: Timeouts,
     tls: bool,
     client: Client,
     member: Member,
+    /// How far the present member has come, until there is nothing left to do.
+    approach: Option<Box<Approach>>,
+    /// A command that waits for the member to be prepared.
+    held: Option<Box<Held>>,
+    /// The member has heard an EHLO or HELO of the client.
+    member_greeted: bool,
+    /// That was before the border: the next may be one too many for it.
+    stale: bool,
+    /// The EHLO that may have been.
+    again: Option<Box<Held>>,
+    switch: Switch,
     lines: Lines,
     replies: ReplyParser,
     /// How members greeted that did not want the session.
-    refusal: Option<Reply>,
+    refusal: Option<Box<Reply>>,
     /// Some member was not asked, or its answer was none: another time it may serve.
     member_missed: bool,
     /// What the client's next replies are, in order.
@@ -117,6 +160,8 @@ pub struct Session {
     data_refused: bool,
     /// DATA was refused, and no line came since.
     behind_refusal: bool,
+    /// The greeting was queued, and nobody has looked who did not wait for it.
+    greeted: bool,
     client_eof: bool,
     draining: bool,
     hello: Option<Hello>,
@@ -179,10 +224,29 @@ enum Member {
     Absent,
     /// Connected; does the client await this greeting, too?
     Greeting { relay: bool },
+    /// Between its greeting and dialogue.
+    Preparing,
     /// In dialogue.
     Ready,
     /// Not needed any more.
     Gone,
+}
+
+/// A command of the client that is not sent yet.
+#[derive(Debug)]
+struct Held {
+    line: Vec<u8>,
+    verb: Verb,
+}
+
+impl Held {
+    fn arguments(&self) -> &[u8] {
+        Self::arguments_of(&self.line)
+    }
+
+    fn arguments_of(line: &[u8]) -> &[u8] {
+        Command::parse(line).map_or(&[], |command| command.arguments)
+    }
 }
 
 /// How the client introduced itself since the border.
@@ -215,13 +279,27 @@ const MAX_QUEUE: usize = 64;
 
 impl Session {
     /// A machine that waits for its first member.
-    pub fn new(security: ClientSecurity, timeouts: Timeouts, now: Instant) -> Self {
+    pub fn new(terms: impl Into<Terms>, timeouts: Timeouts, now: Instant) -> Self {
+        let Terms {
+            client: security,
+            plan,
+            member_verified,
+            switches,
+        } = terms.into();
         Self {
             security,
+            plan: Box::new(plan),
+            member_verified,
             timeouts,
             tls: security == ClientSecurity::Implicit,
             client: Client::Command,
             member: Member::Absent,
+            approach: None,
+            held: None,
+            member_greeted: false,
+            stale: false,
+            again: None,
+            switch: Switch::new(switches),
             lines: Lines::default(),
             replies: ReplyParser::new(),
             refusal: None,
@@ -231,6 +309,7 @@ impl Session {
             backlog: false,
             data_refused: false,
             behind_refusal: false,
+            greeted: false,
             client_eof: false,
             draining: false,
             hello: None,
@@ -243,7 +322,7 @@ impl Session {
             facts: Facts::default(),
             to_client: Vec::new(),
             to_member: Vec::new(),
-            actions: VecDeque::from([Action::Connect]),
+            actions: VecDeque::from([Action::Connect { afresh: true }]),
             since: now,
             progress: 0,
         }
@@ -284,6 +363,17 @@ impl Session {
         self.rest(now);
     }
 
+    /// Was the greeting just queued? The shell may look for bytes of the client before it sends it.
+    pub fn is_greeted(&mut self) -> bool {
+        std::mem::take(&mut self.greeted)
+    }
+
+    /// The client did not wait for its greeting, and shall not have it.
+    pub fn refuse_early_talker(&mut self) {
+        self.to_client.clear();
+        self.close_now(Some(EARLY), End::Pregreet);
+    }
+
     /// The daemon stops: the session ends as soon as no message is in the way.
     pub fn drain(&mut self, now: Instant) {
         self.draining = true;
@@ -309,7 +399,9 @@ impl Session {
             return;
         }
         match (end, self.member) {
-            (End::MemberTimeout, Member::Greeting { .. }) => self.pass_over(None),
+            (End::MemberTimeout, Member::Greeting { .. } | Member::Preparing) => {
+                self.pass_over(None);
+            }
             (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
             _ => self.close_now(Some(CLIENT_LATE), end),
         }
@@ -321,7 +413,7 @@ impl Session {
             (Client::Closed, _) => Phase::Closing,
             (Client::Border(_), _) => Phase::StartTls,
             (_, Member::Absent) => Phase::Connect,
-            (_, Member::Greeting { .. }) => Phase::Greeting,
+            (_, Member::Greeting { .. } | Member::Preparing) => Phase::Greeting,
             (Client::Content(_) | Client::Discard(..), _) => Phase::Data,
             (Client::Chunk(_) | Client::DiscardChunk(_), _) => Phase::Bdat,
             (Client::Exchange, _) => Phase::Auth,
@@ -341,7 +433,9 @@ impl Session {
         };
         match (&self.client, self.member, self.queue.front()) {
             (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
-            (_, Member::Greeting { .. }, _) => Some((limits.greeting, End::MemberTimeout)),
+            (_, Member::Greeting { .. } | Member::Preparing, _) => {
+                Some((limits.greeting, End::MemberTimeout))
+            }
             (Client::Content(_) | Client::Chunk(_) | Client::DiscardChunk(_), ..) => {
                 Some((limits.data_block, End::DataTimeout))
             }
@@ -382,6 +476,7 @@ impl Session {
             self.actions.push_back(Action::AbortMember);
         }
         self.queue.clear();
+        self.held = None;
         self.client = Client::Closed;
         self.member = Member::Gone;
         self.to_member.clear();
@@ -400,7 +495,7 @@ impl Session {
         if self.client_eof && !self.backlog && self.is_within_message() {
             return self.close_now(None, End::ClientAborted);
         }
-        if !self.queue.is_empty() || self.backlog {
+        if !self.queue.is_empty() || self.backlog || self.held.is_some() {
             return;
         }
         match &self.client {
@@ -440,7 +535,9 @@ impl Session {
 }
 
 /// The daemon stops.
-const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
+pub const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
+/// The client did not wait for the greeting (RFC 5321 §4.3.1).
+pub const EARLY: Local = Local::new(554, "5.5.1", "Protocol error: talked before the greeting");
 /// The member did not answer in time.
 const MEMBER_LATE: Local = Local::new(421, "4.4.2", "Mail server did not answer in time");
 /// The client did not go on in time.

@@ -5,16 +5,22 @@ mod dialogue;
 mod hostile;
 mod random;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
 
-use super::{Action, ClientSecurity, Session};
+use super::{Action, ClientSecurity, Session, Terms};
 use crate::{
     model::StartTls,
-    smtp::{end::End, phase::Phase, timeouts::Timeouts},
+    smtp::{approach::Fault, end::End, phase::Phase, timeouts::Timeouts},
 };
 
 pub(super) const REQUIRE: ClientSecurity = ClientSecurity::StartTls(StartTls::Require);
 pub(super) const ALLOW: ClientSecurity = ClientSecurity::StartTls(StartTls::Allow);
+
+/// The box towards its members.
+pub(super) const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 /// An EHLO reply of a member that can do a lot.
 pub(super) const CAPABLE: &str = "250-mx1\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-AUTH PLAIN\r\n\
@@ -30,15 +36,17 @@ pub(super) struct Lab {
     pub(super) aborted: bool,
     pub(super) end: Option<End>,
     pub(super) border: bool,
+    pub(super) securing: bool,
+    pub(super) complaint: Option<Fault>,
     backlog: Vec<u8>,
 }
 
 impl Lab {
     /// A machine whose member is connected and has not spoken.
-    pub(super) fn silent(security: ClientSecurity) -> Self {
+    pub(super) fn silent(terms: impl Into<Terms>) -> Self {
         let now = Instant::now();
         let mut lab = Self {
-            session: Session::new(security, Timeouts::DEFAULT, now),
+            session: Session::new(terms, Timeouts::DEFAULT, now),
             now,
             client: Vec::new(),
             member: Vec::new(),
@@ -46,16 +54,18 @@ impl Lab {
             aborted: false,
             end: None,
             border: false,
+            securing: false,
+            complaint: None,
             backlog: Vec::new(),
         };
         lab.turn();
-        lab.session.member_connected(now);
+        lab.session.member_connected(OWN, now);
         lab
     }
 
     /// A machine behind the greeting.
-    pub(super) fn new(security: ClientSecurity) -> Self {
-        let mut lab = Self::silent(security);
+    pub(super) fn new(terms: impl Into<Terms>) -> Self {
+        let mut lab = Self::silent(terms);
         lab.says("220 mx1 ESMTP\r\n");
         assert_eq!(lab.heard(), "220 mx1 ESMTP\r\n");
         lab
@@ -156,8 +166,10 @@ impl Lab {
         self.member.append(self.session.to_member());
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Connect => self.connects += 1,
+                Action::Connect { .. } => self.connects += 1,
                 Action::StartTls => self.border = true,
+                Action::SecureMember => self.securing = true,
+                Action::Complain(fault) => self.complaint = Some(fault),
                 Action::AbortMember => self.aborted = true,
                 Action::Close(end) => self.end = Some(end),
             }

@@ -1,26 +1,21 @@
 //! Kernels of the distribution: found, fetched and checked by apt, unpacked into a cache, never installed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{self, say},
+    debian::World,
     toolchain,
 };
 
 /// Where Debian keeps the kernels of this test: the last release but one, the last, and newer kernels for the last.
 const SUITES: [&str; 3] = ["bullseye", "bookworm", "bookworm-backports"];
-/// Whose signature apt asks for.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Kernels, each in a folder named after its release.
 pub(super) struct Cache {
     folder: PathBuf,
+    apt: World,
 }
 
 /// An unpacked kernel.
@@ -63,11 +58,8 @@ impl Cache {
     /// When no folder is there for caches.
     pub(super) fn open() -> Result<Self> {
         let folder = toolchain::cache_dir()?.join("kernels");
-        for part in ["apt/lists/partial", "apt/archives/partial"] {
-            let part = folder.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
-        }
-        Ok(Self { folder })
+        let apt = World::new(folder.join("apt"), &SUITES)?;
+        Ok(Self { folder, apt })
     }
 
     /// The newest kernel of a version such as `6.1`: the one fetched before, else apt's. A year-old copy is as good for
@@ -103,10 +95,10 @@ impl Cache {
     }
 
     fn fetch(&self, version: &str) -> Result<String> {
-        self.write_sources()?;
         say("kernels", format!("looking for Linux {version}"));
-        self.apt("apt-get", &["-qq", "update"])?;
-        let names = command::read(&mut self.command("apt-cache", &["pkgnames", "linux-image-"])?)?;
+        self.apt.update()?;
+        let mut names = self.apt.apt("apt-cache", &["pkgnames", "linux-image-"])?;
+        let names = command::read(&mut names)?;
         let mut releases: Vec<&str> = names
             .lines()
             .filter_map(|name| name.strip_prefix("linux-image-"))
@@ -118,83 +110,16 @@ impl Cache {
         };
         say("kernels", format!("fetching {release}"));
         let package = format!("linux-image-{release}");
-        self.apt("apt-get", &["-qq", "download", &package])?;
-        let apt = self.folder.join("apt");
-        let archive = fs::read_dir(&apt)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with(&format!("{package}_")) && name.ends_with(".deb")
-            })
-            .with_context(|| format!("apt has fetched no {package}"))?;
+        let archives = self.apt.download(&[&package])?;
+        let archive = archives.first().context("apt has fetched nothing")?;
         // Complete or not there: what a crash leaves half unpacked has another name.
         let half = self.folder.join(format!("{release}.part"));
         let _ = fs::remove_dir_all(&half);
-        command::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&half))?;
+        command::run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&half))?;
         fs::rename(&half, self.folder.join(release))?;
-        fs::remove_file(&archive)?;
+        fs::remove_file(archive)?;
         Ok((*release).to_owned())
     }
-
-    fn write_sources(&self) -> Result<()> {
-        ensure!(
-            Path::new(KEYRING).is_file() && command::find("apt-get").is_some(),
-            "the kernels of this test are Debian's, fetched by apt and checked with {KEYRING}: run it on Debian"
-        );
-        let mirror = mirror()?;
-        let lines: String = SUITES
-            .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
-            .concat();
-        fs::write(self.folder.join("apt/sources.list"), lines)?;
-        fs::write(self.folder.join("apt/status"), "")?;
-        Ok(())
-    }
-
-    fn apt(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        command::run(self.command(program, arguments)?.stdout(std::io::stderr()))
-    }
-
-    /// apt in a world of its own: other sources, other lists, nothing installed.
-    fn command(&self, program: &str, arguments: &[&str]) -> Result<Command> {
-        let apt = std::path::absolute(self.folder.join("apt"))?;
-        let mut command = Command::new(program);
-        command.current_dir(&apt);
-        for (option, path) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::State::status", "status"),
-            ("Dir::Cache", ""),
-        ] {
-            let path = apt.join(path);
-            command
-                .arg("-o")
-                .arg(format!("{option}={}", path.display()));
-        }
-        for option in [
-            "Dir::Etc::sourceparts=/dev/null",
-            "APT::Architecture=amd64",
-            "APT::Architectures=amd64",
-            "Acquire::Languages=none",
-            // Old releases are signed no more, and this machine's clock is its own.
-            "Acquire::Check-Valid-Until=false",
-            "APT::Sandbox::User=root",
-        ] {
-            command.args(["-o", option]);
-        }
-        command.args(arguments);
-        Ok(command)
-    }
-}
-
-/// The mirror that this machine's own apt uses.
-fn mirror() -> Result<String> {
-    let mut apt = Command::new("apt-get");
-    apt.args(["indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL)"]);
-    let said = command::read(&mut apt)?;
-    said.lines()
-        .find_map(|line| line.strip_suffix(" Debian Debian"))
-        .map(|uri| uri.trim_end_matches('/').to_owned())
-        .context("apt has no source of Debian's: the kernels of this test come from there")
 }
 
 /// Is `6.1.0-50-amd64` a kernel of version `6.1`? The cloud and real-time flavours are not.

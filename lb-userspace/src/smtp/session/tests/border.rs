@@ -120,7 +120,7 @@ fn a_member_that_is_left_within_a_message_sees_no_end() {
     lab.cross();
     assert_eq!((lab.aborted, lab.connects), (true, 2));
     // Its greeting is nothing that the client waits for.
-    lab.session.member_connected(lab.now);
+    lab.session.member_connected(OWN, lab.now);
     lab.says("554 no\r\n");
     lab.session.no_member();
     lab.offer();
@@ -137,7 +137,7 @@ fn no_envelope_and_no_identity_survive_the_border() {
         lab.exchange(command, reply);
         lab.cross();
         assert_eq!(lab.connects, 2, "a member that knows nothing");
-        lab.session.member_connected(lab.now);
+        lab.session.member_connected(OWN, lab.now);
         lab.sends("EHLO c\r\n");
         assert_eq!(lab.reached(), "", "its greeting is awaited");
         lab.says("220 mx2\r\n");

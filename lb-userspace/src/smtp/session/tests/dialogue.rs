@@ -129,7 +129,7 @@ fn the_next_member_is_tried_before_the_greeting() {
         let mut lab = Lab::silent(ClientSecurity::None);
         lab.says(refusal);
         assert_eq!((lab.connects, lab.heard().as_str()), (2, ""), "{refusal:?}");
-        lab.session.member_connected(lab.now);
+        lab.session.member_connected(OWN, lab.now);
         lab.says("220-second\r\n220 member\r\n");
         assert_eq!(lab.heard(), "220-second\r\n220 member\r\n");
     }
@@ -159,7 +159,7 @@ fn a_greeting_that_refuses_is_passed_on_when_nobody_else_is_left() {
         let mut lab = Lab::silent(ClientSecurity::None);
         for (at, greeting) in greetings.iter().enumerate() {
             if at > 0 {
-                lab.session.member_connected(lab.now);
+                lab.session.member_connected(OWN, lab.now);
             }
             lab.says(greeting);
             if greeting.is_empty() {

@@ -39,6 +39,38 @@ fn smuggled_ends_of_data_are_refused_and_no_member_accepts_them() {
     }
 }
 
+/// Found by `smtp_client`: what is answered is older than the chunk behind it.
+#[test]
+fn a_chunk_behind_what_ends_another_message_is_broken_off() {
+    for before in ["RSET\r\n", "BDAT 0 LAST\r\n"] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        lab.sends(format!("{before}BDAT 3\r\nabc"));
+        lab.says("250 ok\r\n250 ok\r\n");
+        lab.session.client_closed(lab.now);
+        lab.offer();
+        assert_eq!(lab.end, Some(End::ClientClosed));
+        assert!(lab.aborted, "{before:?}");
+    }
+}
+
+/// Found by `smtp_client`: the shell saw content on its way, and what follows its end is none.
+#[test]
+fn a_line_like_a_field_behind_refused_content_is_a_bad_command() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends("DATA\r\n");
+    lab.says("503 no\r\n");
+    assert!(lab.session.is_data_refused());
+    lab.session.content_follows();
+    lab.sends("Subject: x\r\n\r\n.\r\nX: y\r\nNOOP\r\n");
+    assert_eq!(lab.reached(), "DATA\r\nNOOP\r\n");
+    lab.says("250 ok\r\n");
+    assert_eq!(
+        lab.heard(),
+        "503 no\r\n500 5.5.2 Command not recognized\r\n250 ok\r\n"
+    );
+}
+
 #[test]
 fn content_behind_a_refused_data_is_no_command() {
     let mut lab = Lab::greeted(ClientSecurity::None);

@@ -1,6 +1,7 @@
 //! Many dialogues by dice: the seed is in the message of a failure.
 
 use super::*;
+use crate::smtp::approach::Plan;
 
 /// xorshift64*: the same numbers for the same seed, everywhere.
 struct Dice(u64);
@@ -125,6 +126,8 @@ fn no_dialogue_breaks_the_rules() {
         "25",
         "\r\n",
         "503 bad\r\n",
+        "250-mx\r\n250-XCLIENT ADDR HELO\r\n250 STARTTLS\r\n",
+        "220 go\r\n",
     ];
     for seed in 1..=20_000_u64 {
         let mut dice = Dice::new(seed);
@@ -134,7 +137,16 @@ fn no_dialogue_breaks_the_rules() {
             REQUIRE,
             ALLOW,
         ]);
-        let mut lab = Lab::silent(security);
+        let plan = Plan {
+            starttls: dice.roll(3) == 0,
+            xclient: (dice.roll(3) == 0).then(|| "192.0.2.7:25".parse().unwrap()),
+        };
+        let mut lab = Lab::silent(Terms {
+            plan,
+            switches: security == ALLOW && dice.roll(2) == 0,
+            ..Terms::from(security)
+        });
+        let mut secured = false;
         let mut taken = 0;
         for _ in 0..60 {
             let connects = lab.connects;
@@ -164,8 +176,22 @@ fn no_dialogue_breaks_the_rules() {
                 _ => {}
             }
             lab.offer();
+            if std::mem::take(&mut lab.securing) && dice.roll(4) > 0 {
+                lab.session.member_secured(lab.now);
+                secured = true;
+            } else {
+                lab.session.member_insecure();
+            }
+            lab.offer();
+            if plan.starttls && !secured {
+                for line in String::from_utf8_lossy(&lab.member).lines() {
+                    let ours = line == "EHLO [10.0.0.1]" || line == "STARTTLS";
+                    assert!(ours, "seed {seed}: {line:?} to a member in clear");
+                }
+            }
             if lab.connects > connects {
-                lab.session.member_connected(lab.now);
+                secured = false;
+                lab.session.member_connected(OWN, lab.now);
                 // What another member was told is no affair of this one's.
                 lab.member.clear();
             }
@@ -176,7 +202,7 @@ fn no_dialogue_breaks_the_rules() {
             );
             if security == REQUIRE && !lab.session.is_tls() {
                 let seen = String::from_utf8_lossy(&lab.member);
-                for verb in ["MAIL", "RCPT", "DATA", "BDAT", "AUTH", "FOO", "XCLIENT"] {
+                for verb in ["MAIL", "RCPT", "DATA", "BDAT", "AUTH", "FOO", "XCLIENT a"] {
                     assert!(!seen.contains(verb), "seed {seed}: {verb} before TLS");
                 }
             }

@@ -1,0 +1,113 @@
+//! `[session]`, and what proxy virtual servers have beside TLS.
+
+use std::time::Duration;
+
+use super::{accepted::accepted, *};
+use crate::model::{
+    Forward, ProxyHeader, Sessions, Snat, Terms,
+    policy::Range,
+    session::{Pregreet, PregreetAction},
+};
+
+#[test]
+fn a_proxy_has_terms_beside_tls() {
+    let terms = |lines: &str| {
+        let file = BASE.replace("proxy_protocol = \"none\"", lines);
+        match &accepted(&file).virtual_servers[1].forward {
+            Forward::Proxy { terms, .. } => terms.clone(),
+            Forward::Passthrough { .. } => panic!("a proxy"),
+        }
+    };
+    let prefix = |text: &str, length| Range::prefix(text.parse().unwrap(), length);
+    let all = terms(
+        "snat = \"none\"\nproxy_protocol = \"v2\"\ndetect_implicit_tls = \"200ms\"\n\
+         accept_proxy_from = [\"10.9.0.0/16 10.8.0.0/16\", \"2001:db8::1\"]\n\
+         pregreet = { wait = \"2s\", action = \"delay\", penalty = \"5s\" }\n\
+         max_sessions = 1000\nmax_sessions_per_source = 10",
+    );
+    assert_eq!(
+        all,
+        Terms {
+            snat: Snat::None,
+            proxy_protocol: ProxyHeader::V2,
+            accept_proxy_from: vec![prefix("10.8.0.0", 15), prefix("2001:db8::1", 128)],
+            detect_implicit_tls: Some(Duration::from_millis(200)),
+            pregreet: Some(Pregreet {
+                wait: Duration::from_secs(2),
+                action: PregreetAction::Delay(Duration::from_secs(5)),
+            }),
+            max_sessions: Some(1000),
+            max_sessions_per_source: Some(10),
+        }
+    );
+    assert_eq!(terms(""), Terms::default());
+    assert_eq!(
+        terms("proxy_protocol = \"v1\"").proxy_protocol,
+        ProxyHeader::V1
+    );
+    let action = |text: &str| {
+        let pregreet = terms(&format!("pregreet = {{ wait = \"1s\", {text} }}")).pregreet;
+        pregreet.unwrap().action
+    };
+    assert_eq!(action("action = \"log\""), PregreetAction::Log);
+    assert_eq!(action("action = \"reject\""), PregreetAction::Reject);
+    let penalty = Duration::from_secs(10);
+    assert_eq!(action("action = \"delay\""), PregreetAction::Delay(penalty));
+}
+
+#[test]
+fn waits_and_limits_of_sessions_reach_the_model() {
+    let defaults = accepted(BASE).session;
+    assert_eq!(defaults, Sessions::default());
+    let keys = [
+        "connect",
+        "greeting",
+        "command",
+        "reply",
+        "data_reply",
+        "data_block",
+        "data_end",
+        "handshake",
+        "send",
+        "proxy_header",
+        "drain",
+    ];
+    let lines = keys
+        .iter()
+        .zip(1000..)
+        .map(|(key, time)| format!("{key}_timeout = \"{time}s\"\n"));
+    let file = format!(
+        "{BASE}\n[session]\nmax_sessions = 17\n{}",
+        lines.collect::<String>()
+    );
+    let session = accepted(&file).session;
+    let times = session.timeouts;
+    let found = [
+        times.connect,
+        times.greeting,
+        times.command,
+        times.reply,
+        times.data_reply,
+        times.data_block,
+        times.data_end,
+        times.handshake,
+        times.send,
+        times.proxy_header,
+        session.drain,
+    ];
+    for (time, expected) in found.into_iter().zip(1000..) {
+        assert_eq!(time, Duration::from_secs(expected));
+    }
+    assert_eq!(session.max, 17);
+    let (_, warnings) = parse(
+        "smtplb.toml",
+        &format!("{BASE}\n[session]\ncommand_timeout = \"299s\""),
+    )
+    .unwrap();
+    assert_eq!(
+        text(&warnings),
+        "smtplb.toml:60:19: warning: session has a command_timeout below 300 s\n  \
+         RFC 5321 §4.5.3.2.7 asks for so long; slow peers would be cut off.\n  \
+         Write at least command_timeout = \"300s\", unless that is meant."
+    );
+}

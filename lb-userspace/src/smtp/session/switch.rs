@@ -1,0 +1,134 @@
+//! Clients that stay in plaintext get a member of another pool, at their first mail command: it is connected, hears the
+//! client's EHLO again, then the command. Until then they were promised nothing that it lacks.
+
+use std::sync::Arc;
+
+use super::{Action, Held, Session};
+use crate::smtp::{
+    capability::{Capabilities, Offers},
+    command::Verb,
+    reply::Reply,
+};
+
+/// How far it is; nothing where there is no other pool, or the client is in TLS.
+#[derive(Debug)]
+pub(super) struct Switch(Option<Box<Way>>);
+
+#[derive(Debug, Default)]
+struct Way {
+    /// The client has decided.
+    done: bool,
+    /// What all members of the other pool announce.
+    offers: Option<Arc<Offers>>,
+    /// How the client introduced itself.
+    hello: Option<Held>,
+    /// The other member has to hear it.
+    due: bool,
+}
+
+impl Switch {
+    pub(super) fn new(open: bool) -> Self {
+        Self(open.then(Box::default))
+    }
+
+    /// May the client still choose?
+    pub(super) fn is_open(&self) -> bool {
+        self.0.as_ref().is_some_and(|way| !way.done)
+    }
+
+    /// The client is in TLS.
+    pub(super) fn close(&mut self) {
+        self.0 = None;
+    }
+
+    /// What the client may be promised; before it is known, nothing.
+    pub(super) fn offers(&self) -> Option<Arc<Offers>> {
+        let way = self.0.as_ref().filter(|way| !way.done)?;
+        Some(way.offers.clone().unwrap_or_default())
+    }
+
+    /// A member was connected.
+    pub(super) fn member_connected(&mut self) {
+        if let Some(way) = &mut self.0 {
+            way.due = way.done && way.hello.is_some();
+        }
+    }
+
+    /// The introduction that the member has to hear before anything else.
+    pub(super) fn due(&self) -> Option<&Held> {
+        let way = self.0.as_ref().filter(|way| way.due)?;
+        way.hello.as_ref()
+    }
+
+    pub(super) fn remember(&mut self, line: &[u8], verb: Verb) {
+        if let Some(way) = self.0.as_mut().filter(|way| !way.done) {
+            let line = line.to_vec();
+            way.hello = Some(Held { line, verb });
+        }
+    }
+}
+
+impl Session {
+    /// Is a member of the pool for plaintext wanted?
+    pub fn is_switched(&self) -> bool {
+        self.switch.0.as_ref().is_some_and(|way| way.done)
+    }
+
+    /// With what every member of that pool announces.
+    pub fn limited_to(mut self, offers: Option<Arc<Offers>>) -> Self {
+        if let Some(way) = &mut self.switch.0 {
+            way.offers = offers;
+        }
+        self
+    }
+
+    /// Does this command decide that the client stays in plaintext? It is held until the other member is ready.
+    pub(super) fn switches(&mut self, line: &[u8], verb: Verb) -> bool {
+        let Some(way) = self.switch.0.as_mut().filter(|way| !way.done) else {
+            return false;
+        };
+        if verb.is_served_before_tls() {
+            return false;
+        }
+        way.done = true;
+        let line = line.to_vec();
+        self.held = Some(Box::new(Held { line, verb }));
+        self.renew_member();
+        true
+    }
+
+    /// Begins to tell the member what the client said to the one before; false when nothing is left to tell.
+    pub(super) fn replays(&mut self) -> bool {
+        let (Some(hello), Some(approach)) = (self.switch.due(), &mut self.approach) else {
+            return false;
+        };
+        match approach.has_more() {
+            true => approach.probe(hello.arguments(), &mut self.to_member),
+            false => approach.replay(&hello.line, &mut self.to_member),
+        }
+        self.member_greeted = true;
+        true
+    }
+
+    /// The member has heard it.
+    pub(super) fn replayed(&mut self, reply: &Reply) {
+        let verb = self.switch.due().map(|hello| hello.verb);
+        if let Some(way) = &mut self.switch.0 {
+            way.due = false;
+        }
+        self.capabilities = match verb {
+            Some(Verb::Ehlo) => Capabilities::of(reply),
+            _ => Capabilities::default(),
+        };
+    }
+
+    /// Another connection to a member, unseen by the client.
+    pub(super) fn renew_member(&mut self) {
+        self.member = super::Member::Absent;
+        self.approach = None;
+        self.stale = false;
+        self.replies = crate::smtp::reply::ReplyParser::new();
+        self.to_member.clear();
+        self.actions.push_back(Action::Connect { afresh: true });
+    }
+}
