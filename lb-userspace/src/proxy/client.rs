@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::{HandshakeKind, ProtocolVersion, server::Acceptor};
+use rustls::{CommonState, HandshakeKind, ProtocolVersion, server::Acceptor};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -81,18 +81,7 @@ impl ClientStream {
     /// What was agreed.
     pub(super) fn tls(&self) -> Option<TlsFacts> {
         let Self::Tls(stream) = self else { return None };
-        let (_, connection) = stream.get_ref();
-        let version = match connection.protocol_version()? {
-            ProtocolVersion::TLSv1_2 => "TLSv1.2",
-            ProtocolVersion::TLSv1_3 => "TLSv1.3",
-            _ => "unknown",
-        };
-        let suite = connection
-            .negotiated_cipher_suite()?
-            .suite()
-            .as_str()
-            .unwrap_or("unknown");
-        Some(TlsFacts { version, suite })
+        agreed(stream.get_ref().1)
     }
 
     /// Calls `then` with all that members may be told of the client's TLS.
@@ -194,6 +183,21 @@ fn hear_out(mut wire: Wire) {
         let mut heard = [0; 1024];
         while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
     }));
+}
+
+/// What the sides of a connection have agreed on.
+pub(super) fn agreed(connection: &CommonState) -> Option<TlsFacts> {
+    let version = match connection.protocol_version()? {
+        ProtocolVersion::TLSv1_2 => "TLSv1.2",
+        ProtocolVersion::TLSv1_3 => "TLSv1.3",
+        _ => "unknown",
+    };
+    let suite = connection
+        .negotiated_cipher_suite()?
+        .suite()
+        .as_str()
+        .unwrap_or("unknown");
+    Some(TlsFacts { version, suite })
 }
 
 impl AsyncRead for ClientStream {

@@ -51,6 +51,7 @@ pub(super) async fn serve(
         started: Instant::now(),
         generation,
         member: None,
+        member_tls: None,
         snat: None,
         tls: None,
         early: false,
@@ -120,6 +121,7 @@ pub(super) struct Serving {
     started: Instant,
     generation: u64,
     member: Option<(Name, SocketAddr)>,
+    member_tls: Option<TlsFacts>,
     snat: Option<IpAddr>,
     waits: Waits,
 }
@@ -202,6 +204,7 @@ impl Serving {
         let member = upstream.lease.member();
         self.present.entry.set_member(Some(member.name.clone()));
         self.member = Some((member.name.clone(), member.address));
+        self.member_tls = upstream.link.tls();
         let own = upstream.link.own();
         self.snat = Some(own);
         self.waits.connected.get_or_insert_with(Instant::now);
@@ -218,7 +221,10 @@ impl Serving {
         };
         self.present.entry.set_phase(Phase::Handshake);
         match member.link.secure(tls, limit).await {
-            Ok(()) => pump.session.member_secured(Instant::now()),
+            Ok(()) => {
+                self.member_tls = member.link.tls();
+                pump.session.member_secured(Instant::now());
+            }
             Err(error) => {
                 self.complain(pump, &error);
                 pump.session.member_insecure();
@@ -307,7 +313,7 @@ impl Serving {
             greeting: None,
             early: self.early,
             tls: self.tls,
-            member_tls: None,
+            member_tls: self.member_tls,
             starttls_offered: false,
             starttls_used: false,
             helo: None,

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     MemberSecurity, Service,
-    client::ClientStream,
+    client::{ClientStream, agreed},
     events::Events,
     header,
     source::{self, Use},
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::ProxyHeader,
     pool::{Lease, LivePool},
-    telemetry::session::SessionId,
+    telemetry::session::{SessionId, TlsFacts},
     tls::MemberTls,
 };
 
@@ -111,6 +111,14 @@ impl Upstream {
 }
 
 impl Link {
+    /// What was agreed with the member.
+    pub(super) fn tls(&self) -> Option<TlsFacts> {
+        match &self.stream {
+            Stream::Tls(stream) => agreed(stream.get_ref().1),
+            Stream::Plain(_) | Stream::Gone => None,
+        }
+    }
+
     /// Connects a member for a client, and tells it who that is where it wants to know.
     pub(super) async fn open(address: SocketAddr, origin: &Origin<'_>) -> Option<Self> {
         let connect = source::connect(address, &origin.service.source, origin.client.ip());

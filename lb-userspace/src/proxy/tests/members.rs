@@ -92,7 +92,10 @@ fn every_kind_of_client_reaches_every_kind_of_member() {
                 seen.ends_with(&format!("DATA\r\n{MESSAGE}QUIT\r\nFIN")),
                 "{seen}"
             );
-            assert_eq!(lab.end().end, End::Quit);
+            let end = lab.end();
+            assert_eq!(end.end, End::Quit);
+            let with_member = end.member_tls.expect("the log knows of it");
+            assert_eq!(with_member.version, "TLSv1.3");
         }
     }
 }
