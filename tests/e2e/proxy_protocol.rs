@@ -67,7 +67,8 @@ fn greet(
     server: SocketAddr,
     tls: Option<&std::sync::Arc<rustls::ClientConfig>>,
 ) -> Result<SocketAddr> {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    // As long as a client's own TCP tries to connect (net.ipv4.tcp_syn_retries), and some more.
+    const PATIENCE: Duration = Duration::from_secs(180);
     let tcp = TcpStream::connect_timeout(&server, PATIENCE)?;
     tcp.set_read_timeout(Some(PATIENCE))?;
     let local = tcp.local_addr()?;
@@ -161,6 +162,11 @@ fn through_haproxy(attach: &str, handshake: usize, messages: usize, size: usize)
         |lab, _| config(lab, attach, &ports),
         |scene| {
             let lab = scene.lab;
+            for host in &lab.members {
+                // Of ten thousand connections that the server begins one meets as bad a link six times in a row, and then
+                // TCP itself gives up; this is not about that.
+                host.namespace.sysctl("net/ipv4/tcp_synack_retries", "8")?;
+            }
             let proxies: Vec<_> = lab
                 .members
                 .iter()
