@@ -198,7 +198,9 @@ impl Service {
                 starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
                 xclient: self.xclient.then_some(client),
             },
-            switches: self.plaintext.is_some(),
+            // Who came in TLS from the first byte has chosen.
+            switches: self.plaintext.is_some()
+                && matches!(security, ClientSecurity::StartTls(_)),
             member_verified: match &self.server_tls {
                 MemberSecurity::None => false,
                 MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {

@@ -84,15 +84,15 @@ pub(super) async fn serve(
         }
     };
     serving.waits.entry = serving.started.elapsed();
+    let timeouts = serving.service.sessions.timeouts;
+    let terms = serving.service.dialogue(serving.peer, security);
     let offers = match &serving.service.plaintext {
-        Some(fallback) => {
+        Some(fallback) if terms.switches => {
             let service = &*serving.service;
             Some(Box::pin(fallback.offers(service, &service.sessions.timeouts)).await)
         }
-        None => None,
+        _ => None,
     };
-    let timeouts = serving.service.sessions.timeouts;
-    let terms = serving.service.dialogue(serving.peer, security);
     let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;

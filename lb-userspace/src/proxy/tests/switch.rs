@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::peers::{Client, Kind, Lab, Member, Script, Setup, good, starttls};
+use super::peers::{Client, Kind, Lab, Member, PATIENCE, Script, Setup, good, starttls};
 use crate::{
-    model::{ServerTerms, StartTls, Verify},
+    model::{ServerTerms, StartTls, Terms, Verify},
     proxy::MemberSecurity,
     smtp::end::End,
     tls::{MemberTls, load_roots},
@@ -92,6 +92,30 @@ fn clients_of_tls_stay_where_they_are() {
     client.deliver("x\r\n.\r\n");
     client.expect("QUIT", "221 ");
     assert!(told(&lab).starts_with("EHLO c.example\r\nEHLO c.example\r\nMAIL"));
+    assert_eq!(lab.end().end, End::Quit);
+}
+
+#[test]
+fn clients_in_tls_from_the_first_byte_stay_too() {
+    let setup = Setup {
+        terms: Terms {
+            detect_implicit_tls: Some(PATIENCE),
+            ..Terms::default()
+        },
+        ..setup(&[legacy])
+    };
+    let lab = Lab::made(setup, &[good]);
+    let mut client = lab.secure(lab.connect());
+    assert_eq!(client.reply(), "220 good ESMTP\r\n");
+    let ehlo = client.ask("EHLO c.example");
+    assert!(ehlo.contains("AUTH PLAIN"), "{ehlo}");
+    client.expect("MAIL FROM:<a@b>", "250 ok");
+    client.expect("QUIT", "221 ");
+    // The first to be asked anything: no member of the other pool was.
+    assert_eq!(
+        lab.seen(),
+        "EHLO c.example\r\nMAIL FROM:<a@b>\r\nQUIT\r\nFIN"
+    );
     assert_eq!(lab.end().end, End::Quit);
 }
 
