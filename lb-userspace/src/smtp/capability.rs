@@ -131,8 +131,8 @@ impl Filter<'_> {
             .filter_map(|(at, line)| match self.also {
                 _ if at == 0 => Some(Cow::Borrowed(line)),
                 _ if !self.shows(line) => None,
-                None => Some(Cow::Borrowed(line)),
-                Some(also) => also.common(line).map(Cow::Owned),
+                None => carried(line),
+                Some(also) => also.common(&carried(line)?).map(Cow::Owned),
             });
         let ours = self
             .offer_starttls
@@ -155,6 +155,38 @@ impl Filter<'_> {
             _ => true,
         }
     }
+}
+
+/// A line as far as a proxy can keep it: of the mechanisms of AUTH, in whatever spelling, those that it can carry.
+fn carried(line: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let name = keyword(line);
+    let (true, Some(at)) = (
+        is_auth(name),
+        line.iter().position(|b| matches!(b, b' ' | b'\t' | b'=')),
+    ) else {
+        return Some(Cow::Borrowed(line));
+    };
+    let (head, list) = line.split_at(at + 1);
+    let all = || list.split(|b| matches!(b, b' ' | b'\t'));
+    if all().all(is_carried) {
+        return Some(Cow::Borrowed(line));
+    }
+    let kept: Vec<_> = all()
+        .filter(|word| !word.is_empty() && is_carried(word))
+        .collect();
+    (!kept.is_empty()).then(|| [head, &kept.join(&b' ')].concat().into())
+}
+
+/// AUTH (RFC 4954), and what Exchange calls it among its own.
+fn is_auth(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"AUTH") || name.eq_ignore_ascii_case(b"X-EXPS")
+}
+
+/// Can a SASL mechanism be used through a proxy? EXTERNAL (RFC 4422 appendix A) would be about the proxy's certificate
+/// and log in any client as the proxy; `-PLUS` (RFC 5802 §6) binds to a TLS connection that ends here.
+pub fn is_carried(mechanism: &[u8]) -> bool {
+    let mechanism = mechanism.to_ascii_uppercase();
+    mechanism != b"EXTERNAL" && !mechanism.ends_with(b"-PLUS")
 }
 
 /// The keyword of a line; `AUTH=LOGIN` is an old spelling of `AUTH LOGIN`.
@@ -205,6 +237,37 @@ mod tests {
             "250-mx1.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN\r\n\
              250-X-EXPS NTLM\r\n250-chunking\r\n250 SMTPUTF8\r\n"
         );
+    }
+
+    #[test]
+    fn mechanisms_that_end_at_the_proxy_are_not_shown() {
+        for (line, seen) in [
+            (
+                "AUTH PLAIN External SCRAM-SHA-256-PLUS LOGIN",
+                Some("AUTH PLAIN LOGIN"),
+            ),
+            ("auth  EXTERNAL\tSCRAM-SHA-256", Some("auth SCRAM-SHA-256")),
+            ("AUTH=EXTERNAL PLAIN", Some("AUTH=PLAIN")),
+            ("X-EXPS EXTERNAL NTLM", Some("X-EXPS NTLM")),
+            ("AUTH EXTERNAL SCRAM-SHA-1-PLUS", None),
+            ("AUTH=EXTERNAL", None),
+            ("X-EXPS external", None),
+            ("AUTH  PLAIN", Some("AUTH  PLAIN")),
+            ("AUTH", Some("AUTH")),
+            ("X-OTHER EXTERNAL", Some("X-OTHER EXTERNAL")),
+        ] {
+            let list = format!("250-mx\r\n250-{line}\r\n250 DSN\r\n");
+            let line = seen.map_or(String::new(), |seen| format!("250-{seen}\r\n"));
+            let expected = format!("250-mx\r\n{line}250 DSN\r\n");
+            assert_eq!(shown(Filter::default(), list.as_bytes()), expected);
+        }
+        let also = Offers::of(&reply(b"250-mx\r\n250 AUTH EXTERNAL LOGIN\r\n"));
+        let filter = Filter {
+            also: Some(&also),
+            ..Filter::default()
+        };
+        let list = b"250-mx\r\n250 AUTH EXTERNAL LOGIN\r\n";
+        assert_eq!(shown(filter, list), "250-mx\r\n250 AUTH LOGIN\r\n");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum Verb {
     Lookup,
     /// RFC 3207 §4.
     StartTls,
-    /// RFC 4954 §4.
+    /// RFC 4954 §4, and X-EXPS, which Exchange has beside it.
     Auth,
     /// XCLIENT and XFORWARD: a proxy's word to a server, never a client's.
     Forged,
@@ -118,6 +118,13 @@ impl<'a> Command<'a> {
             Some(_) => Err(Malformed),
         }
     }
+
+    /// The SASL mechanism that an AUTH asks for (RFC 4422 §3.1), whatever a lenient member would skip before it.
+    pub fn mechanism(&self) -> &'a [u8] {
+        let foreign = |byte: &u8| !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'_');
+        let mut words = self.arguments.split(foreign);
+        words.find(|word| !word.is_empty()).unwrap_or_default()
+    }
 }
 
 impl Command<'_> {
@@ -160,7 +167,7 @@ impl Chunk {
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 26] = [
+        const VERBS: [(&[u8], Verb); 27] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -175,6 +182,7 @@ impl Verb {
             (b"EXPN", Verb::Lookup),
             (b"STARTTLS", Verb::StartTls),
             (b"AUTH", Verb::Auth),
+            (b"X-EXPS", Verb::Auth),
             (b"XCLIENT", Verb::Forged),
             (b"XFORWARD", Verb::Forged),
             (b"TURN", Verb::Uncarried),
@@ -258,6 +266,14 @@ mod tests {
         assert!(has(b"MAIL FROM:<\"\\\">\"@b>REQUIRETLS"));
         assert!(has(b"MAIL FROM:<a@b>\tREQUIRETLS"));
         assert!(!has(b"MAIL FROM:<\"> REQUIRETLS \"@b> SIZE=1"));
+    }
+
+    #[test]
+    fn mechanisms() {
+        let mechanism = |line: &'static [u8]| Command::parse(line).unwrap().mechanism();
+        assert_eq!(mechanism(b"AUTH SCRAM-SHA-1-PLUS bixzPQ=="), b"SCRAM-SHA-1-PLUS");
+        assert_eq!(mechanism(b"AUTH  \x0bEXTERNAL\t="), b"EXTERNAL");
+        assert_eq!(mechanism(b"AUTH"), b"");
     }
 
     #[test]

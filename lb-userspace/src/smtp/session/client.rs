@@ -9,6 +9,7 @@ use crate::{
     model::StartTls,
     smtp::{
         body::{Body, Found},
+        capability::is_carried,
         command::{Command, Verb},
         end::End,
         line::Line,
@@ -28,6 +29,8 @@ const HELLO_FIRST: Local = Local::new(503, "5.5.1", "Send EHLO first");
 const FORGED: Local = Local::new(550, "5.7.1", "Not accepted from a client");
 /// RFC 8689 §4.2.4: the way to the member cannot keep the promise.
 const NOT_CARRIED: Local = Local::new(530, "5.7.30", "REQUIRETLS is not supported on this path");
+/// RFC 4954 §4.
+const NO_MECHANISM: Local = Local::new(504, "5.5.4", "Mechanism is not supported on this path");
 const UNCARRIED: Local = Local::new(502, "5.5.1", "Command not implemented");
 const BAD_EXCHANGE: Local = Local::new(501, "5.5.2", "Malformed authentication response");
 const BAD_CONTENT: Local = Local::new(
@@ -232,6 +235,7 @@ impl Session {
             Verb::Mail if command.has_parameter(b"REQUIRETLS") && !self.carries_requiretls() => {
                 Some(NOT_CARRIED)
             }
+            Verb::Auth if !is_carried(command.mechanism()) => Some(NO_MECHANISM),
             Verb::Bdat if self.switch.is_open() => Some(NO_MAIL),
             Verb::Bdat if !self.capabilities.chunking => Some(NO_CHUNKING),
             _ => None,

@@ -72,6 +72,22 @@ fn a_line_like_a_field_behind_refused_content_is_a_bad_command() {
 }
 
 #[test]
+fn nobody_logs_in_by_the_certificate_of_the_proxy() {
+    let mut lab = Lab::greeted(ClientSecurity::Implicit);
+    for command in [
+        "AUTH EXTERNAL =",
+        "auth external",
+        "AUTH  SCRAM-SHA-256-PLUS bixzPQ==",
+        "X-EXPS EXTERNAL",
+    ] {
+        lab.refused(&format!("{command}\r\n"), "504 5.5.4 ");
+    }
+    lab.exchange("AUTH SCRAM-SHA-256 bixzPQ==\r\n", "334 x\r\n");
+    // A response, whatever it looks like.
+    lab.exchange("AUTH EXTERNAL\r\n", "535 no\r\n");
+}
+
+#[test]
 fn content_behind_a_refused_data_is_no_command() {
     let mut lab = Lab::greeted(ClientSecurity::None);
     lab.sends("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nMAIL FROM:<evil@x>\r\n\n.\nQUIT\r\n.\r\nNOOP\r\n");
