@@ -133,7 +133,7 @@ impl Approach {
                 self.step = Step::Tls;
                 Next::Secure
             }
-            (Step::Probe, _) => self.take_probe(reply, hello, out),
+            (Step::Probe, code) if code != 421 => self.take_probe(reply, hello, out),
             (Step::Greeting | Step::Introduction, 220) => self.ready(),
             (Step::Replay, 250) => {
                 self.step = Step::Ready;
@@ -141,10 +141,10 @@ impl Approach {
             }
             (step, _) => Next::Fault(match step {
                 Step::Greeting => Fault::Greeting,
-                Step::Hello | Step::Replay => Fault::Hello,
+                Step::Hello | Step::Probe | Step::Replay => Fault::Hello,
                 Step::StartTls => Fault::StartTls,
                 Step::Introduction => Fault::Xclient,
-                Step::Tls | Step::Probe | Step::Ready => Fault::Unasked,
+                Step::Tls | Step::Ready => Fault::Unasked,
             }),
         }
     }
@@ -399,6 +399,19 @@ mod tests {
         );
         let long = introduced("ADDR HELO", CLIENT, (Verb::Ehlo, &[b' '; 2000]));
         assert!(long.len() < 1024, "{}", long.len());
+    }
+
+    #[test]
+    fn a_member_that_goes_away_at_the_probe_is_no_answer() {
+        for hello in [Verb::Ehlo, Verb::Helo] {
+            let mut member = approach(false, true);
+            play(&mut member, &["220 hi\r\n"]);
+            member.probe(b"c", &mut Vec::new());
+            let mut parser = ReplyParser::new();
+            let reply = parser.push(b"421 bye\r\n").unwrap().unwrap();
+            let next = member.take(&reply, false, Some((hello, b"c")), &mut Vec::new());
+            assert_eq!(next, Next::Fault(Fault::Hello));
+        }
     }
 
     #[test]

@@ -172,8 +172,8 @@ impl Session {
             _ => {}
         }
         if next == Next::Answered && self.switch.due().is_some() {
-            self.replayed(reply);
-            return self.follow(Next::Ready, now);
+            let next = self.replayed(reply);
+            return self.follow(next, now);
         }
         self.follow(next, now);
         if next == Next::Answered {

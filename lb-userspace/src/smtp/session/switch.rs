@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Action, Held, Session};
 use crate::smtp::{
+    approach::{Fault, Next},
     capability::{Capabilities, Offers},
     command::Verb,
     reply::Reply,
@@ -110,8 +111,11 @@ impl Session {
         true
     }
 
-    /// The member has heard it.
-    pub(super) fn replayed(&mut self, reply: &Reply) {
+    /// The member has heard it; one that refuses it would refuse all that follows.
+    pub(super) fn replayed(&mut self, reply: &Reply) -> Next {
+        if reply.code != 250 {
+            return Next::Fault(Fault::Hello);
+        }
         let verb = self.switch.due().map(|hello| hello.verb);
         if let Some(way) = &mut self.switch.0 {
             way.due = false;
@@ -120,6 +124,7 @@ impl Session {
             Some(Verb::Ehlo) => Capabilities::of(reply),
             _ => Capabilities::default(),
         };
+        Next::Ready
     }
 
     /// Another connection to a member, unseen by the client.

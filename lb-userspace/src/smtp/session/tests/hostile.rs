@@ -1,7 +1,7 @@
 //! What dishonest, broken and dying peers do.
 
 use super::*;
-use crate::smtp::line::MAX_COMMAND;
+use crate::smtp::{approach::Plan, line::MAX_COMMAND};
 
 fn in_data(security: ClientSecurity) -> Lab {
     let mut lab = Lab::greeted(security);
@@ -85,6 +85,29 @@ fn nobody_logs_in_by_the_certificate_of_the_proxy() {
     lab.exchange("AUTH SCRAM-SHA-256 bixzPQ==\r\n", "334 x\r\n");
     // A response, whatever it looks like.
     lab.exchange("AUTH EXTERNAL\r\n", "535 no\r\n");
+}
+
+#[test]
+fn a_member_for_plaintext_that_refuses_the_introduction_is_passed_over() {
+    for refusal in ["421 bye\r\n", "550 no\r\n"] {
+        let mut lab = Lab::new(Terms {
+            plan: Plan {
+                xclient: Some(([192, 0, 2, 7], 4711).into()),
+                ..Plan::default()
+            },
+            switches: true,
+            ..Terms::from(ALLOW)
+        });
+        lab.ehlo();
+        lab.sends("MAIL FROM:<a@b>\r\n");
+        lab.session.member_connected(OWN, lab.now);
+        lab.says("220 legacy\r\n");
+        assert_eq!(lab.reached(), "EHLO c.example\r\n");
+        lab.says(refusal);
+        assert_eq!(lab.complaint, Some(Fault::Hello), "{refusal:?}");
+        assert_eq!((lab.connects, lab.end), (3, None), "{refusal:?}");
+        assert_eq!((lab.reached(), lab.heard()), Default::default());
+    }
 }
 
 #[test]
