@@ -157,20 +157,9 @@ pub(super) fn same_family(
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) {
-    let (Some((address, _)), Field::Is(pool)) = (raw.address.get(), &raw.pool) else {
+    let Some((address, _)) = raw.address.get() else {
         return;
     };
-    let members = known
-        .pools
-        .get(pool.value)
-        .and_then(|pool| pool.members.get());
-    let stranger = members.into_iter().flatten().find_map(|member| {
-        member
-            .address
-            .get()
-            .filter(|other| other.is_ipv4() != address.is_ipv4())
-            .map(|_| member)
-    });
     let (consequence, remedy) = match raw.forward.get() {
         Some(Plane::Proxy) => (
             "snat = \"none\" keeps the client's address, and one family cannot be turned into the other.",
@@ -181,7 +170,17 @@ pub(super) fn same_family(
             "forward = \"proxy\"",
         ),
     };
-    if let Some(member) = stranger {
+    for pool in [&raw.pool, &raw.client.plaintext_pool] {
+        let Field::Is(pool) = pool else { continue };
+        let members = known
+            .pools
+            .get(pool.value)
+            .and_then(|pool| pool.members.get());
+        let stranger = members.into_iter().flatten().find(|member| {
+            let other = member.address.get();
+            other.is_some_and(|other| other.is_ipv4() != address.is_ipv4())
+        });
+        let Some(member) = stranger else { continue };
         let (ours, theirs) = if address.is_ipv4() {
             ("IPv4", "IPv6")
         } else {
