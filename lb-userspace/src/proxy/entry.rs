@@ -13,12 +13,13 @@ use tokio::{
 };
 
 use super::{
-    Security, Service,
+    Security, Service, Source,
     client::ClientStream,
     crowd::{Full, Place},
     header::{self, Progress},
     orders::Control,
     session::{Context, Serving},
+    source::is_own,
 };
 use crate::{
     model::{policy::Action, session::PregreetAction},
@@ -135,6 +136,15 @@ impl Serving {
         let Some((source, destination)) = told else {
             return Ok(());
         };
+        if !header::is_client(source.ip()) {
+            return Err(bad);
+        }
+        if let Source::Client(_) = self.service.source
+            && (is_own(source.ip()) || self.context.services.have(source.ip()))
+        {
+            // Members would take the client for one of those that they trust.
+            return Err(bad);
+        }
         (self.peer, self.local) = (source, destination);
         self.present.entry.set_client(source);
         let now = jiff::Timestamp::now();

@@ -28,8 +28,8 @@ mod wire;
 mod worker;
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -128,6 +128,8 @@ pub struct Services {
 struct Found {
     hosts: HashMap<SocketAddr, Arc<Service>>,
     prefixes: Vec<Arc<Service>>,
+    /// Addresses of virtual servers that are no prefixes, and of members.
+    taken: HashSet<IpAddr>,
 }
 
 impl Services {
@@ -144,10 +146,16 @@ impl Services {
     pub fn replace(&self, services: impl IntoIterator<Item = Arc<Service>>) {
         let mut found = Found::default();
         for service in services {
+            let fallback = service.plaintext.as_ref().map(Fallback::pool);
+            let pools = [&*service.pool].into_iter().chain(fallback);
+            let members = pools.flat_map(LivePool::members);
+            let members = members.map(|member| member.address.ip().to_canonical());
+            found.taken.extend(members);
             if service.at.is_prefix() {
                 found.prefixes.push(service);
                 continue;
             }
+            found.taken.insert(service.at.address.to_canonical());
             for port in service.at.each_port() {
                 let address = SocketAddr::new(service.at.address, port);
                 found.hosts.insert(canonical(address), service.clone());
@@ -166,6 +174,14 @@ impl Services {
 
     fn generation(&self) -> u64 {
         self.generation.load(Relaxed)
+    }
+
+    /// Is it the address of a virtual server or of a member? No client has it.
+    fn have(&self, address: IpAddr) -> bool {
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
+        let address = address.to_canonical();
+        let mut prefixes = found.prefixes.iter();
+        found.taken.contains(&address) || prefixes.any(|service| service.at.holds(address))
     }
 
     /// The virtual server at a local address.
@@ -190,6 +206,12 @@ impl Service {
         }
     }
 
+    /// The other pool, for a client that may still stay in plaintext: who comes in TLS from the first byte has chosen.
+    fn fallback(&self, security: ClientSecurity) -> Option<&Fallback> {
+        let chooses = matches!(security, ClientSecurity::StartTls(_));
+        self.plaintext.as_ref().filter(|_| chooses)
+    }
+
     /// What the dialogue with a client and its members has to heed; `security`: how it goes into the dialogue.
     fn dialogue(&self, client: SocketAddr, security: ClientSecurity) -> Terms {
         Terms {
@@ -198,9 +220,7 @@ impl Service {
                 starttls: matches!(self.server_tls, MemberSecurity::StartTls(_)),
                 xclient: self.xclient.then_some(client),
             },
-            // Who came in TLS from the first byte has chosen.
-            switches: self.plaintext.is_some()
-                && matches!(security, ClientSecurity::StartTls(_)),
+            switches: self.fallback(security).is_some(),
             member_verified: match &self.server_tls {
                 MemberSecurity::None => false,
                 MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {

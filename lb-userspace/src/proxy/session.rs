@@ -9,7 +9,7 @@ use std::{
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    MemberSecurity, Security, Service,
+    MemberSecurity, Security, Service, Services,
     client::{ClientStream, Waiting},
     crowd::Crowd,
     entry::{Places, Refused},
@@ -28,6 +28,7 @@ use crate::{
 /// What all sessions of a worker share.
 pub(super) struct Context {
     pub(super) live: Arc<Live>,
+    pub(super) services: Arc<Services>,
     pub(super) events: Arc<Events>,
     pub(super) log: Arc<dyn SessionSink>,
     pub(super) control: watch::Receiver<Orders>,
@@ -84,15 +85,15 @@ pub(super) async fn serve(
         }
     };
     serving.waits.entry = serving.started.elapsed();
-    let timeouts = serving.service.sessions.timeouts;
-    let terms = serving.service.dialogue(serving.peer, security);
-    let offers = match &serving.service.plaintext {
-        Some(fallback) if terms.switches => {
+    let offers = match serving.service.fallback(security) {
+        Some(fallback) => {
             let service = &*serving.service;
             Some(Box::pin(fallback.offers(service, &service.sessions.timeouts)).await)
         }
-        _ => None,
+        None => None,
     };
+    let timeouts = serving.service.sessions.timeouts;
+    let terms = serving.service.dialogue(serving.peer, security);
     let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
     let entry = serving.present.entry.clone();
     let cell = serving.service.cell;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -170,6 +170,31 @@ pub(super) async fn connect(
     }
 }
 
+/// Is it an address of this box?
+pub(super) fn is_own(address: IpAddr) -> bool {
+    let binds = |address: IpAddr| {
+        let socket = datagram(address)?;
+        socket.bind(&SocketAddr::new(address, 0).into())
+    };
+    match address {
+        // Unlike bind, it does not heed net.ipv4.ip_nonlocal_bind.
+        IpAddr::V4(v4) => {
+            let chosen = datagram(address).and_then(|socket| socket.set_multicast_if_v4(&v4));
+            chosen.is_ok()
+        }
+        // With net.ipv6.ip_nonlocal_bind anything binds, RFC 6666's nobody, too: then it tells nothing.
+        IpAddr::V6(_) => binds(address).is_ok() && binds(NOBODY).is_err(),
+    }
+}
+
+/// RFC 6666: the prefix of what is to be discarded.
+const NOBODY: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
+
+fn datagram(address: IpAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(SocketAddr::new(address, 0));
+    Socket::new(domain, Type::DGRAM, None)
+}
+
 /// Connects a member for the box itself, from its own address.
 ///
 /// # Errors
@@ -217,6 +242,16 @@ mod tests {
         assert_eq!(firsts, [a, b, a, b]);
         assert_eq!(pool.in_turn(false).count(), 1);
         assert_eq!(sources.pool(&[a]).in_turn(false).count(), 0);
+    }
+
+    #[test]
+    fn the_box_knows_its_own_addresses() {
+        for own in ["127.0.0.1", "127.1.2.3", "::1"] {
+            assert!(is_own(address(own)), "{own}");
+        }
+        for other in ["192.0.2.1", "2001:db8::1", "100::1"] {
+            assert!(!is_own(address(other)), "{other}");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Workers over loopback, scripted members, real TLS clients.
 
+mod announced;
 mod dialogue;
 mod entry;
 mod hostile;

@@ -84,6 +84,7 @@ impl Proxy {
             let live = Arc::new(Live::default());
             let context = Context {
                 live: live.clone(),
+                services: services.clone(),
                 events: proxy.events.clone(),
                 log: log.clone(),
                 control: proxy.control.subscribe(),

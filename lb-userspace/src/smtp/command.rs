@@ -271,7 +271,10 @@ mod tests {
     #[test]
     fn mechanisms() {
         let mechanism = |line: &'static [u8]| Command::parse(line).unwrap().mechanism();
-        assert_eq!(mechanism(b"AUTH SCRAM-SHA-1-PLUS bixzPQ=="), b"SCRAM-SHA-1-PLUS");
+        assert_eq!(
+            mechanism(b"AUTH SCRAM-SHA-1-PLUS bixzPQ=="),
+            b"SCRAM-SHA-1-PLUS"
+        );
         assert_eq!(mechanism(b"AUTH  \x0bEXTERNAL\t="), b"EXTERNAL");
         assert_eq!(mechanism(b"AUTH"), b"");
     }

@@ -54,7 +54,8 @@ pub enum End {
     TooManyOfSource,
     /// A policy denies the client that a PROXY protocol header names.
     Denied,
-    /// A balancer in front of us sent no PROXY protocol header, or a malformed one.
+    /// A balancer in front of us sent no PROXY protocol header, or a malformed one, or one that names nobody who can be
+    /// its client.
     BadProxyHeader,
     /// The client talked before it was greeted.
     Pregreet,

@@ -79,6 +79,15 @@ pub(super) fn terms(
     let snat = snat::choice(raw, known, faults);
     if snat == Some(Snat::None) {
         same_family(raw, known, faults);
+        if let Field::Is(At { at, .. }) = &raw.terms.accept_proxy_from {
+            faults.warning(
+                *at,
+                &raw.object,
+                "has accept_proxy_from with snat = \"none\"",
+                "Members are connected from whatever address a header names, and may trust it more than a client's.",
+                "Name only balancers that let nobody else's header through, or set snat = \"automap\" and proxy_protocol.",
+            );
+        }
     }
     let detect = detect(raw, faults);
     let pregreet = match &raw.terms.pregreet {

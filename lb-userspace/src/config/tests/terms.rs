@@ -20,7 +20,7 @@ fn a_proxy_has_terms_beside_tls() {
     };
     let prefix = |text: &str, length| Range::prefix(text.parse().unwrap(), length);
     let all = terms(
-        "snat = \"none\"\nproxy_protocol = \"v2\"\ndetect_implicit_tls = \"200ms\"\n\
+        "snat = \"automap\"\nproxy_protocol = \"v2\"\ndetect_implicit_tls = \"200ms\"\n\
          accept_proxy_from = [\"10.9.0.0/16 10.8.0.0/16\", \"2001:db8::1\"]\n\
          pregreet = { wait = \"2s\", action = \"delay\", penalty = \"5s\" }\n\
          max_sessions = 1000\nmax_sessions_per_source = 10",
@@ -28,7 +28,7 @@ fn a_proxy_has_terms_beside_tls() {
     assert_eq!(
         all,
         Terms {
-            snat: Snat::None,
+            snat: Snat::Automap,
             proxy_protocol: ProxyHeader::V2,
             accept_proxy_from: vec![prefix("10.8.0.0", 15), prefix("2001:db8::1", 128)],
             detect_implicit_tls: Some(Duration::from_millis(200)),
@@ -53,6 +53,24 @@ fn a_proxy_has_terms_beside_tls() {
     assert_eq!(action("action = \"reject\""), PregreetAction::Reject);
     let penalty = Duration::from_secs(10);
     assert_eq!(action("action = \"delay\""), PregreetAction::Delay(penalty));
+}
+
+#[test]
+fn announced_addresses_as_sources_are_a_warning() {
+    let lines = "snat = \"none\"\naccept_proxy_from = [\"10.9.0.5\"]";
+    let file = BASE.replace("proxy_protocol = \"none\"", lines);
+    let (generation, warnings) = parse("smtplb.toml", &file).unwrap();
+    assert_eq!(
+        text(&warnings),
+        "smtplb.toml:23:21: warning: virtual server \"submission\" has accept_proxy_from with snat = \"none\"\n  \
+         Members are connected from whatever address a header names, and may trust it more than a client's.\n  \
+         Name only balancers that let nobody else's header through, or set snat = \"automap\" and proxy_protocol."
+    );
+    let Forward::Proxy { terms, .. } = &generation.virtual_servers[1].forward else {
+        panic!("a proxy")
+    };
+    assert_eq!(terms.snat, Snat::None);
+    accepted(&file.replace("snat = \"none\"", "snat = \"automap\""));
 }
 
 #[test]

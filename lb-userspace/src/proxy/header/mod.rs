@@ -4,7 +4,7 @@ mod read;
 mod write;
 
 pub use self::{
-    read::{LONGEST, Malformed, Progress, parse},
+    read::{LONGEST, Malformed, Progress, is_client, parse},
     write::{Client, Secured, own, v1, v2},
 };
 

@@ -41,6 +41,16 @@ pub fn parse(bytes: &[u8]) -> Result<Progress, Malformed> {
     }
 }
 
+/// Can a client that a header names have this address? Loopback and link-local ones mean something to their own host or
+/// link alone.
+pub fn is_client(address: IpAddr) -> bool {
+    let local = match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local(),
+    };
+    !local
+}
+
 fn text(bytes: &[u8]) -> Result<Progress, Malformed> {
     let known = bytes.len().min(V1.len());
     if bytes[..known] != V1[..known] {
@@ -225,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn clients_come_from_elsewhere() {
+        for (address, client) in [
+            ("192.0.2.1", true),
+            ("10.0.0.1", true),
+            ("fd00::1", true),
+            ("127.0.0.1", false),
+            ("127.9.9.9", false),
+            ("::ffff:127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("febf::1", false),
+        ] {
+            assert_eq!(is_client(address.parse().unwrap()), client, "{address}");
+        }
+    }
+
+    #[test]
     fn bad_lines_are_refused_as_soon_as_they_are_bad() {
         for (bad, at) in [
             ("GET / HTTP/1.1\r\n", 1),
@@ -244,6 +272,8 @@ mod tests {
             ("PROXY TCP4 0.0.0.0 203.0.113.1 4711 25\r\n", 40),
             ("PROXY TCP4 255.255.255.255 203.0.113.1 1 25\r\n", 45),
             ("PROXY TCP6 ff02::1 2001:db8::1 1 25\r\n", 37),
+            ("PROXY TCP4 224.0.0.1 203.0.113.1 1 25\r\n", 39),
+            ("PROXY TCP6 :: 2001:db8::1 1 25\r\n", 32),
             ("PROXY \r\n", 8),
         ] {
             for cut in 0..=bad.len() {

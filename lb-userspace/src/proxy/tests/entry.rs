@@ -21,14 +21,14 @@ use crate::{
 const ALLOW: Kind = Kind::StartTls(StartTls::Allow);
 
 /// Terms that take a header from this test.
-fn trusting() -> Terms {
+pub(super) fn trusting() -> Terms {
     Terms {
         accept_proxy_from: vec![Range::prefix("127.0.0.0".parse().unwrap(), 8)],
         ..Terms::default()
     }
 }
 
-fn v2_header(source: &str) -> Vec<u8> {
+pub(super) fn v2_header(source: &str) -> Vec<u8> {
     let source: SocketAddr = source.parse().unwrap();
     let destination = match source.is_ipv4() {
         true => "203.0.113.10:25",

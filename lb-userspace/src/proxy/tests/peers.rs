@@ -159,16 +159,7 @@ impl Lab {
         let service = lab.services.find(lab.address).unwrap();
         lab.services.replace([Arc::new(Service {
             policies: vec![Arc::new(policy)],
-            name: service.name.clone(),
-            at: service.at.clone(),
-            client_tls: service.client_tls.clone(),
-            server_tls: service.server_tls.clone(),
-            plaintext: None,
-            pool: service.pool.clone(),
-            terms: service.terms.clone(),
-            source: service.source.clone(),
-            crowd: service.crowd.clone(),
-            ..*service
+            ..like(&service)
         })]);
         lab
     }
@@ -303,6 +294,23 @@ impl Lab {
 
     pub(super) fn events(&self) -> BTreeMap<String, u64> {
         self.proxy.as_ref().unwrap().events()
+    }
+}
+
+/// The same virtual server without policies and a pool for plaintext.
+pub(super) fn like(service: &Service) -> Service {
+    Service {
+        policies: Vec::new(),
+        name: service.name.clone(),
+        at: service.at.clone(),
+        client_tls: service.client_tls.clone(),
+        server_tls: service.server_tls.clone(),
+        plaintext: None,
+        pool: service.pool.clone(),
+        terms: service.terms.clone(),
+        source: service.source.clone(),
+        crowd: service.crowd.clone(),
+        ..*service
     }
 }
 
@@ -581,6 +589,6 @@ fn serve(script: Script, tls: Arc<ServerConfig>, log: mpsc::Sender<Vec<u8>>) -> 
     address
 }
 
-fn cell() -> &'static TrafficCell {
+pub(super) fn cell() -> &'static TrafficCell {
     Box::leak(Box::default())
 }
