@@ -10,7 +10,7 @@ pub enum End {
     Quit,
     /// The client closed between commands.
     ClientClosed,
-    /// The client vanished within a message; its member saw no end of data.
+    /// The client vanished within a message, or before it was answered; its member saw the connection break.
     ClientAborted,
     /// The member closed, or died.
     MemberClosed,

@@ -150,7 +150,7 @@ impl Session {
 
     /// The client's connection broke: nothing can be said to it any more.
     pub fn client_broken(&mut self) {
-        let end = if self.is_within_message() {
+        let end = if self.has_open_message() {
             End::ClientAborted
         } else {
             End::ClientClosed

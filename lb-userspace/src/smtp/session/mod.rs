@@ -382,7 +382,7 @@ impl Session {
 
     /// The daemon stops now.
     pub fn cut(&mut self) {
-        let end = if self.is_within_message() {
+        let end = if self.has_open_message() {
             End::Cut
         } else {
             End::Drained
@@ -472,7 +472,8 @@ impl Session {
             self.say(reply);
         }
         self.actions.clear();
-        if end.aborts_member() || self.is_within_message() || self.chunked {
+        // What it was to have and has not would be missing from what it takes for the whole.
+        if end.aborts_member() || self.has_open_message() || !self.to_member.is_empty() {
             self.actions.push_back(Action::AbortMember);
         }
         self.queue.clear();
@@ -526,6 +527,18 @@ impl Session {
 
     fn awaits(&self, expect: Expect) -> bool {
         matches!(self.queue.front(), Some(Pending::Member(front)) if *front == expect)
+    }
+
+    /// Is there a message that the member has begun to take and not answered yet?
+    fn has_open_message(&self) -> bool {
+        let mut asked = self.queue.iter();
+        let awaited = asked.any(|pending| {
+            let Pending::Member(expect) = pending else {
+                return false;
+            };
+            matches!(expect, Expect::EndOfData | Expect::Command(Verb::Data))
+        });
+        self.is_within_message() || self.chunked || awaited
     }
 
     /// Would the member take an orderly end of its connection for the end of a message?

@@ -197,6 +197,53 @@ fn a_lost_client_is_never_an_end_of_data() {
 }
 
 #[test]
+fn a_message_that_is_not_answered_is_broken_off() {
+    let open: [fn() -> Lab; 4] = [
+        || {
+            let mut lab = in_data(ClientSecurity::None);
+            lab.sends("all\r\n.\r\n");
+            lab
+        },
+        || {
+            let mut lab = Lab::greeted(ClientSecurity::None);
+            lab.sends("DATA\r\n");
+            lab
+        },
+        || {
+            let mut lab = Lab::greeted(ClientSecurity::None);
+            lab.sends("BDAT 3\r\nabc");
+            lab.says("250 ok\r\n");
+            lab
+        },
+        || in_data(ClientSecurity::None),
+    ];
+    for made in open {
+        let mut lab = made();
+        lab.session.cut();
+        lab.offer();
+        assert_eq!((lab.end, lab.aborted), (Some(End::Cut), true));
+        let mut lab = made();
+        lab.session.client_broken();
+        lab.offer();
+        assert_eq!((lab.end, lab.aborted), (Some(End::ClientAborted), true));
+    }
+    // It answers before it has all, and the rest is dropped.
+    let mut lab = in_data(ClientSecurity::None);
+    lab.sends("all\r\n.\r\n");
+    lab.session.to_member().extend_from_slice(b"all\r\n.\r\n");
+    lab.session.handle_member(b"250 ok\r\n", lab.now);
+    lab.session.cut();
+    lab.offer();
+    assert_eq!((lab.end, lab.aborted), (Some(End::Drained), true));
+    // Between messages it is an orderly end.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+    lab.session.cut();
+    lab.offer();
+    assert_eq!((lab.end, lab.aborted), (Some(End::Drained), false));
+}
+
+#[test]
 fn a_lost_member_is_never_a_250() {
     let mut lab = in_data(ClientSecurity::None);
     lab.sends("half");
