@@ -36,8 +36,8 @@ const HEARING: Duration = Duration::from_secs(30);
 pub(super) enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<Wire>>),
-    /// The handshake failed.
-    Gone,
+    /// The handshake failed; what is left to be heard out.
+    Gone(Option<Box<Wire>>),
 }
 
 /// What is already known of bytes that the client has sent and we have not read.
@@ -56,7 +56,7 @@ impl ClientStream {
                 Ok(tcp) => tcp,
                 Err(Ahead) => return Waiting::Bytes,
             },
-            Self::Gone => return Waiting::End,
+            Self::Gone(_) => return Waiting::End,
         };
         match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
             Ok(0) => Waiting::End,
@@ -68,14 +68,20 @@ impl ClientStream {
 
     /// Shakes hands; on failure nothing is left but to close.
     pub(super) async fn secure(&mut self, tls: &ListenerTls, limit: Duration) -> Result<(), End> {
-        let Self::Plain(tcp) = std::mem::replace(self, Self::Gone) else {
+        let Self::Plain(tcp) = std::mem::replace(self, Self::Gone(None)) else {
             return Err(End::TlsFailed);
         };
-        let stream = timeout(limit, handshake(tcp, tls))
-            .await
-            .unwrap_or(Err(End::TlsTimeout))?;
-        *self = Self::Tls(Box::new(stream));
-        Ok(())
+        match timeout(limit, handshake(tcp, tls)).await {
+            Ok(Ok(stream)) => {
+                *self = Self::Tls(Box::new(stream));
+                Ok(())
+            }
+            Ok(Err((end, wire))) => {
+                *self = Self::Gone(wire.map(Box::new));
+                Err(end)
+            }
+            Err(_) => Err(End::TlsTimeout),
+        }
     }
 
     /// What was agreed.
@@ -106,8 +112,23 @@ impl ClientStream {
         }))
     }
 
+    /// Closes behind the alert of a handshake that failed: a reset must not overtake it.
+    pub(super) async fn hear_out(&mut self) {
+        let Self::Gone(wire) = self else { return };
+        let Some(mut wire) = wire.take() else { return };
+        let hearing = async {
+            let _ = wire.shutdown().await;
+            let mut heard = [0; 1024];
+            while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
+        };
+        let _ = timeout(SILENCE, hearing).await;
+    }
+
     /// Sends the last bytes, closes our side and hears the client out.
     pub(super) async fn farewell(&mut self, bytes: &[u8]) {
+        if let Self::Gone(_) = self {
+            return self.hear_out().await;
+        }
         let last = async {
             self.write_all(bytes).await?;
             self.shutdown().await
@@ -126,7 +147,10 @@ impl ClientStream {
     }
 }
 
-async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>, End> {
+/// Why a handshake failed, and the connection where an alert is on its way.
+type Failed = (End, Option<Wire>);
+
+async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>, Failed> {
     let mut wire = Wire::new(tcp);
     match wire.opening().await {
         Ok(Opening::Handshake) => {}
@@ -135,20 +159,15 @@ async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>,
             return Err(refuse(wire, [major, minor], PROTOCOL_VERSION).await);
         }
         // No words: the other side waits for TLS, or is no client at all.
-        Ok(Opening::Other) => return Err(End::StartTlsInjection),
-        Err(_) => return Err(End::ClientClosed),
+        Ok(Opening::Other) => return Err((End::StartTlsInjection, None)),
+        Err(_) => return Err((End::ClientClosed, None)),
     }
     let config = tls.config.clone();
     let accept = if tls.is_strict() {
         let mut opened = LazyConfigAcceptor::new(Acceptor::default(), wire);
         let opened = match (&mut opened).await {
             Ok(opened) => opened,
-            Err(_) => {
-                if let Some(wire) = opened.take_io() {
-                    hear_out(wire);
-                }
-                return Err(End::TlsFailed);
-            }
+            Err(_) => return Err((End::TlsFailed, opened.take_io())),
         };
         if tls.refuses(opened.client_hello().server_name()) {
             return Err(refuse(opened.io, [3, 3], UNRECOGNIZED_NAME).await);
@@ -157,10 +176,8 @@ async fn handshake(tcp: TcpStream, tls: &ListenerTls) -> Result<TlsStream<Wire>,
     } else {
         TlsAcceptor::from(config).accept(wire)
     };
-    accept.into_fallible().await.map_err(|(_, wire)| {
-        hear_out(wire);
-        End::TlsFailed
-    })
+    let accepted = accept.into_fallible().await;
+    accepted.map_err(|(_, wire)| (End::TlsFailed, Some(wire)))
 }
 
 /// RFC 8446 §6.2.
@@ -169,20 +186,10 @@ const PROTOCOL_VERSION: u8 = 70;
 const UNRECOGNIZED_NAME: u8 = 112;
 
 /// Sends a fatal alert in clear.
-async fn refuse(mut wire: Wire, version: [u8; 2], alert: u8) -> End {
+async fn refuse(mut wire: Wire, version: [u8; 2], alert: u8) -> Failed {
     let [major, minor] = version;
     let _ = wire.write_all(&[21, major, minor, 0, 2, 2, alert]).await;
-    hear_out(wire);
-    End::TlsFailed
-}
-
-/// Closes behind an alert: a reset must not overtake it.
-fn hear_out(mut wire: Wire) {
-    tokio::spawn(timeout(SILENCE, async move {
-        let _ = wire.shutdown().await;
-        let mut heard = [0; 1024];
-        while wire.read(&mut heard).await.is_ok_and(|count| count > 0) {}
-    }));
+    (End::TlsFailed, Some(wire))
 }
 
 /// What the sides of a connection have agreed on.
@@ -209,7 +216,7 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, out),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, out),
-            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Gone(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -223,7 +230,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Gone(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -231,7 +238,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Gone => Poll::Ready(Ok(())),
+            Self::Gone(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -239,7 +246,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Gone => Poll::Ready(Ok(())),
+            Self::Gone(_) => Poll::Ready(Ok(())),
         }
     }
 }

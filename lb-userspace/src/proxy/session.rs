@@ -47,7 +47,7 @@ pub(super) async fn serve(
     let present = context.live.enter(service.name.clone(), peer);
     service.cell.session_started();
     // Kept until the last bytes are gone: goodbyes take memory, too.
-    let places = Places::take(&context, &service);
+    let mut places = Places::take(&context, &service);
     let mut serving = Serving {
         started: Instant::now(),
         generation,
@@ -66,22 +66,21 @@ pub(super) async fn serve(
     // Without it replies would wait for acknowledgements; a socket that refuses is about to fail anyway.
     let _ = tcp.set_nodelay(true);
     let mut client = ClientStream::Plain(tcp);
-    let entered = match places {
-        Ok(mut places) => {
-            let entered = Box::pin(serving.enter(&mut client, &mut places)).await;
-            entered.map(|security| (security, places))
-        }
-        Err(refused) => Err(refused),
+    let entered = match &mut places {
+        Ok(places) => Box::pin(serving.enter(&mut client, places)).await,
+        Err(refused) => Err(*refused),
     };
-    let (security, _places) = match entered {
-        Ok(entered) => entered,
+    let security = match entered {
+        Ok(security) => security,
         Err(mut refused) => {
             if let Security::Implicit(_) = serving.service.client_tls {
                 // Words in clear would be no TLS.
                 refused.reply = None;
             }
             refused.say(&client);
-            return serving.end_before_dialogue(refused);
+            serving.end_before_dialogue(refused);
+            drop(serving);
+            return Box::pin(client.hear_out()).await;
         }
     };
     serving.waits.entry = serving.started.elapsed();

@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::peers::{Kind, Lab, good, mortal, until};
 use crate::{
-    model::StartTls,
+    model::{StartTls, Terms},
     smtp::{end::End, timeouts::Timeouts},
 };
 
@@ -372,6 +372,36 @@ fn a_client_that_does_not_read_costs_a_bounded_buffer_and_ends() {
         while writer.write_all(b"RCPT TO:<a@b>\r\n").is_ok() {}
     });
     assert_eq!(lab.end().end, End::SendTimeout);
+}
+
+#[test]
+fn who_is_heard_out_behind_an_alert_keeps_its_place() {
+    for kind in [Kind::Implicit, Kind::StartTls(StartTls::Require)] {
+        let terms = Terms {
+            max_sessions: Some(1),
+            ..Terms::default()
+        };
+        let lab = Lab::on(kind, &[good], &terms);
+        let mut failing = lab.connect();
+        if let Kind::StartTls(_) = kind {
+            failing.reply();
+            failing.expect("EHLO c", "250");
+            failing.expect("STARTTLS", "220 ");
+        }
+        // TLS 1.0.
+        failing.send(b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\x03\x01");
+        assert_eq!(lab.ends.wait(1)[0].end, End::TlsFailed);
+        let mut refused = lab.connect();
+        refused.rest();
+        assert_eq!(lab.ends.wait(2)[1].end, End::TooManySessions);
+        drop(failing);
+        until("the place to be free", || {
+            let count = lab.ends.wait(2).len();
+            drop(lab.connect());
+            let ends = lab.ends.wait(count + 1);
+            ends[count].end != End::TooManySessions
+        });
+    }
 }
 
 #[test]
