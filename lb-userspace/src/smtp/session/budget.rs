@@ -6,8 +6,11 @@ use crate::smtp::command::Verb;
 pub(super) const MAX_ERRORS: u32 = 20;
 /// Commands that move no message, between two messages.
 pub(super) const MAX_IDLE: u32 = 100;
-/// Recipients that the member refused, between two messages: somebody is guessing addresses.
+/// Recipients, DATA and chunks that the member refused, between two messages: somebody is guessing addresses.
 pub(super) const MAX_REFUSED: u32 = 200;
+/// Recipients that the member did not want yet, between two messages: greylisting does that to every one of several
+/// long lists.
+pub(super) const MAX_DEFERRED: u32 = 1000;
 
 /// A session's account.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,6 +18,7 @@ pub(super) struct Budget {
     errors: u32,
     idle: u32,
     refused: u32,
+    deferred: u32,
 }
 
 impl Budget {
@@ -30,22 +34,36 @@ impl Budget {
         }
     }
 
+    /// A chunk of so many octets goes to the member.
+    pub(super) fn chunk(&mut self, size: u64) {
+        if size == 0 {
+            self.idle += 1;
+        }
+    }
+
     /// The member answered a command.
     pub(super) fn answered(&mut self, verb: Verb, code: u16) {
         match verb {
+            // Of one message many may be on their way before the first is refused.
+            Verb::Bdat if code >= 400 => self.refused += 1,
             _ if (500..=504).contains(&code) => self.errors += 1,
             Verb::Rcpt if code >= 500 => self.refused += 1,
+            Verb::Rcpt if code >= 400 => self.deferred += 1,
+            Verb::Data if code >= 400 => self.refused += 1,
             _ => {}
         }
     }
 
     /// The member accepted a message.
     pub(super) fn delivered(&mut self) {
-        (self.idle, self.refused) = (0, 0);
+        (self.idle, self.refused, self.deferred) = (0, 0, 0);
     }
 
     /// Is any of it used up?
     pub(super) fn is_spent(&self) -> bool {
-        self.errors > MAX_ERRORS || self.idle > MAX_IDLE || self.refused > MAX_REFUSED
+        self.errors > MAX_ERRORS
+            || self.idle > MAX_IDLE
+            || self.refused > MAX_REFUSED
+            || self.deferred > MAX_DEFERRED
     }
 }

@@ -278,6 +278,11 @@ impl Session {
             }
             return;
         }
+        self.budget.chunk(chunk.size);
+        self.check_budget();
+        if matches!(self.client, Client::Closed) {
+            return;
+        }
         self.tainted = true;
         self.chunked = true;
         chunk.write(&mut self.to_member);

@@ -270,6 +270,7 @@ impl Session {
                 if reply.code < 400 && (early || !reply.is_positive()) {
                     return self.lose_member(End::MemberProtocol);
                 }
+                self.budget.answered(Verb::Bdat, reply.code);
                 if last {
                     self.end_message(reply);
                 } else {

@@ -396,6 +396,35 @@ fn floods_are_bounded() {
     assert_eq!(lab.end, Some(End::TooManyErrors));
     assert!(lab.heard().ends_with("421 4.7.0 Too many errors\r\n"));
 
+    // What delivers nothing, with the most of it that is borne.
+    for (client, member, most) in [
+        ("BDAT 0\r\n", "250 ok\r\n", 98),
+        ("BDAT 1\r\nx", "503 no mail\r\n", 201),
+        ("BDAT 1\r\nx", "452 no space\r\n", 201),
+        ("RCPT TO:<c@d>\r\n", "450 later\r\n", 1001),
+        ("RCPT TO:<c@d>\r\n", "550 nobody\r\n", 201),
+        ("DATA\r\n", "554 no\r\n", 201),
+        ("DATA\r\n", "451 later\r\n", 201),
+        ("DATA\r\n", "503 no\r\n", 21),
+    ] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        // EHLO and MAIL move no message, either.
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        let mut borne = 0;
+        while lab.end.is_none() && borne < 2000 {
+            lab.sends(client);
+            if lab.end.is_none() {
+                lab.says(member);
+                borne += 1;
+            }
+        }
+        assert_eq!(
+            (lab.end, borne),
+            (Some(End::TooManyErrors), most),
+            "{client:?}, {member:?}"
+        );
+    }
+
     // Pipelined: what the queue does not hold stays with the client.
     let mut lab = Lab::greeted(ClientSecurity::None);
     lab.sends("RCPT TO:<a@b>\r\n".repeat(10_000));
