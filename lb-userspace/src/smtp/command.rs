@@ -40,7 +40,8 @@ pub enum Verb {
     Auth,
     /// XCLIENT and XFORWARD: a proxy's word to a server, never a client's.
     Forged,
-    /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is; we cannot carry them.
+    /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is, XEXCH50 and X-LINK2STATE bring content that is no
+    /// mail, VERB brings replies that nothing asked for; we cannot carry them.
     Uncarried,
     /// The verbs of HTTP: a browser that was led here (cross-protocol attacks).
     Http,
@@ -167,7 +168,7 @@ impl Chunk {
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 27] = [
+        const VERBS: [(&[u8], Verb); 30] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -195,6 +196,9 @@ impl Verb {
             (b"OPTIONS", Verb::Http),
             (b"DELETE", Verb::Http),
             (b"X-ANONYMOUSTLS", Verb::Uncarried),
+            (b"XEXCH50", Verb::Uncarried),
+            (b"X-LINK2STATE", Verb::Uncarried),
+            (b"VERB", Verb::Uncarried),
         ];
         let known = VERBS
             .iter()

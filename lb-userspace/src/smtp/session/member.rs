@@ -208,15 +208,7 @@ impl Session {
     fn answer_held(&mut self, reply: &Reply) {
         let Some(held) = self.held.take() else { return };
         match held.verb {
-            Verb::Helo => {
-                // Its list is for those who know EHLO.
-                let name = reply.lines().next().unwrap_or_default();
-                self.to_client.extend_from_slice(b"250 ");
-                self.to_client.extend_from_slice(name);
-                self.to_client.extend_from_slice(b"\r\n");
-                self.facts.last_code = reply.code;
-                self.said_helo();
-            }
+            Verb::Helo => self.take_helo_answer(reply),
             verb => self.take_command_answer(verb, reply),
         }
     }
@@ -296,12 +288,12 @@ impl Session {
                 return self.lose_member(End::MemberProtocol);
             }
             Verb::Ehlo if reply.is_positive() => return self.take_ehlo_answer(reply),
+            Verb::Helo if reply.is_positive() => return self.take_helo_answer(reply),
             _ => {}
         }
         self.pass(reply);
         let done = reply.is_positive();
         match verb {
-            Verb::Helo if done => self.said_helo(),
             Verb::Mail if done => self.transaction = true,
             Verb::Rcpt if done => self.facts.recipients += 1,
             Verb::Rset => {
@@ -331,7 +323,14 @@ impl Session {
         self.facts.last_code = reply.code;
     }
 
-    fn said_helo(&mut self) {
+    /// A list behind the first line is for those who know EHLO, and nobody has filtered it.
+    fn take_helo_answer(&mut self, reply: &Reply) {
+        let name = reply.lines().next().unwrap_or_default();
+        let code = format!("{} ", reply.code);
+        self.to_client.extend_from_slice(code.as_bytes());
+        self.to_client.extend_from_slice(name);
+        self.to_client.extend_from_slice(b"\r\n");
+        self.facts.last_code = reply.code;
         self.hello = Some(Hello::Helo);
         self.capabilities = Capabilities::default();
         self.transaction = false;

@@ -111,6 +111,19 @@ fn a_member_for_plaintext_that_refuses_the_introduction_is_passed_over() {
 }
 
 #[test]
+fn who_says_helo_gets_no_list() {
+    let mut lab = Lab::new(REQUIRE);
+    lab.sends("HELO c\r\n");
+    assert_eq!(lab.reached(), "HELO c\r\n");
+    lab.says("250-mx1 at your service\r\n250-AUTH PLAIN\r\n250 STARTTLS\r\n");
+    assert_eq!(lab.heard(), "250 mx1 at your service\r\n");
+    lab.exchange("HELO c\r\n", "550-go\r\n550 away\r\n");
+    for command in ["XEXCH50 8 2", "X-LINK2STATE LAST CHUNK={x}", "VERB ON"] {
+        lab.refused(&format!("{command}\r\n"), "502 ");
+    }
+}
+
+#[test]
 fn content_behind_a_refused_data_is_no_command() {
     let mut lab = Lab::greeted(ClientSecurity::None);
     lab.sends("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nMAIL FROM:<evil@x>\r\n\n.\nQUIT\r\n.\r\nNOOP\r\n");
