@@ -24,8 +24,8 @@ use crate::{
 
 /// Ticks without a packet after which a connection that has ended is told of: its last words may come twice.
 const LAST_WORDS: u32 = 5;
-/// Ticks that a half-open flow may idle while there are many: clients repeat their SYN after 1, 2 and 4 seconds.
-const EMBRYONIC_CROWD: u32 = 5;
+/// Ticks that a half-open flow may idle while there are many: clients repeat their SYN after 1, 2, 4 and 8 seconds.
+const EMBRYONIC_CROWD: u32 = 15;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 

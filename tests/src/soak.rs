@@ -113,9 +113,11 @@ pub fn disturb(soak: Soak) -> Result<()> {
                 let report = traffic.stop();
                 eprintln!("{}", daemon.report());
                 anyhow::bail!(
-                    "after {what:?} number {done}: {} of {} old connections broke: {broken:?}; new ones: {report:?}",
+                    "after {what:?} number {done}: {} of {} old connections broke: {broken:?}; new ones: {report:?}; \
+                     not carried: {:?}",
                     broken.len(),
-                    soak.held
+                    soak.held,
+                    daemon.stats().map(|stats| stats.drops)
                 );
             }
         }

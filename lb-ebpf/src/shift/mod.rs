@@ -116,8 +116,10 @@ pub fn shift<F: Reshape, T: Tables>(
     if !whole {
         tables.note_fragment(&deep.fragment(), hit);
     }
-    tables.track(hit.slot(), &Note::of(packet, came));
-    if turns {
+    if plan.becomes != Becomes::REFUSAL {
+        tables.track(hit.slot(), &Note::of(packet, came));
+    }
+    if plan.becomes == Becomes::ANSWER {
         // The client has acknowledged the cookie long ago.
         let answer = Note {
             way: (Direction::Forward, Flags(Flags::ACK)),
@@ -185,6 +187,8 @@ impl Becomes {
     const FIRST: u32 = 2;
     /// The answer to the member's own.
     const ANSWER: u32 = 3;
+    /// A reset to a member that holds another connection to be the one.
+    const REFUSAL: u32 = 4;
 }
 
 /// Decides what becomes of a packet; false when it goes nowhere.
@@ -208,19 +212,27 @@ pub(crate) fn decide(
 /// Has the client seen a cookie in place of what this packet of the member says, so that the answer is ours?
 #[inline(always)]
 fn turns(flow: &Flow, flags: Flags) -> bool {
-    let syn = flags.0 & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN | Flags::ACK;
-    syn && flow.shift[1].load(Relaxed) != 0
+    let [syn, acknowledges, reset] = [Flags::SYN, Flags::ACK, Flags::RST].map(|it| flags.any(it));
+    let expected = match waits(flow.header.load(Relaxed)) {
+        true => true,
+        false => syn && flow.shift[1].load(Relaxed) != 0,
+    };
+    expected && acknowledges && !reset
 }
 
-/// Takes the member's first number, and answers it.
+/// Takes the member's first number, and answers it. A member that does not begin anew remembers another connection from
+/// that port, and has to be told what any client would tell it (RFC 9293 §3.5.1); the client's next packet asks again.
 #[inline(always)]
 fn back_to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bool {
     let first = flow.first.load(Relaxed);
-    if packet.acknowledgement != first {
-        return false;
+    let waiting = waits(flow.header.load(Relaxed));
+    if waiting && (!packet.flags.any(Flags::SYN) || packet.acknowledgement != first) {
+        plan.becomes = Becomes::REFUSAL;
+        plan.sequence = packet.acknowledgement;
+        return true;
     }
     let told = flow.shift[0].load(Relaxed) != 0;
-    if !waits(flow.header.load(Relaxed)) {
+    if !waiting {
         // Once more, not another: the client has been told of the first.
         if packet.sequence.wrapping_add(1) != flow.next[1].load(Relaxed) {
             return false;

@@ -131,7 +131,7 @@ pub(crate) fn build(workspace: &mut Workspace, flow: &Flow) -> u32 {
             workspace.offer(cookie::size(waiting_class(word)));
             end = HANDSHAKE;
         }
-        Becomes::ANSWER => {
+        Becomes::ANSWER | Becomes::REFUSAL => {
             workspace.bare(WINDOW);
             end = TcpHdr::LEN as u32;
         }
@@ -140,6 +140,7 @@ pub(crate) fn build(workspace: &mut Workspace, flow: &Flow) -> u32 {
     let push = if plan.header != 0 { Flags::PSH } else { 0 };
     let flags = match plan.becomes {
         Becomes::FIRST => Flags::SYN,
+        Becomes::REFUSAL => Flags::RST,
         _ => Flags::ACK | push,
     };
     workspace.number([plan.sequence, plan.acknowledgement], flags);

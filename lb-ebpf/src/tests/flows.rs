@@ -409,11 +409,11 @@ fn many_half_open_flows_wait_less_long() {
     for port in 0..9 {
         open(&tables, 1000 + port).unwrap();
     }
-    tables.wait(6);
+    tables.wait(16);
     tables.sweep_all();
     assert_eq!(tables.live().len(), 9, "few");
     open(&tables, 2000).unwrap();
-    tables.wait(6);
+    tables.wait(16);
     tables.sweep_all();
     assert_eq!(tables.live().len(), 9, "until there are few");
     tables.check();
