@@ -77,7 +77,16 @@ pub fn serve(addresses: &[SocketAddr]) -> Result<()> {
                 for tcp in listener.incoming().flatten() {
                     // Clients judge; one that goes away is no news here. Idle ones are many, so their threads are small.
                     let small = thread::Builder::new().stack_size(128 * 1024);
-                    let _ = small.spawn(move || answer(tcp));
+                    let peer = tcp.peer_addr().ok();
+                    let spawned = small.spawn(move || {
+                        if let Err(error) = answer(tcp) {
+                            eprintln!("{peer:?}: {error}");
+                        }
+                    });
+                    // Its client sees a reset, and is to know whose it was.
+                    if let Err(error) = spawned {
+                        eprintln!("{peer:?}: no thread: {error}");
+                    }
                 }
             });
         }

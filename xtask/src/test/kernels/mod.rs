@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Boots, runs and powers off within this, or has failed.
-const LIMIT: Duration = Duration::from_mins(25);
+const LIMIT: Duration = Duration::from_mins(60);
 /// `SMTPLB_PATIENCE`: how many times longer than usual everything may take.
 const PATIENCE: u32 = 15;
 
