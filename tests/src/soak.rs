@@ -14,7 +14,7 @@ use crate::{
         config::{Config, tag},
     },
     echo::{self, Echo, Exchange, Pattern, Traffic},
-    lab::{Family, Lab, Links, Plan},
+    lab::{Family, Lab, Links, Namespace, Plan},
     wait::wait_until,
 };
 
@@ -114,10 +114,11 @@ pub fn disturb(soak: Soak) -> Result<()> {
                 eprintln!("{}", daemon.report());
                 anyhow::bail!(
                     "after {what:?} number {done}: {} of {} old connections broke: {broken:?}; new ones: {report:?}; \
-                     not carried: {:?}",
+                     not carried: {:?}; resets sent by stacks: {:?}",
                     broken.len(),
                     soak.held,
-                    daemon.stats().map(|stats| stats.drops)
+                    daemon.stats().map(|stats| stats.drops),
+                    resets(lab)
                 );
             }
         }
@@ -134,6 +135,24 @@ pub fn disturb(soak: Soak) -> Result<()> {
         ensure!(report.failed.is_empty(), "{report:?}");
         held.close()
     })
+}
+
+/// How many resets the machines' own stacks have sent, by name: whose they are is half the answer.
+fn resets(lab: &Lab) -> Vec<(String, u64)> {
+    let sent = |namespace: &Namespace| {
+        let text = namespace.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?));
+        let text = text.unwrap_or_default();
+        let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+        let [names, values] = [lines.next(), lines.next()].map(|it| it.unwrap_or_default());
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        let found = pairs.find(|(name, _)| *name == "OutRsts");
+        found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+    };
+    let hosts = lab.clients.iter().chain(&lab.members);
+    let hosts = hosts.map(|host| (host.name.to_string(), sent(&host.namespace)));
+    std::iter::once(("box".to_owned(), sent(&lab.balancer)))
+        .chain(hosts)
+        .collect()
 }
 
 fn disturb_once(
