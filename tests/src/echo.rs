@@ -66,7 +66,7 @@ pub fn serve(addresses: &[SocketAddr]) -> Result<()> {
             let listener = TcpListener::bind(address)
                 .with_context(|| format!("cannot listen on {address}"))?;
             // A storm's worth of connections that wait for their thread.
-            rustix::net::listen(&listener, 4096)?;
+            rustix::net::listen(&listener, 65_535)?;
             Ok(listener)
         })
         .collect::<Result<Vec<_>>>()?;
