@@ -73,9 +73,9 @@ pub fn servers() -> Vec<SocketAddr> {
 
 /// An echo server on every member.
 ///
-/// Members take all packets of a connection on one processor, as a network card's receive hash has it. On two at once, the
-/// first payload may find no socket while the acknowledgement before it makes one (Linux 6.18: one connection in some ten
-/// thousand is reset by its own member, captured there).
+/// Members take all packets of a connection on one processor, as a network card's receive hash has it. Without that, now and
+/// then a member reset a connection whose packets were captured there and right (Linux 6.18); presumably its first payload
+/// found no socket while the acknowledgement before it made one on the other processor.
 ///
 /// # Errors
 /// When one does not start.
