@@ -39,12 +39,14 @@ pub struct FlowSnapshot {
     pub packets: [u64; 2],
     /// Bytes forward and reverse.
     pub bytes: [u64; 2],
-    /// What follows the last sequence number seen, forward and reverse, as the sender counts.
+    /// What the other side has acknowledged, of the client's and of the member's numbers, as the sender counts.
     pub next: [u32; 2],
     /// Who sent the last reset; forward is the client.
     pub reset_by: Direction,
     /// What is added to sequence numbers, forward and reverse.
     pub shift: [u32; 2],
+    /// How far an inserted header is, as [`lb_common::shift`] says.
+    pub header: u32,
 }
 
 impl FlowTable {
@@ -115,6 +117,7 @@ impl FlowTable {
             next: [0, 1].map(|side| flow.next[side].load(Relaxed)),
             reset_by: flow.reset_by(),
             shift: [0, 1].map(|side| flow.shift[side].load(Relaxed)),
+            header: flow.header.load(Relaxed),
         })
     }
 }

@@ -461,7 +461,9 @@ impl KernelPlane {
         let sender = self.resets.get_or_insert_with(reset::Sender::open);
         for flow in flows {
             sender.send(&reset::to_client(flow));
-            sender.send(&reset::to_member(flow));
+            for reset in reset::to_member(flow) {
+                sender.send(&reset);
+            }
         }
         Ok(result.return_value as usize)
     }

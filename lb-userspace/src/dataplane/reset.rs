@@ -5,7 +5,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::addr::Addr;
+use lb_common::{
+    addr::Addr,
+    shift::{PLAIN, SETTLED, UNSENT, waits},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::FlowSnapshot;
@@ -40,15 +43,22 @@ pub(super) fn to_client(flow: &FlowSnapshot) -> Reset {
     }
 }
 
-/// The client's reset to the member.
-pub(super) fn to_member(flow: &FlowSnapshot) -> Reset {
+/// The client's resets to the member: two while an inserted header is on its way, since nobody knows whether it has
+/// arrived. The wrong one is answered, and nobody listens.
+pub(super) fn to_member(flow: &FlowSnapshot) -> impl Iterator<Item = Reset> {
     let [client, member] = flow.next;
-    Reset {
+    let (before, behind) = (client, client.wrapping_add(flow.shift[0]));
+    let places = match flow.header {
+        word if word == UNSENT || waits(word) => [Some(before), None],
+        PLAIN | SETTLED => [Some(behind), None],
+        _ => [Some(before), Some(behind)],
+    };
+    places.into_iter().flatten().map(move |sequence| Reset {
         from: socket(flow.route.snat()),
         to: socket(flow.route.member()),
-        sequence: client.wrapping_add(flow.shift[0]),
+        sequence,
         acknowledged: member,
-    }
+    })
 }
 
 fn socket((address, port): (Addr, u16)) -> SocketAddr {
@@ -153,6 +163,7 @@ impl Sender {
 mod tests {
     use lb_common::{
         flow::{FlowKey, Route},
+        shift::{instant, waiting},
         tcp::{Direction, Phase},
     };
 
@@ -182,6 +193,7 @@ mod tests {
             next: [1000, u32::MAX],
             reset_by: Direction::Forward,
             shift: [28, 0],
+            header: SETTLED,
         }
     }
 
@@ -202,7 +214,10 @@ mod tests {
             )
         );
         assert_eq!((client.sequence, client.acknowledged), (u32::MAX, 1000));
-        let member = to_member(&flow);
+        let members: Vec<_> = to_member(&flow).collect();
+        let [member] = &members[..] else {
+            panic!("{members:?}");
+        };
         assert_eq!(
             (member.from, member.to),
             (
@@ -218,6 +233,26 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_told_both_numbers_while_a_header_is_on_its_way() {
+        let mut flow = flow([
+            "198.51.100.7:4000",
+            "203.0.113.1:465",
+            "10.0.0.1:2000",
+            "10.0.0.9:25",
+        ]);
+        for (header, sequences) in [
+            (UNSENT, &[1000][..]),
+            (waiting(2), &[1000]),
+            (instant(1 << 40), &[1000, 1028]),
+            (SETTLED, &[1028]),
+        ] {
+            flow.header = header;
+            let told: Vec<_> = to_member(&flow).map(|reset| reset.sequence).collect();
+            assert_eq!(told, sequences, "{header}");
+        }
+    }
+
+    #[test]
     fn packets_are_whole_and_sum_up() {
         let v4 = to_client(&flow([
             "198.51.100.7:4000",
@@ -230,13 +265,13 @@ mod tests {
         let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
         assert_eq!(checksum(pseudo.iter()), 0);
         assert_eq!(packet[33], RST_ACK);
-        let v6 = to_member(&flow([
+        let v6 = flow([
             "[2001:db8::7]:4000",
             "[2001:db8::1]:465",
             "[fd00::1]:2000",
             "[fd00::9]:25",
-        ]));
-        let packet = v6.packet().unwrap();
+        ]);
+        let packet = to_member(&v6).next().unwrap().packet().unwrap();
         assert_eq!(packet.len(), 60);
         let pseudo = [&packet[8..40], &[0, 0, 0, 20, 0, 0, 0, 6], &packet[40..]].concat();
         assert_eq!(checksum(pseudo.iter()), 0);
