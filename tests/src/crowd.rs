@@ -43,8 +43,8 @@ pub struct Crowd {
 const THREADS: usize = 8;
 /// Room that memory may take beyond what it was when the first messages had passed, in KiB.
 const SLACK: u64 = 8 * 1024;
-/// Open files beside those of the idle sessions.
-const FILES_BESIDE: u64 = 4096;
+/// Open files beside those of the idle sessions: two for each of the threads that send, and the daemon's own.
+const FILES_BESIDE: u64 = 512;
 
 /// Holds the idle ones while the others come and go.
 ///
