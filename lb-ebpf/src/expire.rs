@@ -12,6 +12,7 @@ use lb_common::{
     flow::Flow,
     pair::{CHUNK, Mark, PLACES, Pair, slot},
     service::Config,
+    shift,
     tcp::{Phase, tick},
 };
 
@@ -29,9 +30,10 @@ const EMBRYONIC_CROWD: u32 = 15;
 /// A half-open flow younger than this many ticks is never taken for a new one.
 const EMBRYONIC_GRACE: u32 = 3;
 
-/// Looks at a few flows of a pair for one that may be given up: slot and port of its claimed record, or 0.
+/// Looks at a few flows of a pair for one that may be given up at this level: slot and port of its claimed record, or 0,
+/// or [`ports::CEDED`].
 #[inline(always)]
-pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
+pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32, level: u32) -> u64 {
     let hand = pair.hand.load(Relaxed);
     let place = marks::find(pair, Mark::Bound, hand / CHUNK);
     if place == NONE {
@@ -48,36 +50,73 @@ pub(crate) fn yielding<T: Tables>(tables: &T, pair: &Pair, probes: u32) -> u64 {
         return 0;
     };
     let idle = chunk.free.load(Relaxed) | chunk.resting.load(Relaxed);
+    let mut came_to = ports::NO_PORT;
     for step in 0..probes {
         let at = (start + step) & (CHUNK - 1);
         if idle >> at & 1 != 0 || bound == 0 {
             continue;
         }
         let slot = slot(bound, at as u16);
-        if tables.surrender(slot) {
+        let given = tables.surrender(slot, level);
+        if given == given::UP {
             return u64::from(slot) | u64::from(place * CHUNK + at) << 32;
         }
+        // No branch: the verifier would walk the rest once for each.
+        came_to |= u64::from(given);
     }
-    0
+    came_to
 }
 
-/// Gives up a flow if it may be given up for a new one: an expired one, and a half-open one that is not young. True when
-/// its claimed record is the caller's.
+/// What asking for a flow came to.
+pub(crate) mod given {
+    /// It is kept.
+    pub(crate) const NOT: u32 = super::ports::NO_PORT as u32;
+    /// Its claimed record is the caller's.
+    pub(crate) const UP: u32 = 1;
+    /// It is half-open, too young for a client that nobody has heard twice.
+    pub(crate) const YOUNG: u32 = super::ports::CEDED as u32;
+}
+
+/// Gives up a flow if it may be given up for a new one: an expired one, and a half-open one. A client that has brought a
+/// cookie back has shown that it is there, and most of those that are half-open in a flood never will.
 #[inline(always)]
-pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32) -> bool {
+pub(crate) fn surrender<T: Tables>(tables: &T, slot: u32, level: u32) -> u32 {
     let (Some(config), Some(record)) = (tables.config(), tables.flow(slot)) else {
-        return false;
+        return given::NOT;
     };
     let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
-    let embryonic = phase == Phase::Syn && idle(record, now) >= EMBRYONIC_GRACE;
-    if !(embryonic || expired(tables, config, record, phase, now))
-        || !tables.release(slot, phase, Cause::Reclaimed)
-    {
-        return false;
+    if !expired(tables, config, record, phase, now) {
+        let young = idle(record, now) < EMBRYONIC_GRACE;
+        // Who waits for a member has brought one back, too.
+        if phase != Phase::Syn || young && shift::waits(record.header.load(Relaxed)) {
+            return given::NOT;
+        }
+        if young && level != ports::level::CEDING {
+            return given::YOUNG;
+        }
+    }
+    if !tables.release(slot, phase, Cause::Reclaimed) {
+        return given::NOT;
     }
     tables.unrest(slot);
-    true
+    given::UP
+}
+
+/// Takes back a flow whose first packet found no way out.
+#[inline(always)]
+pub(crate) fn withdraw<T: Tables>(tables: &T, slot: u32) {
+    let Some(record) = tables.flow(slot) else {
+        return;
+    };
+    if record.phase.load(Relaxed) != Phase::Syn as u32 || record.packets[0].load(Relaxed) != 0 {
+        return;
+    }
+    // No connection, no line in the log.
+    record.note_reported();
+    if tables.release(slot, Phase::Syn, Cause::Reclaimed) {
+        restore(tables, record, slot);
+    }
 }
 
 /// Takes the record of a resting port, whose bit the caller has taken; false when its flow talks on.

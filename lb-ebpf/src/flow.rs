@@ -91,6 +91,10 @@ pub(crate) fn reopens(flow: &Flow, hit: Hit, flags: Flags) -> bool {
 
 /// Opens a flow for the first packet of a connection, or for one that brings back a SYN cookie with this class of segment
 /// size.
+///
+/// # Errors
+///
+/// Why there is none; [`DropReason::SynCookie`] when only half-open flows are in the way of a client that brings none.
 #[inline(always)]
 pub(crate) fn open<T: Tables>(
     tables: &T,
@@ -106,12 +110,17 @@ pub(crate) fn open<T: Tables>(
     let place = opaque::index::<POOL_MEMBERS>(u64::from(chosen >> 16));
     let number = chosen & 0xffff;
     let pool = tables.pool(service.pool).ok_or(DropReason::Internal)?;
-    let got = tables.take(u32::from(pool.sources[place]));
+    let last = match class {
+        lb_common::cookie::NONE => ports::level::YIELDING,
+        _ => ports::level::CEDING,
+    };
+    let got = tables.take(u32::from(pool.sources[place]), last);
     let slot = got as u32;
     match got {
         ports::NO_CHUNK => return Err(DropReason::FlowTableFull),
         ports::NO_PAIR => return Err(DropReason::NoSnatAddress),
         ports::NO_PORT => return Err(DropReason::PortsExhausted),
+        ports::CEDED => return Err(DropReason::SynCookie),
         _ => {}
     }
     tables.write_leave(slot, Direction::Reverse, &packet.key);
@@ -441,6 +450,15 @@ pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) -> bool {
         flow.phase.store(Phase::Free as u32, Relaxed);
     }
     ended
+}
+
+/// [`forget`] for the flow that packets with these ends belong to, if there is one.
+#[inline(always)]
+pub(crate) fn forget_last<T: Tables>(tables: &T, key: &FlowKey) {
+    let hit = Found(tables.look_up(key)).hit();
+    if hit != Hit::NONE {
+        tables.forget(hit.slot());
+    }
 }
 
 /// The connection begins or ceases to count as active: adds 1, or the number that takes 1 off.

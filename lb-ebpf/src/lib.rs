@@ -165,19 +165,17 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Verdict, D
     if service.forward != Service::PASSTHROUGH {
         return Ok(Verdict::Pass);
     }
-    if cookie::is_time(tables, config) {
-        if tables.peek(service.pool) == 0 {
-            return Err(DropReason::NoMember);
+    if !cookie::is_time(tables, config) {
+        match flow::open(tables, service, &deep.packet, lb_common::cookie::NONE) {
+            Err(DropReason::SynCookie) => {}
+            opened => return opened.map(|()| Verdict::Jump(Jump::Odd)),
         }
-        // What the client comes back with must not be led to its last connection.
-        let hit = flow::Found(tables.look_up(key)).hit();
-        if hit != Hit::NONE {
-            tables.forget(hit.slot());
-        }
-        return Ok(Verdict::Jump(Jump::Bake));
+    } else if tables.peek(service.pool) == 0 {
+        return Err(DropReason::NoMember);
     }
-    flow::open(tables, service, &deep.packet, lb_common::cookie::NONE)?;
-    Ok(Verdict::Jump(Jump::Odd))
+    // What the client comes back with must not be led to its last connection.
+    tables.forget_last(&deep.packet);
+    Ok(Verdict::Jump(Jump::Bake))
 }
 
 /// Rewrites a packet of a flow and finds its way out.

@@ -54,10 +54,10 @@ use lb_common::{
 
 use self::calls::{
     bake_cookie, bind_chunk, bucket_room, busy_member, check_cookie, clear_entry, enter_flow,
-    expire_flow, fill_flow, find_rival, forget_flow, leave_flow, look_up_v4, look_up_v6,
-    peek_member, pick_port, put_entry, put_port, release_flow, same_ends, select_member,
-    settle_place, surrender_flow, sweep_chunk, take_port, take_port_in_turn, take_port_of,
-    take_swept_port, track_flow, unrest_port,
+    expire_flow, fill_flow, find_rival, forget_flow, forget_last_flow, leave_flow, look_up_v4,
+    look_up_v6, peek_member, pick_port, put_entry, put_port, release_flow, same_ends,
+    select_member, settle_place, surrender_flow, sweep_chunk, take_port, take_port_in_turn,
+    take_port_of, take_swept_port, track_flow, unrest_port, withdraw_flow,
 };
 pub use self::{
     access::is_unjudged,
@@ -375,8 +375,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn take(&self, source: u32) -> u64 {
-        take_port(source)
+    fn take(&self, source: u32, last: u32) -> u64 {
+        take_port(source, last)
     }
 
     #[inline(always)]
@@ -408,8 +408,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn surrender(&self, slot: u32) -> bool {
-        surrender_flow(slot) != 0
+    fn surrender(&self, slot: u32, level: u32) -> u32 {
+        surrender_flow(slot, level)
+    }
+
+    #[inline(always)]
+    fn forget_last(&self, _: &Packet) {
+        forget_last_flow();
+    }
+
+    #[inline(always)]
+    fn withdraw(&self, slot: u32) {
+        withdraw_flow(slot);
     }
 
     #[inline(always)]

@@ -77,7 +77,10 @@ pub(crate) fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Jump(Jump::Shift));
     }
     let (direction, now, packet) = (hit.direction(), tables.now(), &deep.packet);
-    forward::way(frame, packet, flow, direction, now, egress)?;
+    if let Err(reason) = forward::way(frame, packet, flow, direction, now, egress) {
+        tables.withdraw(hit.slot());
+        return Err(reason);
+    }
     if !egress.known && !F::ASKS {
         return Ok(Verdict::Pass);
     }

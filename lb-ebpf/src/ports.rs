@@ -22,7 +22,9 @@ use crate::{
 /// How often a search is tried while other CPUs are faster, or marks are stale.
 const TRIES: u32 = 6;
 /// Records of a pair that a new flow looks at when it finds no port.
-const PROBES: u32 = 16;
+const PROBES: u32 = 8;
+/// How often it does so for a client that is there without doubt.
+const ROUNDS: u32 = 8;
 /// Chunks that a new flow sweeps when it finds none.
 const CHUNKS: u32 = 4;
 
@@ -34,12 +36,16 @@ pub(crate) mod level {
     pub(crate) const RESTING: u32 = 1;
     /// Its flow has expired, or is half-open and old.
     pub(crate) const YIELDING: u32 = 2;
+    /// The same, or half-open and young, for a client that is there without doubt.
+    pub(crate) const CEDING: u32 = 3;
 }
 
-/// Answers of [`take`] that are no slot: every port is in use; there is no chunk; there is no pair.
+/// Answers of [`take`] that are no slot: every port is in use; there is no chunk; there is no pair; there would be one for
+/// a client that shows that it is there.
 pub(crate) const NO_PORT: u64 = 0;
 pub(crate) const NO_CHUNK: u64 = 1;
 pub(crate) const NO_PAIR: u64 = 2;
+pub(crate) const CEDED: u64 = 3;
 
 /// Slot and port in one word.
 #[inline(always)]
@@ -48,9 +54,9 @@ const fn pack(slot: u32, port: u32) -> u64 {
 }
 
 /// Takes a port of a source, its pairs in turn: the slot of its claimed record in the low half, the port (host order) in
-/// the high half.
+/// the high half. `last`: the last level that is tried, yielding or ceding.
 #[inline(always)]
-pub(crate) fn take<T: Tables>(tables: &T, number: u32) -> u64 {
+pub(crate) fn take<T: Tables>(tables: &T, number: u32, last: u32) -> u64 {
     let (Some(source), Some(allocation)) = (tables.source(number), tables.allocation()) else {
         return NO_PAIR;
     };
@@ -69,9 +75,15 @@ pub(crate) fn take<T: Tables>(tables: &T, number: u32) -> u64 {
         }
     }
     let first = u32::from(source.pairs[opaque::index::<{ 2 * SOURCE_PAIRS }>(u64::from(start))]);
-    let got = tables.take_port(first, level::YIELDING);
-    if got != 0 {
-        return got;
+    let rounds = if last == level::CEDING { ROUNDS } else { 1 };
+    for round in 0..ROUNDS {
+        if round >= rounds {
+            break;
+        }
+        let got = tables.take_port(first, last);
+        if got != 0 {
+            return got;
+        }
     }
     // The record of a pair without a free port is worth nothing to another.
     let unbound = tables
@@ -133,7 +145,7 @@ pub(crate) fn take_of<T: Tables>(tables: &T, number: u32, level: u32) -> u64 {
     let kind = match level {
         level::RESTED => Mark::Free,
         level::RESTING => Mark::Resting,
-        _ => return expire::yielding(tables, pair, PROBES),
+        level => return expire::yielding(tables, pair, PROBES, level),
     };
     for _ in 0..TRIES {
         let got = tables.pick(number, kind);

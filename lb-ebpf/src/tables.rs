@@ -155,11 +155,11 @@ pub trait Tables: Access {
     }
 
     /// [`crate::ports::take`], behind such a call.
-    fn take(&self, source: u32) -> u64
+    fn take(&self, source: u32, last: u32) -> u64
     where
         Self: Sized,
     {
-        crate::ports::take(self, source)
+        crate::ports::take(self, source, last)
     }
 
     /// [`crate::ports::take_turn`], behind such a call.
@@ -211,11 +211,19 @@ pub trait Tables: Access {
     }
 
     /// [`crate::expire::surrender`], behind such a call.
-    fn surrender(&self, slot: u32) -> bool
+    fn surrender(&self, slot: u32, level: u32) -> u32
     where
         Self: Sized,
     {
-        crate::expire::surrender(self, slot)
+        crate::expire::surrender(self, slot, level)
+    }
+
+    /// [`crate::expire::withdraw`], behind such a call.
+    fn withdraw(&self, slot: u32)
+    where
+        Self: Sized,
+    {
+        crate::expire::withdraw(self, slot);
     }
 
     /// [`crate::expire::sweep_chunk`], behind such a call.
@@ -296,6 +304,14 @@ pub trait Tables: Access {
         Self: Sized,
     {
         crate::flow::forget(self, slot)
+    }
+
+    /// [`crate::flow::forget_last`] for a packet, which in a program is the one that was parsed last; behind such a call.
+    fn forget_last(&self, packet: &Packet)
+    where
+        Self: Sized,
+    {
+        crate::flow::forget_last(self, &packet.key);
     }
 
     /// [`crate::flow::fill`], behind such a call.

@@ -33,6 +33,11 @@ fn a_flood_harms_no_flow_by_tc() -> Result<()> {
 }
 
 #[test]
+fn a_flood_leaves_ports_where_they_are_few() -> Result<()> {
+    flood::endure(Flooding::FEW_PORTS, "tc")
+}
+
+#[test]
 fn a_flood_harms_no_flow_by_xdp() -> Result<()> {
     flood::endure(Flooding::SHORT, "xdp")
 }

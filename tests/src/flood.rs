@@ -182,6 +182,8 @@ pub struct Flooding {
     pub rate: u32,
     /// Whether each of these has to get in.
     pub newcomers: bool,
+    /// Ports towards each member, where the box does not use all.
+    pub ports: Option<&'static str>,
 }
 
 impl Flooding {
@@ -191,6 +193,12 @@ impl Flooding {
         idle: 300,
         rate: 20,
         newcomers: true,
+        ports: None,
+    };
+    /// The same, with fewer ports than half-open connections may otherwise have.
+    pub const FEW_PORTS: Self = Self {
+        ports: Some("10000-11999"),
+        ..Self::SHORT
     };
     /// What is promised.
     pub const MINUTE: Self = Self {
@@ -198,6 +206,7 @@ impl Flooding {
         idle: 10_000,
         rate: 20,
         newcomers: true,
+        ports: None,
     };
 }
 
@@ -220,7 +229,12 @@ pub fn endure(flooding: Flooding, attach: &str) -> Result<()> {
         lab.balancer
             .run(ethtool.args(["-K", lab.interfaces().0, "gro", "on"]))?;
         let _members = soak::members(lab)?;
-        let daemon = Daemon::start(lab, soak::config(lab, attach).text())?;
+        let mut config = soak::config(lab, attach).text().to_owned();
+        if let Some(ports) = flooding.ports {
+            let line = format!("[network]\nsnat_ports = \"{ports}\"\n");
+            config = config.replacen("[network]\n", &line, 1);
+        }
+        let daemon = Daemon::start(lab, &config)?;
         let mut held = Held::open(lab, flooding.idle)?;
         let before = carried(&daemon)?;
         let switch = lab.client_switch().context("no switch")?;

@@ -80,12 +80,16 @@ functions! {
     select_member(pool) -> u32 = select::member(&KernelTables, pool);
     peek_member(pool) -> u32 = select::peek(&KernelTables, pool);
     busy_member(member) -> u64 = select::busy(&KernelTables, member);
-    take_port(source) -> u64 = ports::take(&KernelTables, source);
+    take_port(source, last) -> u64 = ports::take(&KernelTables, source, last);
     take_port_in_turn(source, start, level) -> u64 =
         ports::take_turn(&KernelTables, source, start, level);
     take_swept_port(pair) -> u64 = ports::take_swept(&KernelTables, pair);
     take_port_of(pair, level) -> u64 = ports::take_of(&KernelTables, pair, level);
-    surrender_flow(slot) -> u32 = u32::from(expire::surrender(&KernelTables, slot));
+    surrender_flow(slot, level) -> u32 = expire::surrender(&KernelTables, slot, level);
+    withdraw_flow(slot) -> u32 = {
+        expire::withdraw(&KernelTables, slot);
+        0
+    };
     sweep_chunk(chunk) -> u32 = u32::from(expire::sweep_chunk(&KernelTables, chunk));
     enter_flow(slot, side) -> u32 =
         u32::from(index::enter(&KernelTables, slot, direction(side)));
@@ -96,6 +100,13 @@ functions! {
     fill_flow(slot, port, owners, snat) -> u32 =
         flow::fill(&KernelTables, u64::from(slot) | u64::from(port) << 32, owners, snat);
     forget_flow(slot) -> u32 = u32::from(flow::forget(&KernelTables, slot));
+    forget_last_flow() -> u32 = {
+        if let Some(deep) = DEEP.get_ptr(0) {
+            // SAFETY: as above.
+            flow::forget_last(&KernelTables, unsafe { &(*deep).packet.key });
+        }
+        0
+    };
     put_port(slot, mark) -> u32 = {
         ports::put(&KernelTables, slot, kind(mark));
         0

@@ -88,7 +88,10 @@ pub fn shift<F: Reshape, T: Tables>(
     let (came, now) = (hit.direction(), tables.now());
     let turns = came as u32 == Direction::Reverse as u32 && turns(flow, packet.flags);
     let direction = if turns { Direction::Forward } else { came };
-    forward::way(frame, packet, flow, direction, now, egress)?;
+    if let Err(reason) = forward::way(frame, packet, flow, direction, now, egress) {
+        tables.withdraw(hit.slot());
+        return Err(reason);
+    }
     if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == odd::LOOPBACK) {
         return Ok(Verdict::Pass);
     }

@@ -111,6 +111,9 @@ fn every_port_of_every_address_is_given_out_before_one_is_refused() {
             "flow {port}"
         );
     }
+    for port in 0..fits {
+        establish(&tables, 1000 + port as u16);
+    }
     assert_eq!(open(&tables, 9000), Err(DropReason::PortsExhausted));
     assert_eq!(
         tables.active(),
@@ -118,16 +121,17 @@ fn every_port_of_every_address_is_given_out_before_one_is_refused() {
         "a refused flow leaves nothing behind"
     );
     tables.check();
-    for slot in tables.live() {
-        assert_eq!(reply(&tables, slot, SYN | ACK), Ok(Verdict::Send));
-    }
     assert_eq!(tables.send(&mut packet(1000, RST)), Ok(Verdict::Send));
     assert_eq!(
         open(&tables, 9000),
         Ok(Verdict::Send),
         "an ended flow makes room at once"
     );
+    establish(&tables, 9000);
     assert_eq!(open(&tables, 9001), Err(DropReason::PortsExhausted));
+    for slot in tables.live() {
+        assert_eq!(reply(&tables, slot, RST), Ok(Verdict::Send));
+    }
     tables.check();
     tables.wait(100);
     tables.sweep_all();
@@ -197,10 +201,11 @@ fn a_reset_that_nobody_believes_keeps_record_and_port() {
 #[test]
 fn without_a_chunk_the_table_is_full_and_not_the_ports() {
     let tables = MemoryTables::new(Service::SNAT_POOL, 2, &[0, u64::MAX, u64::MAX]);
-    let opened = (0..200)
-        .filter(|port| open(&tables, 1000 + port).is_ok())
-        .count();
-    assert_eq!(opened, 128);
+    let opened = (0..128).map(|port| open(&tables, 1000 + port));
+    assert!(opened.into_iter().all(|it| it == Ok(Verdict::Send)));
+    for port in 0..128 {
+        establish(&tables, 1000 + port);
+    }
     assert_eq!(open(&tables, 3000), Err(DropReason::FlowTableFull));
     tables.check();
 }
@@ -217,13 +222,13 @@ fn half_open_flows_make_room_and_established_ones_do_not() {
     }
     assert_eq!(
         open(&tables, 2000),
-        Err(DropReason::PortsExhausted),
+        Ok(Verdict::Jump(Jump::Bake)),
         "all of them are young"
     );
     tables.wait(4);
     let mut opened = 0;
     for port in 0..4000 {
-        opened += u16::from(open(&tables, 3000 + port).is_ok());
+        opened += u16::from(open(&tables, 3000 + port) == Ok(Verdict::Send));
     }
     assert_eq!(opened, fits - 5);
     for port in 0..5 {
@@ -287,6 +292,62 @@ fn a_cookie_that_comes_back_opens_a_flow() {
     tables.check();
     tables.wait(u64::from(lb_common::cookie::LIFETIME) + 1);
     assert_eq!(back(1002, cookie), Err(DropReason::NoFlow));
+}
+
+#[test]
+fn who_shows_that_it_is_there_gets_the_port_of_one_that_does_not() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 4, &[u64::MAX]);
+    let fits = 4 * CHUNK as u16;
+    for port in 0..fits {
+        assert_eq!(open(&tables, 1000 + port), Ok(Verdict::Send));
+        if port < fits / 2 {
+            establish(&tables, 1000 + port);
+        }
+    }
+    let mut frame = packet(2000, SYN);
+    let syn = crate::parse::packet(&mut MemoryFrame::new(&mut frame, Ok(VIA)));
+    let cookie = tables.bake(&syn.unwrap().unwrap(), 3);
+    let asked = (0..40).map(|_| open(&tables, 2000));
+    let asked: Vec<_> = asked
+        .filter(|it| *it != Err(DropReason::PortsExhausted))
+        .collect();
+    assert!(!asked.is_empty(), "it looks at a few a time");
+    assert!(asked.iter().all(|it| *it == Ok(Verdict::Jump(Jump::Bake))));
+    let now = lb_common::tcp::tick(tables.now.get());
+    tables.allocation.baked.store(now, Relaxed);
+    let mut back = numbered(2000, ACK, 1, cookie.wrapping_add(1));
+    assert_eq!(tables.send(&mut back), Ok(Verdict::Jump(Jump::Shift)));
+    assert_eq!(tables.live().len(), usize::from(fits));
+    let waiting = tables
+        .live()
+        .into_iter()
+        .filter(|slot| lb_common::shift::waits(tables.flow(*slot).unwrap().header.load(Relaxed)));
+    assert_eq!(waiting.count(), 1, "in place of one that was half-open");
+    for port in 0..fits / 2 {
+        let sent = tables.send(&mut packet(1000 + port, ACK));
+        assert_eq!(sent, Ok(Verdict::Send), "an established one");
+    }
+    tables.check();
+}
+
+#[test]
+fn a_first_packet_that_cannot_leave_leaves_nothing_behind() {
+    let tables = MemoryTables::new(Service::SNAT_POOL, 4, &[u64::MAX]);
+    for (reason, ttl) in [(DropReason::NoRoute, 64), (DropReason::TtlExceeded, 1)] {
+        let mut frame = packet(1000, SYN);
+        frame[22] = ttl;
+        assert_eq!(tables.send_by(&mut frame, Err(reason)), Err(reason));
+        assert_eq!(tables.live().len(), 0);
+        assert_eq!(tables.active(), 0);
+        assert!(tables.reports.borrow().is_empty());
+        tables.check();
+    }
+    assert_eq!(open(&tables, 1000), Ok(Verdict::Send));
+    tables.wait(1);
+    let again = tables.send_by(&mut packet(1000, SYN), Err(DropReason::NoRoute));
+    assert_eq!(again, Err(DropReason::NoRoute));
+    assert_eq!(tables.live().len(), 1, "its first packet has left");
+    tables.check();
 }
 
 /// A packet as a client sends it, or as somebody does who only knows who talks to whom.

@@ -399,23 +399,35 @@ impl Pairs {
             .any(|(_, number)| self.bound(*number))
     }
 
+    /// How many ports the pair with the fewest has; nothing where every client keeps its address.
+    pub(super) fn fewest_ports(&self) -> Option<u32> {
+        let with_address = self
+            .numbers
+            .iter()
+            .filter(|((source, ..), _)| *source != Addr::UNSET);
+        with_address
+            .map(|(_, number)| usable(self.set_of(*number)))
+            .min()
+    }
+
+    fn set_of(&self, number: u16) -> &'static PortSet {
+        let set = self.pairs[usize::from(number)].ports.load(SeqCst);
+        &self.sets[set as usize % self.sets.len()]
+    }
+
     /// How much of every pair is in use.
     pub(super) fn usage(&self) -> Vec<PairUsage> {
         self.numbers
             .iter()
             .map(|((source, member, port), number)| {
                 let pair = &self.pairs[usize::from(*number)];
-                let set = &self.sets[pair.ports.load(SeqCst) as usize % self.sets.len()];
+                let set = self.set_of(*number);
                 let mut usage = PairUsage {
                     source: (*source != Addr::UNSET).then(|| source.to_ip()),
                     member: (*source != Addr::UNSET).then(|| member.to_socket_addr(*port)),
                     used: 0,
                     resting: 0,
-                    usable: set
-                        .words
-                        .iter()
-                        .map(|word| word.load(SeqCst).count_ones())
-                        .sum(),
+                    usable: usable(set),
                 };
                 for (place, bound) in pair.chunks.iter().enumerate() {
                     let bound = bound.load(SeqCst) as usize;
@@ -454,6 +466,11 @@ fn arrange(seed: u64, epoch: u32, entries: &[(Identity, u32)]) -> Option<Vec<[u3
         *bucket.iter_mut().find(|entry| **entry == 0)? = tag << 16 | number;
     }
     Some(table)
+}
+
+fn usable(set: &PortSet) -> u32 {
+    let words = set.words.iter();
+    words.map(|word| word.load(SeqCst).count_ones()).sum()
 }
 
 /// The lowest of the ports of a place.

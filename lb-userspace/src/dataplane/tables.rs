@@ -301,8 +301,9 @@ impl Tables {
         config.chunks = (self.flows.len() as u32) / CHUNK;
         config.flow_mask = self.flow_buckets - 1;
         config.cookie = old.map_or_else(|| std::array::from_fn(|_| random()), |old| old.cookie);
-        // Half of the records: the others stay free for connections that are really opened.
-        config.embryonic = (self.flows_max() as u32 / 2).clamp(1, MAX_HALF_OPEN);
+        // Half of the records, and of the ports of any pair: the others stay free for connections that are really opened.
+        let scarcest = self.pairs.fewest_ports().unwrap_or(u32::MAX);
+        config.embryonic = (scarcest.min(self.flows_max() as u32) / 2).clamp(1, MAX_HALF_OPEN);
         // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
         // half.
         config.epoch = in_use;
