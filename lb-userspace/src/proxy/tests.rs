@@ -8,4 +8,5 @@ mod listeners;
 mod members;
 mod peers;
 mod pressure;
+mod scout;
 mod switch;

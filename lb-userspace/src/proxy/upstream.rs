@@ -127,11 +127,13 @@ impl Link {
     }
 
     /// Connects a member for the box itself.
-    pub(super) async fn open_own(address: SocketAddr, service: &Service) -> Option<Self> {
+    pub(super) async fn open_own(
+        address: SocketAddr,
+        header: ProxyHeader,
+        limit: Duration,
+    ) -> Option<Self> {
         let connect = source::connect_own(address);
-        let limit = service.sessions.timeouts.connect;
-        let header = header::own(service.terms.proxy_protocol);
-        Self::prepared(address, limit, connect, header).await
+        Self::prepared(address, limit, connect, header::own(header)).await
     }
 
     async fn prepared(
