@@ -10,3 +10,4 @@ mod peers;
 mod pressure;
 mod scout;
 mod switch;
+mod unsent;
