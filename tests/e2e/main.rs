@@ -9,6 +9,7 @@ mod hostile;
 mod icmp;
 mod install;
 mod jumbo;
+mod line_endings;
 mod member_down;
 mod members;
 mod mtu;

@@ -8,7 +8,7 @@ use std::{
 
 use lb_userspace::smtp::{
     end::End,
-    session::{Action, ClientSecurity, Facts, Session},
+    session::{Action, Facts, Session, Terms},
     timeouts::Timeouts,
 };
 
@@ -51,14 +51,14 @@ impl fmt::Debug for Outcome {
 
 /// Plays a whole session: the pieces one after the other, then the end of the client's stream.
 pub(crate) fn play<M: Member>(
-    security: ClientSecurity,
+    terms: impl Into<Terms>,
     pieces: &[&[u8]],
     member: &mut M,
     eof: bool,
 ) -> Outcome {
     let now = Instant::now();
     let mut shell = Shell {
-        session: Session::new(security, Timeouts::DEFAULT, now),
+        session: Session::new(terms, Timeouts::DEFAULT, now),
         now,
         member,
         left: pieces.iter().map(|piece| piece.len()).sum(),

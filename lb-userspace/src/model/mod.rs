@@ -21,7 +21,7 @@ use std::{
 use self::policy::Range;
 pub use self::{
     policy::{Guard, Policy, Rule},
-    session::{ProxyHeader, Sessions, Terms},
+    session::{LineEndings, ProxyHeader, Sessions, Terms},
     tls::{
         ClientAuth, ClientTerms, ClientTls, KeyExchange, Pin, ServerTerms, ServerTls, StartTls,
         TlsVersion, UnknownName, Verify,

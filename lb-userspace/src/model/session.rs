@@ -106,6 +106,8 @@ pub struct Terms {
     pub detect_implicit_tls: Option<Duration>,
     /// What becomes of clients that talk before they are greeted.
     pub pregreet: Option<Pregreet>,
+    /// What becomes of bare CRs and LFs in content.
+    pub line_endings: LineEndings,
     /// Its sessions at once; absent: as many as there may be of all.
     pub max_sessions: Option<u32>,
     /// Those of one source network (IPv4 /24, IPv6 /64).
@@ -120,6 +122,7 @@ impl Default for Terms {
             accept_proxy_from: Vec::new(),
             detect_implicit_tls: None,
             pregreet: None,
+            line_endings: LineEndings::Strict,
             max_sessions: None,
             max_sessions_per_source: None,
         }
@@ -148,6 +151,15 @@ pub enum ProxyHeader {
     V1,
     /// The binary header, with what is known of the client's TLS.
     V2,
+}
+
+/// `virtual_server.line_endings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEndings {
+    /// A message with a bare CR or LF is refused.
+    Strict,
+    /// It reaches the member with CRLF in their place, or a space.
+    Normalize,
 }
 
 /// `virtual_server.pregreet`.

@@ -31,6 +31,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// A client that sends and sends.
 const HEARING: Duration = Duration::from_secs(30);
 
+/// Bytes that TLS may hold for a client that does not take them: replies are short.
+const UNSENT: usize = 8 * 1024;
+
 /// A client's connection.
 #[derive(Debug)]
 pub(super) enum ClientStream {
@@ -73,7 +76,9 @@ impl ClientStream {
         };
         match timeout(limit, handshake(tcp, tls)).await {
             Ok(Ok(stream)) => {
-                *self = Self::Tls(Box::new(stream));
+                let mut stream = Box::new(stream);
+                stream.get_mut().1.set_buffer_limit(Some(UNSENT));
+                *self = Self::Tls(stream);
                 Ok(())
             }
             Ok(Err((end, wire))) => {
@@ -82,6 +87,18 @@ impl ClientStream {
             }
             Err(_) => Err(End::TlsTimeout),
         }
+    }
+
+    /// How many bytes TLS has taken and not sent; they are thrown away.
+    #[cfg(test)]
+    pub(super) fn unsent(&mut self) -> usize {
+        let mut bytes = Vec::new();
+        if let Self::Tls(stream) = self {
+            while stream.get_ref().1.wants_write() {
+                stream.get_mut().1.write_tls(&mut bytes).unwrap();
+            }
+        }
+        bytes.len()
     }
 
     /// What was agreed.

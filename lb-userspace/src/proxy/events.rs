@@ -28,6 +28,8 @@ pub const MEMBER_PASSED_OVER: &str = "member-passed-over";
 pub const EARLY_TALKER: &str = "early-talker";
 /// A member failed at TLS or its preparation by another rule of the virtual server; the next one was tried.
 pub const MEMBER_UNFIT: &str = "member-unfit";
+/// A message of a client whose line ends had to be mended; its session is over.
+pub const MESSAGE_NORMALIZED: &str = "message-normalized";
 
 /// Counters; every [`End`] counts under its own word.
 #[derive(Debug, Default)]
@@ -39,6 +41,7 @@ pub(super) struct Events {
     pub(super) member_passed_over: AtomicU64,
     pub(super) early_talker: AtomicU64,
     pub(super) member_unfit: AtomicU64,
+    pub(super) message_normalized: AtomicU64,
     /// When the last complaint about a member was logged.
     complained: Mutex<Option<Instant>>,
 }
@@ -76,6 +79,7 @@ impl Events {
             (MEMBER_PASSED_OVER, &self.member_passed_over),
             (EARLY_TALKER, &self.early_talker),
             (MEMBER_UNFIT, &self.member_unfit),
+            (MESSAGE_NORMALIZED, &self.message_normalized),
         ];
         let all = ends.into_iter().chain(others);
         all.map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
@@ -98,6 +102,6 @@ mod tests {
         for (times, end) in End::ALL.into_iter().enumerate() {
             assert_eq!(counts[end.as_str()], times as u64);
         }
-        assert_eq!(counts.len(), End::ALL.len() + 6);
+        assert_eq!(counts.len(), End::ALL.len() + 7);
     }
 }

@@ -35,7 +35,7 @@ const CLIENT_READ: usize = 64 * 1024;
 /// Most bytes of a member read at once.
 const MEMBER_READ: usize = 16 * 1024;
 /// Replies that may wait for a client that does not read; the member waits beyond.
-const MAX_UNREAD: usize = 64 * 1024;
+const MAX_UNREAD: usize = 8 * 1024;
 /// Bytes moved before the counters are told.
 const COUNT_EVERY: u64 = 64 * 1024;
 /// What a drained queue may keep for the next bytes.

@@ -282,6 +282,7 @@ impl Serving {
             helo: facts.helo.clone(),
             messages: facts.messages,
             recipients: facts.recipients,
+            normalized: facts.normalized,
             bytes_in: pump.moved.to_member,
             bytes_out: pump.moved.to_client,
             last_code: facts.last_code,
@@ -319,6 +320,7 @@ impl Serving {
             helo: None,
             messages: 0,
             recipients: 0,
+            normalized: 0,
             bytes_in: 0,
             bytes_out: 0,
             duration: self.started.elapsed(),
@@ -329,7 +331,10 @@ impl Serving {
     }
 
     fn report(&self, session: SessionEnd) {
-        self.context.events.count_end(session.end);
+        let events = &self.context.events;
+        events.count_end(session.end);
+        let normalized = u64::from(session.normalized);
+        events.message_normalized.fetch_add(normalized, Relaxed);
         self.context.log.session_ended(&session);
     }
 }

@@ -8,4 +8,6 @@ mod listeners;
 mod members;
 mod peers;
 mod pressure;
+mod scout;
 mod switch;
+mod unsent;

@@ -30,6 +30,9 @@ use crate::{
     tls::MemberTls,
 };
 
+/// Bytes that TLS may hold for a member that does not take them: two records, so that content goes in large writes.
+const UNSENT: usize = 32 * 1024;
+
 /// A connection to a member, and the place at it. Dropped, it is reset: whatever a member has seen
 /// of a message then, it cannot take its end for the end of data.
 #[derive(Debug)]
@@ -127,11 +130,13 @@ impl Link {
     }
 
     /// Connects a member for the box itself.
-    pub(super) async fn open_own(address: SocketAddr, service: &Service) -> Option<Self> {
+    pub(super) async fn open_own(
+        address: SocketAddr,
+        header: ProxyHeader,
+        limit: Duration,
+    ) -> Option<Self> {
         let connect = source::connect_own(address);
-        let limit = service.sessions.timeouts.connect;
-        let header = header::own(service.terms.proxy_protocol);
-        Self::prepared(address, limit, connect, header).await
+        Self::prepared(address, limit, connect, header::own(header)).await
     }
 
     async fn prepared(
@@ -165,8 +170,22 @@ impl Link {
         let stream = timeout(limit, handshake).await.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("no TLS within {limit:?}"))
         })??;
-        self.stream = Stream::Tls(Box::new(stream));
+        let mut stream = Box::new(stream);
+        stream.get_mut().1.set_buffer_limit(Some(UNSENT));
+        self.stream = Stream::Tls(stream);
         Ok(())
+    }
+
+    /// How many bytes TLS has taken and not sent; they are thrown away.
+    #[cfg(test)]
+    pub(super) fn unsent(&mut self) -> usize {
+        let mut bytes = Vec::new();
+        if let Stream::Tls(stream) = &mut self.stream {
+            while stream.get_ref().1.wants_write() {
+                stream.get_mut().1.write_tls(&mut bytes).unwrap();
+            }
+        }
+        bytes.len()
     }
 
     /// The box's address towards the member.

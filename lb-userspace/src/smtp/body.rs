@@ -4,15 +4,15 @@
 ///
 /// CRLF.CRLF ends it (RFC 5321 §4.1.1.4) and nothing else does. A CR without LF, a LF without CR and
 /// NUL (RFC 5321 §2.3.8) are reported before the byte is let through, so that a member with laxer
-/// rules sees the same one message.
+/// rules sees the same one message; [`Body::mend`] makes lines of what can be made lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Body {
-    at: At,
+    pub(super) at: At,
 }
 
 /// The place between two bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum At {
+pub(super) enum At {
     /// Behind CRLF; DATA's own CRLF counts.
     #[default]
     LineStart,
@@ -24,6 +24,12 @@ enum At {
     Text,
     /// Behind a CR within a line.
     TextCr,
+    /// Behind a bare LF that became CRLF.
+    SoftStart,
+    /// Behind a dot there, which was doubled.
+    SoftDot,
+    /// Behind a dot that starts a line behind CRLF, and several CRs.
+    DotCrs,
 }
 
 /// What a piece of content turned out to be.
@@ -101,7 +107,7 @@ impl Body {
 
     /// Was the last byte a CR that waits for its LF?
     pub fn holds_cr(&self) -> bool {
-        matches!(self.at, At::DotCr | At::TextCr)
+        matches!(self.at, At::DotCr | At::TextCr | At::DotCrs)
     }
 
     /// Passes a whole block when nothing in it needs a closer look.
@@ -113,7 +119,7 @@ impl Body {
             At::LineStart => b'\n',
             At::Text => b'x',
             At::TextCr => b'\r',
-            At::Dot | At::DotCr => return false,
+            At::Dot | At::DotCr | At::SoftStart | At::SoftDot | At::DotCrs => return false,
         };
         let (Some(&first), Some(&last)) = (block.first(), block.last()) else {
             return true;
@@ -143,6 +149,7 @@ impl Body {
 
     fn step(&mut self, byte: u8) -> Found {
         let (next, found) = match (self.at, byte) {
+            (At::SoftStart | At::SoftDot | At::DotCrs, _) => (At::Text, Found::BareControl),
             (At::DotCr, b'\n') => (At::LineStart, Found::End),
             (At::TextCr, b'\n') => (At::LineStart, Found::Nothing),
             (At::DotCr | At::TextCr, b'\r') => (At::TextCr, Found::BareControl),

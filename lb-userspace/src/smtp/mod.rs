@@ -6,6 +6,7 @@ pub mod capability;
 pub mod command;
 pub mod end;
 pub mod line;
+mod mend;
 pub mod phase;
 pub mod reply;
 pub mod session;

@@ -54,6 +54,8 @@ pub struct SessionEnd {
     pub messages: u32,
     /// Recipients that the member accepted.
     pub recipients: u32,
+    /// Messages whose line ends were mended; said only where there are some.
+    pub normalized: u32,
     /// Bytes of SMTP from the client to the member.
     pub bytes_in: u64,
     /// Bytes of SMTP to the client.
@@ -148,6 +150,9 @@ impl fmt::Display for SessionEnd {
             " messages={} recipients={}",
             self.messages, self.recipients
         )?;
+        if self.normalized > 0 {
+            write!(f, " normalized={}", self.normalized)?;
+        }
         write!(
             f,
             " bytes_in={} bytes_out={}",
@@ -220,6 +225,7 @@ mod tests {
             helo: Some((*b"client.example").into()),
             messages: 2,
             recipients: 3,
+            normalized: 0,
             bytes_in: 4096,
             bytes_out: 512,
             duration: Duration::from_millis(1234),
@@ -245,6 +251,7 @@ mod tests {
             connect: None,
             greeting: None,
             early: true,
+            normalized: 1,
             tls: None,
             starttls_offered: false,
             starttls_used: false,
@@ -258,6 +265,7 @@ mod tests {
         assert!(line.contains(
             " member=- snat=- wait_ms=0 connect_ms=- greeting_ms=- early=yes tls=none suite=- member_tls=none "
         ));
+        assert!(line.contains(" messages=2 recipients=3 normalized=1 bytes_in="));
         assert!(line.ends_with(" code=0 end=no-member by=proxy phase=connect"));
     }
 

@@ -10,7 +10,7 @@ use crate::{
         reader::{At, Field},
     },
     model::{
-        ProxyHeader, Sessions, Snat, Terms,
+        LineEndings, ProxyHeader, Sessions, Snat, Terms,
         policy::Range,
         session::{Pregreet, PregreetAction, SessionTimeouts},
     },
@@ -101,6 +101,7 @@ pub(super) fn terms(
         accept_proxy_from: Range::merged(raw.terms.accept_proxy_from.clone().or(Vec::new())?),
         detect_implicit_tls: detect?,
         pregreet: pregreet?,
+        line_endings: raw.terms.line_endings.clone().or(LineEndings::Strict)?,
         max_sessions: optional(&raw.terms.max_sessions)?,
         max_sessions_per_source: optional(&raw.terms.max_sessions_per_source)?,
     })

@@ -8,7 +8,7 @@ use crate::{
         diagnostic::Faults,
         reader::{At, Field, Section},
     },
-    model::{ProxyHeader, policy::Range},
+    model::{LineEndings, ProxyHeader, policy::Range},
 };
 
 /// `[session]`.
@@ -33,6 +33,7 @@ pub(in crate::config) struct Terms {
     pub(in crate::config) accept_proxy_from: Field<Vec<Range>>,
     pub(in crate::config) detect_implicit_tls: Field<Duration>,
     pub(in crate::config) pregreet: Field<Pregreet>,
+    pub(in crate::config) line_endings: Field<LineEndings>,
     pub(in crate::config) max_sessions: Field<u32>,
     pub(in crate::config) max_sessions_per_source: Field<u32>,
 }
@@ -113,6 +114,15 @@ impl Terms {
                 faults,
             ),
             pregreet: pregreet(section, faults),
+            line_endings: section.choice(
+                "line_endings",
+                &[
+                    ("strict", LineEndings::Strict),
+                    ("normalize", LineEndings::Normalize),
+                ],
+                &[],
+                faults,
+            ),
             max_sessions: limit("max_sessions", section, faults),
             max_sessions_per_source: limit("max_sessions_per_source", section, faults),
         }
@@ -130,6 +140,7 @@ impl Terms {
             ("accept_proxy_from", at(&self.accept_proxy_from)),
             ("detect_implicit_tls", at(&self.detect_implicit_tls)),
             ("pregreet", at(&self.pregreet)),
+            ("line_endings", at(&self.line_endings)),
             ("max_sessions", at(&self.max_sessions)),
             ("max_sessions_per_source", at(&self.max_sessions_per_source)),
         ]

@@ -53,6 +53,7 @@ fn what_is_shown_loads_to_the_same() {
         proxy_protocol = "v1"
         accept_proxy_from = ["10.0.0.0/8", "192.0.2.1-192.0.2.9"]
         pregreet = { wait = "2s", action = "delay", penalty = "1500ms" }
+        line_endings = "normalize"
         max_sessions = 5
         max_sessions_per_source = 4
         [snat.wide]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{accepted::accepted, *};
 use crate::model::{
-    Forward, ProxyHeader, Sessions, Snat, Terms,
+    Forward, LineEndings, ProxyHeader, Sessions, Snat, Terms,
     policy::Range,
     session::{Pregreet, PregreetAction},
 };
@@ -22,7 +22,7 @@ fn a_proxy_has_terms_beside_tls() {
     let all = terms(
         "snat = \"automap\"\nproxy_protocol = \"v2\"\ndetect_implicit_tls = \"200ms\"\n\
          accept_proxy_from = [\"10.9.0.0/16 10.8.0.0/16\", \"2001:db8::1\"]\n\
-         pregreet = { wait = \"2s\", action = \"delay\", penalty = \"5s\" }\n\
+         pregreet = { wait = \"2s\", action = \"delay\", penalty = \"5s\" }\nline_endings = \"normalize\"\n\
          max_sessions = 1000\nmax_sessions_per_source = 10",
     );
     assert_eq!(
@@ -36,6 +36,7 @@ fn a_proxy_has_terms_beside_tls() {
                 wait: Duration::from_secs(2),
                 action: PregreetAction::Delay(Duration::from_secs(5)),
             }),
+            line_endings: LineEndings::Normalize,
             max_sessions: Some(1000),
             max_sessions_per_source: Some(10),
         }

@@ -1,7 +1,7 @@
 //! `[session]`, and what proxy virtual servers have beside TLS, in the words of the file.
 
 use super::{Table, duration, policy, quoted, snat_word};
-use crate::model::session::{Pregreet, PregreetAction, ProxyHeader, Sessions, Terms};
+use crate::model::session::{LineEndings, Pregreet, PregreetAction, ProxyHeader, Sessions, Terms};
 
 pub(super) fn sessions(sessions: &Sessions) -> Table {
     let times = &sessions.timeouts;
@@ -47,6 +47,13 @@ pub(super) fn terms(table: &mut Table, terms: &Terms) {
     if let Some(pregreet) = &terms.pregreet {
         table.number("pregreet", shown(pregreet));
     }
+    table.word(
+        "line_endings",
+        match terms.line_endings {
+            LineEndings::Strict => "strict",
+            LineEndings::Normalize => "normalize",
+        },
+    );
     for (key, limit) in [
         ("max_sessions", terms.max_sessions),
         ("max_sessions_per_source", terms.max_sessions_per_source),

@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::peers::{Kind, Lab, good, mortal, until};
 use crate::{
-    model::{StartTls, Terms},
+    model::{LineEndings, StartTls, Terms},
     smtp::{end::End, timeouts::Timeouts},
 };
 
@@ -410,4 +410,29 @@ fn an_idle_session_is_small() {
     let (pump, future) = crate::proxy::session::sizes();
     assert!(pump <= 1024, "a pump takes {pump} bytes");
     assert!(future <= 1024, "a session's future takes {future} bytes");
+}
+
+#[test]
+fn look_alikes_of_the_end_are_mended_on_the_way_to_the_member() {
+    let terms = Terms {
+        line_endings: LineEndings::Normalize,
+        ..Terms::default()
+    };
+    // Longer than what is mended at once, and than what is read at once.
+    let smuggled = "x\n.\nMAIL FROM:<evil@x>\r.\rDATA\r\n.\n";
+    let lab = Lab::on(Kind::Implicit, &[good], &terms);
+    let mut client = lab.secure(lab.connect());
+    client.reply();
+    client.deliver(&(smuggled.repeat(5000) + "\r\n.\r\n"));
+    client.deliver("as it should be\r\n.\r\n");
+    client.expect("QUIT", "221 ");
+    let mended = "x\r\n..\r\nMAIL FROM:<evil@x> . DATA\r\n..\r\n".repeat(5000);
+    let before = "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n";
+    let seen = format!("{before}{mended}\r\n.\r\n{before}as it should be\r\n.\r\nQUIT\r\nFIN");
+    assert!(lab.seen() == seen, "the member saw something else");
+    let end = lab.end();
+    assert_eq!((end.messages, end.normalized), (2, 1));
+    until("the message to be counted", || {
+        lab.events()["message-normalized"] == 1
+    });
 }

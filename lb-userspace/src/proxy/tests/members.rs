@@ -30,7 +30,7 @@ fn pinned(pair: &Pair, pin: Pin) -> MemberSecurity {
     MemberSecurity::StartTls(member_tls(pair, Verify::Pinned(vec![pin]), None))
 }
 
-const IMPLICIT: Server = |pair| MemberSecurity::Implicit(full(pair, None));
+pub(super) const IMPLICIT: Server = |pair| MemberSecurity::Implicit(full(pair, None));
 const STARTTLS: Server = |pair| MemberSecurity::StartTls(full(pair, Some("member.example")));
 
 fn lab(kind: Kind, server: Server, members: &[Script]) -> Lab {

@@ -9,10 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::peers::{Client, Kind, Lab, Member, PATIENCE, until};
+use super::{
+    members::IMPLICIT,
+    peers::{Client, Kind, Lab, Member, PATIENCE, Setup, TlsClient, until},
+};
 
-/// Most that one session may hold, in bytes: what was read at once, and the queues of both directions.
+/// Most that one session may hold in plaintext, in bytes: what was read at once, and the queues of both directions.
 const HELD: u64 = 256 * 1024;
+/// Of content in TLS on both sides: what was read at once and ahead, and what TLS towards the member has not sent.
+const HELD_CONTENT: u64 = (64 + 80 + 48) * 1024;
+/// Of replies: a record, a reply in the making, the client's queue, and what TLS towards it has not sent.
+const HELD_REPLIES: u64 = (20 + 32 + 40 + 16) * 1024;
 /// Nothing has moved for so long: nothing will.
 const STILL: Duration = Duration::from_millis(300);
 
@@ -60,9 +67,9 @@ fn tell_port(member: &mut Member) {
     let _ = member.log.send(port.to_be_bytes().to_vec());
 }
 
-fn ports(lab: &Lab, client: &Client<std::net::TcpStream>) -> [u16; 2] {
+fn ports(lab: &Lab, client: &std::net::TcpStream) -> [u16; 2] {
     let told = lab.seen.recv_timeout(PATIENCE).unwrap();
-    let own = client.stream.local_addr().unwrap().port();
+    let own = client.local_addr().unwrap().port();
     [own, u16::from_be_bytes([told[0], told[1]])]
 }
 
@@ -71,6 +78,10 @@ static MEASURED: AtomicBool = AtomicBool::new(false);
 
 fn stops_reading(member: &mut Member) {
     tell_port(member);
+    take_and_stop(member);
+}
+
+fn take_and_stop(member: &mut Member) {
     member.say("220 slow\r\n");
     while member.line().is_some_and(|line| line != b"DATA\r\n") {
         member.say("250 ok\r\n");
@@ -88,17 +99,18 @@ fn a_member_that_stops_reading_stops_the_client() {
     client.expect("MAIL FROM:<a@b>", "250 ");
     client.expect("RCPT TO:<c@d>", "250 ");
     client.expect("DATA", "354 ");
-    let ports = ports(&lab, &client);
-    let written = push(
-        &mut client,
-        &[[b'x'; 62].as_slice(), b"\r\n"].concat().repeat(256),
-    );
+    let ports = ports(&lab, &client.stream);
+    let written = push(&mut client, &content());
     let held = written.checked_sub(queued(ports)).unwrap();
     assert!(held < HELD, "{held} of {written} bytes are held");
     assert!(
         written > HELD,
         "nothing stopped the writer: {written} bytes"
     );
+}
+
+fn content() -> Vec<u8> {
+    [[b'x'; 62].as_slice(), b"\r\n"].concat().repeat(256)
 }
 
 /// What the member below said and heard.
@@ -129,10 +141,99 @@ fn a_client_that_stops_reading_stops_the_member() {
     let mut client = lab.connect();
     narrow(&client.stream);
     client.reply();
-    let ports = ports(&lab, &client);
+    let ports = ports(&lab, &client.stream);
     let asked = push(&mut client, &b"RCPT TO:<a@b>\r\n".repeat(256));
     let moved = asked + TALKED.load(Relaxed) - HEARD.load(Relaxed);
     let held = moved.checked_sub(queued(ports)).unwrap();
     assert!(held < HELD, "{held} of {moved} bytes are held");
     assert!(TALKED.load(Relaxed) > HELD, "nothing stopped the member");
+}
+
+/// TLS from the first byte on both sides.
+fn secured(members: &[fn(&mut Member)]) -> (Lab, TlsClient) {
+    let setup = Setup {
+        kind: Kind::Implicit,
+        server: IMPLICIT,
+        ..Setup::default()
+    };
+    let lab = Lab::made(setup, members);
+    let mut client = lab.secure(lab.connect());
+    narrow(&client.stream.sock);
+    client.reply();
+    (lab, client)
+}
+
+/// As [`push`], in records of these bytes; how many bytes of TLS were taken.
+fn push_records(client: &mut TlsClient, record: &[u8]) -> u64 {
+    let stream = &mut client.stream;
+    stream.sock.set_nonblocking(true).unwrap();
+    let (mut written, mut last) = (0, Instant::now());
+    until("the writer to be stopped", || {
+        if !stream.conn.wants_write() {
+            stream.conn.writer().write_all(record).unwrap();
+        }
+        match stream.conn.write_tls(&mut stream.sock) {
+            Ok(count) => (written, last) = (written + count as u64, Instant::now()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        last.elapsed() >= STILL
+    });
+    written
+}
+
+fn stops_reading_in_tls(member: &mut Member) {
+    tell_port(member);
+    assert!(member.secure());
+    take_and_stop(member);
+}
+
+#[test]
+fn a_member_in_tls_that_stops_reading_stops_the_client() {
+    let (lab, mut client) = secured(&[stops_reading_in_tls]);
+    client.expect("MAIL FROM:<a@b>", "250 ");
+    client.expect("RCPT TO:<c@d>", "250 ");
+    client.expect("DATA", "354 ");
+    let ports = ports(&lab, &client.stream.sock);
+    let written = push_records(&mut client, &content());
+    // Records of the session's own making count as held less than they are: 22 bytes of each.
+    let held = written.saturating_sub(queued(ports));
+    assert!(held < HELD_CONTENT, "{held} of {written} bytes are held");
+    assert!(
+        written > HELD_CONTENT,
+        "nothing stopped the writer: {written} bytes"
+    );
+}
+
+/// What the member below said and heard.
+static TALKED_IN_TLS: AtomicU64 = AtomicU64::new(0);
+static HEARD_IN_TLS: AtomicU64 = AtomicU64::new(0);
+
+/// What TLS 1.3 adds to a record: header, type and tag (RFC 8446 §5.2).
+const RECORD: u64 = 5 + 1 + 16;
+
+fn talks_on_in_tls(member: &mut Member) {
+    tell_port(member);
+    assert!(member.secure());
+    member.say("220 talks\r\n");
+    let reply = format!("250 {}\r\n", "x".repeat(1900));
+    while let Some(line) = member.line() {
+        HEARD_IN_TLS.fetch_add(line.len() as u64, Relaxed);
+        if !member.say(&reply) {
+            return;
+        }
+        TALKED_IN_TLS.fetch_add(RECORD + reply.len() as u64, Relaxed);
+    }
+}
+
+#[test]
+fn a_client_in_tls_that_stops_reading_stops_the_member() {
+    let (lab, mut client) = secured(&[talks_on_in_tls]);
+    let ports = ports(&lab, &client.stream.sock);
+    let asked = push_records(&mut client, &b"RCPT TO:<a@b>\r\n".repeat(256));
+    let moved = asked + TALKED_IN_TLS.load(Relaxed) - HEARD_IN_TLS.load(Relaxed);
+    let held = moved.saturating_sub(queued(ports));
+    let most = HELD_CONTENT + HELD_REPLIES;
+    assert!(held < most, "{held} of {moved} bytes are held");
+    let talked = TALKED_IN_TLS.load(Relaxed);
+    assert!(talked > most, "nothing stopped the member: {talked} bytes");
 }

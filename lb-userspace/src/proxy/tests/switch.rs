@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Knows less than [`good`], and some things that that does not know.
-fn legacy(member: &mut Member) {
+pub(super) fn legacy(member: &mut Member) {
     member.say("220 legacy ESMTP\r\n");
     let mut seen = Vec::new();
     while let Some(line) = member.line() {

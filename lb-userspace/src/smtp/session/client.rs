@@ -6,7 +6,7 @@ use super::{
     Action, Border, Client, ClientSecurity, Expect, MAX_QUEUE, Member, Pending, Session, Taken,
 };
 use crate::{
-    model::StartTls,
+    model::{LineEndings, StartTls},
     smtp::{
         body::{Body, Found},
         capability::is_carried,
@@ -45,7 +45,8 @@ impl Session {
     pub fn handle_client(&mut self, input: &[u8], now: Instant) -> Taken {
         let mut at = 0;
         let mut verbatim = 0..0;
-        while at < input.len() && verbatim.is_empty() {
+        let mut mended = false;
+        while at < input.len() && verbatim.is_empty() && !mended {
             let rest = &input[at..];
             let used = match &mut self.client {
                 Client::Command | Client::Exchange => {
@@ -57,6 +58,8 @@ impl Session {
                 Client::Content(_) => {
                     let (used, clean) = self.take_content(rest, now);
                     verbatim = at..at + clean;
+                    // What was written in its place has to go before more is.
+                    mended = clean < used && matches!(self.client, Client::Content(_));
                     used
                 }
                 Client::Chunk(left) => {
@@ -305,15 +308,22 @@ impl Session {
         let Client::Content(body) = &mut self.client else {
             return (0, 0);
         };
-        let held = body.holds_cr();
-        let scan = body.scan(rest);
-        if scan.found != Found::BareControl && held {
-            self.to_member.push(b'\r');
+        let before = *body;
+        let mut scan = body.scan(rest);
+        if scan.found != Found::BareControl {
+            if before.holds_cr() {
+                self.to_member.push(b'\r');
+            }
+        } else if self.line_endings == LineEndings::Normalize {
+            *body = before;
+            scan = body.mend(rest, &mut self.to_member);
+            self.mended = true;
         }
         match scan.found {
             Found::Nothing => self.advance(scan.used, now),
             Found::End => {
                 self.client = Client::Command;
+                self.facts.normalized += u32::from(std::mem::take(&mut self.mended));
                 self.queue.push_back(Pending::Member(Expect::EndOfData));
                 self.hold = true;
                 self.rest(now);

@@ -40,7 +40,7 @@ use super::{
     reply::{Local, Reply, ReplyParser},
     timeouts::Timeouts,
 };
-use crate::model::StartTls;
+use crate::model::{LineEndings, StartTls};
 
 /// TLS towards the client, as far as the dialogue cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Terms {
     pub member_verified: bool,
     /// Clients that stay in plaintext go to another pool.
     pub switches: bool,
+    /// What becomes of bare CRs and LFs in content.
+    pub line_endings: LineEndings,
 }
 
 impl From<ClientSecurity> for Terms {
@@ -73,6 +75,7 @@ impl From<ClientSecurity> for Terms {
             plan: Plan::default(),
             member_verified: false,
             switches: false,
+            line_endings: LineEndings::Strict,
         }
     }
 }
@@ -113,6 +116,8 @@ pub struct Facts {
     pub messages: u32,
     /// Recipients that the member accepted.
     pub recipients: u32,
+    /// Messages whose line ends were mended on their way to the member, whatever it said to them.
+    pub normalized: u32,
     /// The code of the last reply to the client; 0 before the first.
     pub last_code: u16,
     /// Was STARTTLS in an EHLO reply?
@@ -129,6 +134,7 @@ pub struct Session {
     security: ClientSecurity,
     plan: Box<Plan>,
     member_verified: bool,
+    line_endings: LineEndings,
     timeouts: Timeouts,
     tls: bool,
     client: Client,
@@ -170,6 +176,8 @@ pub struct Session {
     transaction: bool,
     /// BDAT was sent and LAST was not answered yet.
     chunked: bool,
+    /// Not all of the present content goes on as it came.
+    mended: bool,
     /// The member knows more of this client than its name.
     tainted: bool,
     /// The last action was [`Action::Close`].
@@ -285,11 +293,13 @@ impl Session {
             plan,
             member_verified,
             switches,
+            line_endings,
         } = terms.into();
         Self {
             security,
             plan: Box::new(plan),
             member_verified,
+            line_endings,
             timeouts,
             tls: security == ClientSecurity::Implicit,
             client: Client::Command,
@@ -316,6 +326,7 @@ impl Session {
             capabilities: Capabilities::default(),
             transaction: false,
             chunked: false,
+            mended: false,
             tainted: false,
             closed: false,
             budget: Budget::default(),

@@ -2,6 +2,7 @@
 
 mod border;
 mod dialogue;
+mod endings;
 mod hostile;
 mod random;
 
