@@ -13,6 +13,7 @@ mod member_down;
 mod members;
 mod mtu;
 mod offload;
+mod own_address;
 mod passthrough;
 mod policies;
 mod prefixes;
