@@ -14,6 +14,7 @@ mod member_down;
 mod members;
 mod mtu;
 mod offload;
+mod own_address;
 mod passthrough;
 mod policies;
 mod prefixes;

@@ -198,7 +198,7 @@ pub fn index(interface: &str) -> u32 {
     name_to_index(socket, interface).expect("an interface index")
 }
 
-fn ip(arguments: &str) -> String {
+pub fn ip(arguments: &str) -> String {
     let out = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()

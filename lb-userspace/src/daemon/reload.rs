@@ -270,8 +270,14 @@ impl Daemon {
             self.lingering.push(lingering);
         }
         drop(plane);
-        let mut gone = old.generation.snat_addresses();
-        gone.retain(|address| !next.generation.snat_addresses().contains(address));
+        // Where the box has no other address, connections come from a virtual one.
+        let sources = |generation: &Generation| {
+            let servers = generation.virtual_servers.iter();
+            let mut addresses = generation.snat_addresses();
+            addresses.extend(servers.map(|server| server.at.address));
+            addresses
+        };
+        let gone = &sources(&old.generation) - &sources(&next.generation);
         self.lingering_snat.extend(gone);
         let [before, now] = [&old.generation.network, &next.generation.network];
         let mut left = before

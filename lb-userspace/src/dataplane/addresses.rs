@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
 use rtnetlink::Handle;
 
@@ -84,6 +84,15 @@ impl Addresses {
         let loopback = self.index(LOOPBACK).await?;
         routes::add_all(&self.handle, generation, loopback).await?;
         replies::add_all(&self.handle, generation, loopback).await?;
+        for message in &present {
+            let preferred = self.is_ours(message) && !is_deprecated(message);
+            if let Some(address) = address_of(message).filter(|it| preferred && it.is_ipv6()) {
+                // A daemon before this one has added it.
+                self.add(message.header.index, address, true)
+                    .await
+                    .with_context(|| format!("cannot change the address {address}"))?;
+            }
+        }
         let mut added = BTreeSet::new();
         for (&address, &index) in &wanted {
             let local = present.iter().any(|message| {
@@ -91,7 +100,7 @@ impl Addresses {
                     && (!self.is_ours(message) || message.header.index == index)
             });
             if !local {
-                self.add(index, address)
+                self.add(index, address, false)
                     .await
                     .with_context(|| format!("cannot add the address {address}"))?;
                 self.announcements.add(address, index);
@@ -286,19 +295,22 @@ impl Addresses {
         }
     }
 
-    async fn add(&self, index: u32, address: IpAddr) -> Result<()> {
+    /// Adds an address, or with `again` says anew what holds for one that is there.
+    async fn add(&self, index: u32, address: IpAddr, again: bool) -> Result<()> {
         let length = if address.is_ipv4() { 32 } else { 128 };
         let mut request = self.handle.address().add(index, address, length);
-        let message = request.message_mut();
-        message
-            .attributes
-            .push(AddressAttribute::Protocol(AddressProtocol::Other(OURS)));
+        let attributes = &mut request.message_mut().attributes;
+        attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(OURS)));
         if address.is_ipv6() {
             // A virtual address is ours by configuration; waiting a second for duplicates would refuse clients.
-            message
-                .attributes
-                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+            attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            // Its 128 bits would make it the source of whatever the box sends (RFC 6724 §5, rule 8); a deprecated one
+            // serves who asks for it, and nobody else where there is another (rule 3).
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+            attributes.push(AddressAttribute::CacheInfo(lifetimes));
         }
+        let request = if again { request.replace() } else { request };
         Ok(request.execute().await?)
     }
 
@@ -405,6 +417,13 @@ fn is_marked(message: &AddressMessage) -> bool {
         .attributes
         .iter()
         .any(|attribute| matches!(attribute, AddressAttribute::Protocol(protocol) if u8::from(*protocol) == OURS))
+}
+
+fn is_deprecated(message: &AddressMessage) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Deprecated)))
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {

@@ -47,6 +47,8 @@ pub(super) struct Pairs {
     numbers: BTreeMap<Identity, u16>,
     /// Sources written for the generation that is being built.
     next_source: u32,
+    /// Pairs of it with the ports that they get when it is in use.
+    new_ports: Vec<(u16, u16)>,
 }
 
 /// How much of a pair is in use.
@@ -89,6 +91,7 @@ impl Pairs {
             flows,
             numbers: BTreeMap::new(),
             next_source: 1,
+            new_ports: Vec::new(),
         };
         for (number, pair) in (0u16..).zip(pairs).skip(1) {
             let (identity, known) = sys::identity(pair);
@@ -127,7 +130,16 @@ impl Pairs {
             self.numbers.remove(&identity);
         }
         self.next_source = 1;
+        // Of one that came to nothing.
+        self.new_ports.clear();
         Ok(())
+    }
+
+    /// The generation is in use: its pairs have its ports.
+    pub(super) fn flipped(&mut self) {
+        for (number, set) in std::mem::take(&mut self.new_ports) {
+            self.change_ports(number, set);
+        }
     }
 
     /// Does any flow, live or resting, belong to it?
@@ -140,7 +152,7 @@ impl Pairs {
         &self.index[from..from + PAIR_BUCKETS as usize]
     }
 
-    /// Writes a source: its pairs are found or made.
+    /// Writes a source: its pairs are found or made. Those that are found keep their ports until [`Self::flipped`].
     ///
     /// # Errors
     ///
@@ -194,7 +206,7 @@ impl Pairs {
     fn pair(&mut self, identity: Identity, ports: &Ports) -> Result<u16> {
         let set = self.set(ports)?;
         if let Some(number) = self.numbers.get(&identity).copied() {
-            self.change_ports(number, set);
+            self.new_ports.push((number, set));
             return Ok(number);
         }
         let number = (1..self.pairs.len().min(BY_KEY as usize))
@@ -223,11 +235,10 @@ impl Pairs {
         if let Some(number) = self.sets.iter().skip(1).position(same) {
             return Ok(number as u16 + 1);
         }
-        let used: BTreeSet<u32> = self
-            .numbers
-            .values()
-            .map(|number| self.pairs[usize::from(*number)].ports.load(SeqCst))
-            .collect();
+        let numbers = self.numbers.values();
+        let now = numbers.map(|number| self.pairs[usize::from(*number)].ports.load(SeqCst));
+        let next = self.new_ports.iter().map(|(_, set)| u32::from(*set));
+        let used: BTreeSet<u32> = now.chain(next).collect();
         let free = (1..self.sets.len())
             .find(|number| !used.contains(&(*number as u32)))
             .with_context(|| format!("more than {} sets of SNAT ports", self.sets.len() - 1))?;
@@ -399,14 +410,18 @@ impl Pairs {
             .any(|(_, number)| self.bound(*number))
     }
 
-    /// How many ports the pair with the fewest has; nothing where every client keeps its address.
+    /// How many ports the pair with the fewest will have; nothing where every client keeps its address.
     pub(super) fn fewest_ports(&self) -> Option<u32> {
+        let changed: BTreeMap<_, _> = self.new_ports.iter().copied().collect();
         let with_address = self
             .numbers
             .iter()
             .filter(|((source, ..), _)| *source != Addr::UNSET);
         with_address
-            .map(|(_, number)| usable(self.set_of(*number)))
+            .map(|(_, number)| match changed.get(number) {
+                Some(set) => usable(&self.sets[usize::from(*set)]),
+                None => usable(self.set_of(*number)),
+            })
             .min()
     }
 

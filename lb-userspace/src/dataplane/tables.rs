@@ -30,6 +30,7 @@ use super::{
     ports::LocalPorts,
     services::{self, Placed, Services},
     sys::{self, Record},
+    views::Automap,
 };
 use crate::model::{Forward, Generation, Name, Snat};
 
@@ -54,8 +55,8 @@ pub(super) struct Tables {
     pub pairs: Pairs,
     /// Buckets of the table of flows.
     flow_buckets: u32,
-    /// Of members with `snat = "automap"`: their source, and the own address that it was written for.
-    pub automap: Index<SocketAddr, (u16, Option<IpAddr>)>,
+    /// Of the generation in use.
+    pub automap: Automap,
     /// What the box itself uses.
     pub local_ports: Option<LocalPorts>,
     /// Programs that are loaded later still name these.
@@ -98,7 +99,7 @@ impl Tables {
         Ok(Self {
             pairs: Pairs::open(ebpf, flows, &mut keep)?,
             flow_buckets: info.max_entries(),
-            automap: Index::new(),
+            automap: Automap::new(),
             local_ports: None,
             flows,
             config: loader::map(ebpf, "CONFIG")?.try_into()?,
@@ -230,6 +231,21 @@ impl Tables {
         generation: &Generation,
         numbers: &Numbers,
         up: impl Fn(u16) -> bool,
+        config: Config,
+    ) -> Result<()> {
+        let applied = self.build_and_flip(generation, numbers, up, config);
+        if applied.is_err() {
+            // Pairs that it has made are needed by nobody.
+            self.pairs.begin(self.next_epoch() ^ 1)?;
+        }
+        applied
+    }
+
+    fn build_and_flip(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        up: impl Fn(u16) -> bool,
         mut config: Config,
     ) -> Result<()> {
         let old = self.config();
@@ -243,16 +259,8 @@ impl Tables {
             None => Vec::new(),
         };
         self.pairs.begin(in_use)?;
-        self.automap.clear();
         let local_ports = LocalPorts::read(generation);
         let views = self.write_pools(generation, numbers, epoch, &local_ports)?;
-        self.local_ports = Some(local_ports);
-        for pool in generation.pools.values() {
-            for member in &pool.members {
-                let number = numbers.members[&(pool.name.clone(), member.address)];
-                self.write_member(number, &pool.name, member.address, up(number))?;
-            }
-        }
         let mut placed = Vec::new();
         for server in &generation.virtual_servers {
             let (forward, snat) = match &server.forward {
@@ -267,7 +275,7 @@ impl Tables {
                     Some(Snat::Automap) => Service::SNAT_AUTOMAP,
                     Some(Snat::Pool(_)) => Service::SNAT_POOL,
                 },
-                pool: views[&(server.pool.clone(), snat)],
+                pool: views.pools[&(server.pool.clone(), snat)],
                 flags: if matches!(
                     server.forward,
                     Forward::Passthrough {
@@ -304,6 +312,13 @@ impl Tables {
         // Half of the records, and of the ports of any pair: the others stay free for connections that are really opened.
         let scarcest = self.pairs.fewest_ports().unwrap_or(u32::MAX);
         config.embryonic = (scarcest.min(self.flows_max() as u32) / 2).clamp(1, MAX_HALF_OPEN);
+        // All that can be too much has been found to fit: from here on, what the generation in use goes by changes.
+        for pool in generation.pools.values() {
+            for member in &pool.members {
+                let number = numbers.members[&(pool.name.clone(), member.address)];
+                self.write_member(number, &pool.name, member.address, up(number))?;
+            }
+        }
         // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
         // half.
         config.epoch = in_use;
@@ -313,6 +328,9 @@ impl Tables {
         self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         self.config.set(0, Record(config), 0)?;
+        self.pairs.flipped();
+        self.automap = views.automap;
+        self.local_ports = Some(local_ports);
         Ok(())
     }
 

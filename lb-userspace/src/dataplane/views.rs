@@ -23,16 +23,27 @@ use crate::model::{Forward, Generation, Method, Name, Snat};
 /// Slots of a lane: what a pair without an address lends.
 const LANE: u64 = 1 << 16;
 
+/// Of members with `snat = "automap"`: their source, and the own address that it was written for.
+pub(super) type Automap = Index<SocketAddr, (u16, Option<IpAddr>)>;
+
+/// The pools of a generation, written aside.
+#[derive(Default)]
+pub(super) struct Views {
+    /// The index of each pool with a kind of SNAT.
+    pub pools: Index<(Name, Option<Snat>), u32>,
+    pub automap: Automap,
+}
+
 impl Tables {
-    /// Writes every pool, once for each kind of SNAT it is used with; their indices.
+    /// Writes every pool, once for each kind of SNAT it is used with.
     pub(super) fn write_pools(
         &mut self,
         generation: &Generation,
         numbers: &Numbers,
         epoch: u32,
         local_ports: &LocalPorts,
-    ) -> Result<Index<(Name, Option<Snat>), u32>> {
-        let mut views = Index::new();
+    ) -> Result<Views> {
+        let mut views = Views::default();
         let mut index = 0;
         let mut sources = Index::new();
         for (turn, pool) in (1u32..).zip(generation.pools.values()) {
@@ -70,14 +81,23 @@ impl Tables {
                     record.sources[place] = match sources.get(&key) {
                         Some(source) => *source,
                         None => {
-                            self.write_source(generation, epoch, snat, member.address, local_ports)?
+                            let automap = &mut views.automap;
+                            let member = member.address;
+                            self.write_source(
+                                generation,
+                                epoch,
+                                snat,
+                                member,
+                                local_ports,
+                                automap,
+                            )?
                         }
                     };
                     sources.insert(key, record.sources[place]);
                 }
                 let at = epoch * MAX_VIEWS + index;
                 self.pools.set(at, Record(record), 0)?;
-                views.insert((pool.name.clone(), snat), at);
+                views.pools.insert((pool.name.clone(), snat), at);
             }
         }
         for rest in index + 1..MAX_VIEWS {
@@ -105,6 +125,7 @@ impl Tables {
         snat: &Snat,
         member: SocketAddr,
         local_ports: &LocalPorts,
+        automap: &mut Automap,
     ) -> Result<u16> {
         let to = (Addr::from(member.ip()), member.port().to_be());
         match snat {
@@ -125,7 +146,7 @@ impl Tables {
                     .map(|(own, ports)| ((Addr::from(*own), to.0, to.1), ports))
                     .collect();
                 let source = self.pairs.source(epoch, &pairs)?;
-                self.automap.insert(member, (source, own));
+                automap.insert(member, (source, own));
                 Ok(source)
             }
             Snat::Pool(name) => {
@@ -166,6 +187,7 @@ impl Tables {
         self.pairs.enter(config.seed(), config.epoch, identity)?;
         self.pairs
             .write_source(u32::from(source), &[(identity, &ports)])?;
+        self.pairs.flipped();
         self.automap.insert(member, (source, Some(own)));
         log::info!("connections to {member} now come from {own}");
         Ok(())
@@ -173,7 +195,7 @@ impl Tables {
 }
 
 /// The address the kernel would use towards a member: connecting a UDP socket asks the routing table, and sends nothing.
-fn own_address_towards(member: SocketAddr) -> Option<IpAddr> {
+pub(super) fn own_address_towards(member: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = match member {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
         SocketAddr::V6(_) => ([0u16; 8], 0).into(),
