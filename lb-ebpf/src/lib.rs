@@ -63,7 +63,7 @@ pub use crate::{
     forward::Egress,
     frame::Frame,
     icmp::icmp,
-    odd::odd,
+    odd::{odd, refuse},
     parse::Packet,
     shift::{Workspace, shift},
     tables::Tables,
@@ -79,6 +79,8 @@ pub enum Verdict {
     Send,
     /// Another program goes on with it, unchanged.
     Jump(Jump),
+    /// Not carried, and answered with RST by us, since the stack does not see it.
+    Reset(DropReason),
 }
 
 /// Carries a packet of a connection that is there, and says who goes on with others.

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     checksum::Delta,
     cookie,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, LOOPBACK},
     reason::DropReason,
     service::Service,
     shift::{self as rule, Act, PLAIN, SETTLED, UNSENT, header, instant, waiting, waits},
@@ -89,7 +89,7 @@ pub fn shift<F: Reshape, T: Tables>(
     let turns = came as u32 == Direction::Reverse as u32 && turns(flow, packet.flags);
     let direction = if turns { Direction::Forward } else { came };
     forward::way(frame, packet, flow, direction, now, egress)?;
-    if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == odd::LOOPBACK) {
+    if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == LOOPBACK) {
         return Ok(Verdict::Pass);
     }
     if packet.l4 > LONGEST {
