@@ -53,7 +53,6 @@ use lb_common::{
     layout::Jump,
     reason::DropReason,
     service::{Config, Service},
-    tcp::Direction,
 };
 
 pub use crate::{
@@ -196,7 +195,8 @@ fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Jump(Jump::Shift));
     }
     let (direction, now) = (hit.direction(), tables.now());
-    if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
+    // Replies go back behind the client's tags. A client without them may have lost those that its record knows.
+    if flow.vlan.load(Relaxed) != 0 {
         return Ok(Verdict::Jump(Jump::Odd));
     }
     forward::way(frame, packet, flow, direction, now, egress)?;

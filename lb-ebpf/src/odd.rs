@@ -154,7 +154,7 @@ pub(crate) fn leave<F: Frame>(
 }
 
 /// Remembers where packets come from of a client that no routing table leads to: a tagged one, or one on the box itself.
-/// Replies go back the same way.
+/// Replies go back the same way, until one comes without tags.
 #[inline(always)]
 pub(crate) fn note_way_back<F: Frame>(
     frame: &F,
@@ -168,10 +168,14 @@ pub(crate) fn note_way_back<F: Frame>(
     } else {
         link.vlan
     };
+    let way = &flow.ways[Direction::Reverse as usize];
     if vlan == 0 {
+        if flow.vlan.load(Relaxed) != 0 {
+            way.resolved.store(0, Relaxed);
+            flow.vlan.store(0, Relaxed);
+        }
         return Ok(());
     }
-    let way = &flow.ways[Direction::Reverse as usize];
     if flow.vlan.load(Relaxed) == vlan && way.resolved.load(Relaxed) == tick(now) {
         return Ok(());
     }

@@ -274,6 +274,32 @@ fn tags_alone_make_it_our_answer() {
     }
 }
 
+#[test]
+fn a_client_that_loses_its_tags_is_answered_without() {
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
+    let tag = [[0x81, 0, 0, 10]];
+    let mut syn = tagged(packet(1, SYN), &tag);
+    tables.send(&mut syn).unwrap();
+    let slot = tables.live()[0];
+    let reply_length = || {
+        let mut answer = packet(1, SYN | ACK);
+        answer[26..30].copy_from_slice(&syn[30..34]);
+        answer[30..34].copy_from_slice(&[10, 0, 1, CLIENT]);
+        answer[34..38].rotate_left(2);
+        assert_eq!(tables.send(&mut answer), Ok(Verdict::Send));
+        answer.len()
+    };
+    assert_eq!(reply_length(), 58);
+    assert_eq!(tables.send(&mut packet(1, ACK)), Ok(Verdict::Send));
+    assert_eq!(tables.flow(slot).unwrap().vlan.load(Relaxed), 0);
+    assert_eq!(reply_length(), 54);
+    assert_eq!(
+        tables.send(&mut tagged(packet(1, ACK), &tag)),
+        Ok(Verdict::Send)
+    );
+    assert_eq!(reply_length(), 58, "and with them again");
+}
+
 /// What is odd, with bytes of it wrong: nobody panics, nothing leaks, and what is left to the stack is untouched.
 #[test]
 fn hostile_bytes_are_survived() {
