@@ -161,7 +161,8 @@ pub struct Flow {
     pub bytes: [AtomicU64; 2],
     /// Member number in the low half, virtual server number in the high half.
     pub owners: AtomicU32,
-    /// The VLAN tags of the client's side, inner in the high half; 0 for none.
+    /// The VLAN tags of the client's side, inner in the high half, as [`crate::vlan`] holds them; 0 for none, [`LOOPBACK`]
+    /// for a client on the box.
     pub vlan: AtomicU32,
     /// The client's first data byte (sequence number), where a header is inserted before it.
     pub first: AtomicU32,
@@ -179,6 +180,9 @@ const _: () = assert!(
     size_of::<Flow>() == 192,
     "Flow: layout changed, bump ABI_VERSION"
 );
+
+/// In [`Flow::vlan`]: the client is on the box. No frame has these tags, since 4095 is no VLAN.
+pub const LOOPBACK: u32 = u32::MAX;
 
 /// In [`Flow::generation`]: the member sent the last reset that counted, not the client.
 const RESET_BY_MEMBER: u32 = 1 << 31;

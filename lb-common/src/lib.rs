@@ -20,3 +20,4 @@ pub mod service;
 pub mod shift;
 pub mod stats;
 pub mod tcp;
+pub mod vlan;

@@ -23,6 +23,13 @@ macro_rules! reasons {
                 )
             }
 
+            /// Is its sender told by RST that there is no connection? By the stack, which does not see frames with VLAN
+            /// tags: there by the packet programs.
+            #[inline(always)]
+            pub const fn is_told(self) -> bool {
+                matches!(self, Self::NoMember | Self::NoFlow)
+            }
+
             /// Every reason, by number.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
@@ -37,13 +44,13 @@ macro_rules! reasons {
 reasons! {
     /// The packet ends inside a header.
     Truncated = 0 "truncated",
-    /// No member of the pool is up; the stack answers with RST.
+    /// No member of the pool is up; the client gets a RST.
     NoMember = 1 "no-member",
     /// Every flow record is in use by a live flow; the new connection is dropped and may be retried.
     FlowTableFull = 2 "flow-table-full",
     /// Every port of every SNAT address towards the member is in use; the new connection is dropped and may be retried.
     PortsExhausted = 3 "ports-exhausted",
-    /// A packet for a virtual server that belongs to no flow; the stack answers with RST.
+    /// A packet for a virtual server that belongs to no flow; its sender gets a RST.
     NoFlow = 4 "no-flow",
     /// TTL or hop limit used up.
     TtlExceeded = 5 "ttl-exceeded",
@@ -63,7 +70,7 @@ reasons! {
     ForeignVlan = 12 "foreign-vlan",
     /// An ICMP redirect about a flow: it would lead one end around the translation.
     IcmpRedirect = 13 "icmp-redirect",
-    /// A packet that an ICMP error would have answered, but there were too many, or it is no first fragment.
+    /// A packet that an ICMP error, or a RST behind VLAN tags, would have answered, but there were too many, or it is a fragment.
     NoAnswer = 14 "no-answer",
     /// A fragment of a flow's packet that came before the first; the stack got it, the sender repeats the segment.
     EarlyFragment = 15 "early-fragment",

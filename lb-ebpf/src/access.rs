@@ -6,13 +6,10 @@ use lb_common::{
     layout::MAX_VIRTUAL_SERVERS,
     reason::DropReason,
     service::Config,
+    vlan::outer,
 };
 
-use crate::{
-    Frame, Tables,
-    parse::{self, Deep},
-    tables::Access,
-};
+use crate::{Frame, Tables, parse::Deep, tables::Access};
 
 /// A connection that somebody wants to open.
 #[repr(C)]
@@ -34,7 +31,7 @@ impl Knock {
         let arrival = Arrival {
             source: key.src,
             interface: frame.ingress(),
-            vlan: parse::outer(deep.link.vlan) as u16,
+            vlan: outer(deep.link.vlan) as u16,
         };
         Self {
             key,

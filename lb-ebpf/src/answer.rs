@@ -1,5 +1,6 @@
 //! Answers of our own: ICMP errors about a packet that cannot go on because its time is over, because the next link is too
-//! small, or because a policy rejects it; and RST, where the policy says so.
+//! small, or because a policy rejects it; and RST, where the policy says so, or where tags hide a packet of no connection
+//! from the stack, which would have sent it.
 //!
 //! The error goes back the way the packet came, and says it is from where the packet was sent to: the client talks to
 //! the virtual address and to nobody else, and so does the member to the SNAT address. nftables NAT does the same.
@@ -75,7 +76,7 @@ pub fn answer<F: Frame, T: Tables>(
     }
     back(frame, egress)?;
     let [kind4, kind6] = kinds(notice.reason);
-    if notice.reason == DropReason::PolicyReset as u32 {
+    if by_reset(notice.reason) {
         reset(frame)?;
     } else if link.kind == EtherType::Ipv4 as u16 {
         v4(frame, &link, kind4, notice.mtu, tables.now())?;
@@ -99,6 +100,15 @@ pub(crate) fn back<F: Frame>(frame: &F, egress: &mut Egress) -> Result<(), DropR
         *to = crate::frame::word(pair);
     }
     Ok(())
+}
+
+/// Is the answer a RST?
+#[inline(always)]
+const fn by_reset(reason: u32) -> bool {
+    const POLICY: u32 = DropReason::PolicyReset as u32;
+    const MEMBER: u32 = DropReason::NoMember as u32;
+    const FLOW: u32 = DropReason::NoFlow as u32;
+    matches!(reason, POLICY | MEMBER | FLOW)
 }
 
 /// Type and code for IPv4 and IPv6 (RFC 792, RFC 1812 §5.2.7.1, RFC 4443 §3).

@@ -9,7 +9,7 @@ use core::{mem::offset_of, sync::atomic::Ordering::Relaxed};
 
 use lb_common::{
     checksum::Delta,
-    flow::FlowKey,
+    flow::{FlowKey, LOOPBACK},
     reason::DropReason,
     tcp::{self, Direction},
 };
@@ -21,7 +21,7 @@ use network_types::{
 use crate::{
     Egress, Frame, Packet, Tables, Verdict, flow, forward,
     frame::{addresses, halves, word},
-    odd::{LOOPBACK, check_vlan, leave},
+    odd::{check_vlan, leave},
     parse::{self, Link, QUOTED_TCP, Walk},
     rewrite,
 };

@@ -53,7 +53,6 @@ use lb_common::{
     layout::Jump,
     reason::DropReason,
     service::{Config, Service},
-    tcp::Direction,
 };
 
 pub use crate::{
@@ -63,7 +62,7 @@ pub use crate::{
     forward::Egress,
     frame::Frame,
     icmp::icmp,
-    odd::odd,
+    odd::{odd, refuse},
     parse::Packet,
     shift::{Workspace, shift},
     tables::Tables,
@@ -79,6 +78,8 @@ pub enum Verdict {
     Send,
     /// Another program goes on with it, unchanged.
     Jump(Jump),
+    /// Not carried, and answered with RST by us, since the stack does not see it.
+    Reset(DropReason),
 }
 
 /// Carries a packet of a connection that is there, and says who goes on with others.
@@ -192,7 +193,8 @@ fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Jump(Jump::Shift));
     }
     let (direction, now) = (hit.direction(), tables.now());
-    if direction == Direction::Reverse && flow.vlan.load(Relaxed) != 0 {
+    // Replies go back behind the client's tags. A client without them may have lost those that its record knows.
+    if flow.vlan.load(Relaxed) != 0 {
         return Ok(Verdict::Jump(Jump::Odd));
     }
     forward::way(frame, packet, flow, direction, now, egress)?;

@@ -45,12 +45,12 @@ mod stage {
 
     #[inline(always)]
     pub(super) fn open<F: Reshape>(frame: &mut F, _: &mut Egress) -> Outcome {
-        lb_ebpf::open(frame, &KernelTables)
+        lb_ebpf::open(frame, &KernelTables).or_else(|reason| lb_ebpf::refuse(frame, reason))
     }
 
     #[inline(always)]
     pub(super) fn odd<F: Reshape>(frame: &mut F, egress: &mut Egress) -> Outcome {
-        lb_ebpf::odd(frame, &KernelTables, egress)
+        lb_ebpf::odd(frame, &KernelTables, egress).or_else(|reason| lb_ebpf::refuse(frame, reason))
     }
 
     #[inline(always)]
@@ -73,7 +73,7 @@ mod stage {
 
     #[inline(always)]
     pub(super) fn redeem<F: Reshape>(frame: &mut F, _: &mut Egress) -> Outcome {
-        lb_ebpf::redeem(frame, &KernelTables)
+        lb_ebpf::redeem(frame, &KernelTables).or_else(|reason| lb_ebpf::refuse(frame, reason))
     }
 
     /// What is half an answer goes nowhere.
@@ -179,17 +179,18 @@ fn pass(_: XdpContext) -> u32 {
 
 #[inline(always)]
 fn tc_verdict(context: &TcContext, verdict: Result<Verdict, DropReason>, egress: &Egress) -> i32 {
-    let reason = match verdict {
+    let (reason, answered) = match verdict {
         Ok(Verdict::Pass) => return TC_ACT_UNSPEC,
         Ok(Verdict::Send) => return tc::send(egress),
-        Ok(Verdict::Jump(jump)) => jumped(context, &TC_JUMPS, jump),
-        Err(reason) => reason,
+        Ok(Verdict::Jump(jump)) => (jumped(context, &TC_JUMPS, jump), false),
+        Ok(Verdict::Reset(reason)) => (reason, true),
+        Err(reason) => (reason, reason.answered()),
     };
-    if reason.answered() && answerable(context, reason, egress) {
+    if answered && answerable(context, reason, egress) {
         let _ = jumped(context, &TC_JUMPS, Jump::Answer);
         return TC_ACT_SHOT;
     }
-    match refused(context, reason) {
+    match refused(context, reason, reason.to_stack()) {
         true => TC_ACT_UNSPEC,
         false => TC_ACT_SHOT,
     }
@@ -202,17 +203,18 @@ fn xdp_verdict(
     egress: &Egress,
     jumps: &ProgramArray,
 ) -> u32 {
-    let reason = match verdict {
+    let (reason, answered) = match verdict {
         Ok(Verdict::Pass) => return XDP_PASS,
         Ok(Verdict::Send) => return xdp::send(context, egress),
-        Ok(Verdict::Jump(jump)) => jumped(context, jumps, jump),
-        Err(reason) => reason,
+        Ok(Verdict::Jump(jump)) => (jumped(context, jumps, jump), false),
+        Ok(Verdict::Reset(reason)) => (reason, true),
+        Err(reason) => (reason, reason.answered()),
     };
-    if reason.answered() && answerable(context, reason, egress) {
+    if answered && answerable(context, reason, egress) {
         let _ = jumped(context, jumps, Jump::Answer);
         return XDP_DROP;
     }
-    match refused(context, reason) {
+    match refused(context, reason, reason.to_stack()) {
         true => XDP_PASS,
         false => XDP_DROP,
     }
@@ -234,24 +236,19 @@ fn answerable<C: EbpfContext>(context: &C, reason: DropReason, egress: &Egress) 
         maps::count_drop(DropReason::NoAnswer);
         return false;
     }
-    let _ = refused(context, reason);
-    true
+    !refused(context, reason, false)
 }
 
-/// Counts and logs a packet that was not carried; true when the stack gets it.
+/// Counts and logs a packet that was not carried; says again whether the stack gets it.
 #[inline(always)]
-fn refused<C: EbpfContext>(context: &C, reason: DropReason) -> bool {
+fn refused<C: EbpfContext>(context: &C, reason: DropReason, to_stack: bool) -> bool {
     maps::count_drop(reason);
     // SAFETY: the loader writes it once, before the program runs; volatile, so that the value here is not assumed.
     if unsafe { core::ptr::read_volatile(&raw const KERNEL_LOG) } != 0 {
-        let fate = if reason.to_stack() {
-            "to the stack"
-        } else {
-            "dropped"
-        };
+        let fate = if to_stack { "to the stack" } else { "dropped" };
         info!(context, "{}: {}", fate, reason.word());
     }
-    reason.to_stack()
+    to_stack
 }
 
 #[panic_handler]

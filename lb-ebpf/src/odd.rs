@@ -4,18 +4,19 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
-    flow::{Flow, Hit},
+    flow::{Flow, Hit, LOOPBACK},
     layout::Jump,
     reason::DropReason,
     service::Service,
     tcp::{Direction, Flags, Phase, tick},
+    vlan::outer,
 };
 
 use crate::{
     Egress, Frame, Tables, Verdict,
     flow::{self, Note},
     forward,
-    parse::{self, Deep, Link, Part},
+    parse::{Deep, Link, Part},
     rewrite, service, shift,
 };
 
@@ -61,6 +62,25 @@ pub fn odd<F: Frame, T: Tables>(
         check_vlan(tables, deep.link.vlan)?;
     }
     carry(frame, tables, deep, hit, egress)
+}
+
+/// What becomes of a packet that was not carried: behind tags its sender is told by us, where the stack would have. A RST is
+/// never answered (RFC 9293 §3.10.7.1).
+///
+/// # Errors
+///
+/// The same reason, for all others.
+#[inline(always)]
+pub fn refuse<F: Frame>(frame: &mut F, reason: DropReason) -> Result<Verdict, DropReason> {
+    let mut room = Deep::default();
+    if reason.is_told()
+        && let Ok(Some(deep)) = frame.deep(&mut room)
+        && deep.link.vlan != 0
+        && !deep.packet.flags.any(Flags::RST)
+    {
+        return Ok(Verdict::Reset(reason));
+    }
+    Err(reason)
 }
 
 /// Rewrites such a packet of a flow and finds its way out.
@@ -137,7 +157,7 @@ pub(crate) fn leave<F: Frame>(
 }
 
 /// Remembers where packets come from of a client that no routing table leads to: a tagged one, or one on the box itself.
-/// Replies go back the same way.
+/// Replies go back the same way, until one comes without tags.
 #[inline(always)]
 pub(crate) fn note_way_back<F: Frame>(
     frame: &F,
@@ -151,10 +171,14 @@ pub(crate) fn note_way_back<F: Frame>(
     } else {
         link.vlan
     };
+    let way = &flow.ways[Direction::Reverse as usize];
     if vlan == 0 {
+        if flow.vlan.load(Relaxed) != 0 {
+            way.resolved.store(0, Relaxed);
+            flow.vlan.store(0, Relaxed);
+        }
         return Ok(());
     }
-    let way = &flow.ways[Direction::Reverse as usize];
     if flow.vlan.load(Relaxed) == vlan && way.resolved.load(Relaxed) == tick(now) {
         return Ok(());
     }
@@ -170,15 +194,13 @@ pub(crate) fn note_way_back<F: Frame>(
     Ok(())
 }
 
-/// In place of tags: the client is on the box. No frame has these tags, since 4095 is no VLAN.
-pub(crate) const LOOPBACK: u32 = u32::MAX;
 /// Index of the interface `lo`, the same in every network namespace (linux/net_namespace.h).
 const LOOPBACK_INTERFACE: u32 = 1;
 
 /// Is a tagged frame of a VLAN that clients may use?
 #[inline(always)]
 pub(crate) fn check_vlan<T: Tables>(tables: &T, vlan: u32) -> Result<(), DropReason> {
-    if vlan != 0 && !tables.vlan_allowed(parse::outer(vlan)) {
+    if vlan != 0 && !tables.vlan_allowed(outer(vlan)) {
         return Err(DropReason::ForeignVlan);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The first packet of a connection turned into the RST that refuses it.
+//! A packet turned into the RST that says that there is no such connection.
 
 use core::mem::offset_of;
 
@@ -6,7 +6,7 @@ use lb_common::{
     checksum::{Delta, fold},
     flow::FlowKey,
     reason::DropReason,
-    tcp::at,
+    tcp::{Flags, at},
 };
 use network_types::{
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -22,10 +22,12 @@ use crate::{
 
 /// TTL and hop limit of what we say, as Linux sends it.
 const TTL: u8 = 64;
-/// Five words of header, RST and ACK, as they lie in memory.
-const RST: u16 = u16::from_ne_bytes([5 << 4, 0x14]);
+/// Five words of header, as they lie in memory: RST, and RST with ACK.
+const RST: u16 = u16::from_ne_bytes([5 << 4, 0x04]);
+const RST_ACK: u16 = u16::from_ne_bytes([5 << 4, 0x14]);
 
-/// Turns a SYN without tags, options of IPv4 or extension headers into its RST (RFC 9293 §3.10.7.1).
+/// Turns a packet without tags or extension headers into its RST: with the number that it acknowledges, or else as an
+/// acknowledgement of itself (RFC 9293 §3.10.7.1).
 ///
 /// # Errors
 ///
@@ -49,14 +51,19 @@ pub(crate) fn reset<F: Frame>(frame: &mut F) -> Result<(), DropReason> {
     };
     frame.cut(l4 + TcpHdr::LEN)?;
     header(frame, &packet, &reply)?;
-    let [high, low] = halves(packet.next().to_be());
+    let number = halves(packet.acknowledgement.to_be());
+    let next = halves(packet.next().to_be());
+    let ([sh, sl], [ah, al], flags) = match packet.flags.any(Flags::ACK) {
+        true => (number, [0; 2], RST),
+        false => ([0; 2], next, RST_ACK),
+    };
     let (sport, dport) = (reply.sport, reply.dport);
     let ends = ends + word_of(TcpHdr::LEN as u32);
-    let words = [sport, dport, high, low, RST];
+    let words = [sport, dport, sh, sl, ah, al, flags];
     let all = ends + words.iter().map(|word| u64::from(*word)).sum::<u64>();
     let field = if unfinished { fold(ends) } else { !fold(all) };
-    frame.store(l4, [sport, dport, 0, 0, high, low])?;
-    frame.store(l4 + 12, [RST, 0])?;
+    frame.store(l4, [sport, dport, sh, sl, ah, al])?;
+    frame.store(l4 + 12, [flags, 0])?;
     frame.store(l4 + at::CHECKSUM, [field, 0])
 }
 

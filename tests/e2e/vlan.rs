@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lb_common::event::Cause;
 use tests::{
     twin::{
-        BOX_MACS, Boxes, CLIENT_MAC, Ends, Leg, MEMBER_MAC, Packet, Segment, address, ends, framed,
-        ip,
+        BOX_MACS, Boxes, CLIENT_MAC, Ends, Leg, MEMBER_MAC, Packet, Segment, address, ends, fold,
+        framed, ip, pseudo, sum,
     },
     wait::wait_for,
 };
 
+const FIN: u16 = 0x01;
 const SYN: u16 = 0x02;
+const RST: u16 = 0x04;
 const ACK: u16 = 0x10;
 /// Long enough for the slowest machine; an answer takes microseconds.
 const SOON: Duration = Duration::from_secs(5);
@@ -193,6 +196,148 @@ fn carries(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
     let out = trunk.next(CLIENT, is_icmp)?;
     ensure!(out[12..12 + tags.len()] == *tags, "error: {out:02x?}");
     Ok(())
+}
+
+/// What a TCP header says: flags, sequence number, acknowledgement.
+fn said(ip: &[u8]) -> (u16, u32, u32) {
+    let tcp = &ip[if ip[0] >> 4 == 4 { 20 } else { 40 }..];
+    let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+    (u16::from(tcp[13]), number(4), number(8))
+}
+
+fn is_reset(ip: &[u8]) -> bool {
+    is_tcp(ip) && said(ip).0 & RST != 0
+}
+
+impl Trunk {
+    /// Sends a segment of these flags, numbers and length, with tags.
+    fn say(
+        &mut self,
+        (leg, ends, port): (Leg, &Ends, u16),
+        (flags, seq, ack): (u16, u32, u32),
+        payload: usize,
+        tags: &[u8],
+    ) -> Result<()> {
+        let mut segment = segment(leg, flags, payload, 64);
+        (segment.seq, segment.ack) = (seq, ack);
+        self.pass(&mut Packet::Whole(segment), ends, port, tags)
+    }
+
+    /// The client is told that there is no connection, by a whole packet from the virtual address.
+    fn told(&mut self, ends: &Ends, tags: &[u8], expected: (u16, u32, u32)) -> Result<()> {
+        let out = self.next(CLIENT, is_reset)?;
+        ensure!(out[12..12 + tags.len()] == *tags, "tags: {out:02x?}");
+        let bytes = ip(&out).context("an IP packet")?;
+        let got = said(bytes);
+        ensure!(got == expected, "{got:x?} instead of {expected:x?}");
+        let v6 = ends.client.is_ipv6();
+        let (header, length) = if v6 {
+            (40, 40 + usize::from(bytes[5]))
+        } else {
+            ensure!(fold(sum(&bytes[..20])) == 0xffff, "header: {bytes:02x?}");
+            (20, usize::from(bytes[3]))
+        };
+        ensure!(length == header + 20, "length: {bytes:02x?}");
+        let tcp = &bytes[header..length];
+        let base = pseudo(ends.service.ip(), ends.client.ip(), 6, tcp.len());
+        // What the stack itself answers may be left for a device to finish.
+        let left = tags.is_empty() && sum(&tcp[16..18]) == u64::from(fold(base));
+        ensure!(left || fold(base + sum(tcp)) == 0xffff, "TCP: {bytes:02x?}");
+        let ports = [ends.service.port(), ends.client.port()].map(u16::to_be_bytes);
+        ensure!(tcp[..4] == ports.concat(), "ports: {bytes:02x?}");
+        Ok(())
+    }
+}
+
+/// Opens a connection, has it ended as `drain` and `maint` do, and looks what its client hears then and later.
+fn tells(trunk: &mut Trunk, ends: &Ends, tags: &[u8]) -> Result<()> {
+    let client = (Leg::Request, ends, 0);
+    trunk.say(client, (SYN, 1000, 0), 0, tags)?;
+    let out = trunk.next(MEMBER, is_tcp)?;
+    let bytes = ip(&out).context("an IP packet")?;
+    let at = if ends.client.is_ipv4() { 20 } else { 40 };
+    let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    trunk.say((Leg::Answer, ends, port), (SYN | ACK, 5000, 1001), 0, &[])?;
+    trunk.next(CLIENT, is_tcp)?;
+    trunk.say(client, (ACK, 1001, 5001), 0, tags)?;
+    trunk.next(MEMBER, is_tcp)?;
+    let Boxes { own, plane, .. } = &mut trunk.boxes;
+    let flows: Vec<_> = plane
+        .flows()
+        .into_iter()
+        .filter(|flow| !flow.phase.ended())
+        .collect();
+    let member = flows.first().context("a flow")?.member;
+    let ended = own
+        .namespace
+        .enter(|| plane.end_flows(member, &flows, Cause::Maintenance))?;
+    ensure!(ended == 1, "{ended} flows ended");
+    trunk.told(ends, tags, (RST | ACK, 5001, 1001))?;
+    trunk.next(MEMBER, is_reset)?;
+    // Whoever does not believe it, or comes too late, asks about no flow.
+    let before = trunk.boxes.plane.drops()["no-flow"];
+    trunk.say(client, (ACK, 1001, 5001), 100, tags)?;
+    trunk.told(ends, tags, (RST, 5001, 0))?;
+    trunk.say(client, (FIN, 7000, 0), 10, tags)?;
+    trunk.told(ends, tags, (RST | ACK, 0, 7011))?;
+    // What XDP hands to the stack, the TC program behind it counts once more.
+    let counted = trunk.boxes.plane.drops()["no-flow"] - before;
+    ensure!(tags.is_empty() || counted == 2, "{counted} without a flow");
+    // A reset is never answered: the next answer is that to the next question.
+    trunk.say(client, (RST, 1001, 0), 0, tags)?;
+    trunk.say(client, (RST | ACK, 1001, 6001), 0, tags)?;
+    trunk.say(client, (ACK, 1001, 6002), 0, tags)?;
+    trunk.told(ends, tags, (RST, 6002, 0))?;
+    // Nobody there to serve it.
+    let v6 = ends.client.is_ipv6();
+    let service = u8::from(ends.member == tests::twin::ends(1, v6).member);
+    let pool = format!("twin{service}-{}", if v6 { "v6" } else { "v4" });
+    let set = |boxes: &mut Boxes, up: bool| {
+        let Boxes { own, plane, .. } = boxes;
+        let name = pool.as_str().into();
+        own.namespace
+            .enter(|| plane.set_member(member, &name, ends.member, up))
+    };
+    set(&mut trunk.boxes, false)?;
+    let before = trunk.boxes.plane.drops()["no-member"];
+    trunk.say(client, (SYN, 8000, 0), 0, tags)?;
+    trunk.told(ends, tags, (RST | ACK, 0, 8001))?;
+    let counted = trunk.boxes.plane.drops()["no-member"] - before;
+    ensure!(
+        tags.is_empty() || counted == 1,
+        "{counted} without a member"
+    );
+    set(&mut trunk.boxes, true)
+}
+
+fn clients_are_told(attach: &str) -> Result<()> {
+    let boxes = Boxes::build(attach, "")?;
+    let mut trunk = Trunk { boxes, tag: 0 };
+    let mut number = 0;
+    for tags in [&[][..], TEN, TWENTY_WITH_SEVEN] {
+        for v6 in [false, true] {
+            number += 1;
+            tells(&mut trunk, &ends(number, v6), tags)
+                .with_context(|| format!("tags {tags:02x?}, IPv6 {v6}"))
+                .inspect_err(|_| eprintln!("{:?}", trunk.boxes.plane.drops()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_behind_tags_are_reset_by_tc() -> Result<()> {
+    clients_are_told("tc")
+}
+
+#[test]
+fn clients_behind_tags_are_reset_by_xdp() -> Result<()> {
+    clients_are_told("xdp")
+}
+
+#[test]
+fn clients_behind_tags_are_reset_by_generic_xdp() -> Result<()> {
+    clients_are_told("xdp-generic")
 }
 
 fn tags_are_kept(attach: &str) -> Result<()> {

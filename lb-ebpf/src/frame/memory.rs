@@ -2,13 +2,10 @@
 
 use alloc::vec::Vec;
 
-use lb_common::{checksum::sum_bytes, flow::FlowKey, reason::DropReason};
+use lb_common::{checksum::sum_bytes, flow::FlowKey, reason::DropReason, vlan::untag};
 
 use super::{ChecksumEdit, Frame, Partial, Wire, address_halves};
-use crate::{
-    Egress, Packet,
-    parse::{Link, untag},
-};
+use crate::{Egress, Packet, parse::Link};
 
 /// A packet in a byte buffer.
 #[derive(Debug)]

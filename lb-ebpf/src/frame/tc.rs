@@ -11,7 +11,11 @@ use aya_ebpf::{
     helpers,
     programs::TcContext,
 };
-use lb_common::{flow::FlowKey, reason::DropReason};
+use lb_common::{
+    flow::FlowKey,
+    reason::DropReason,
+    vlan::{self, untag},
+};
 
 use super::{
     Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, clear, coded,
@@ -21,7 +25,7 @@ use crate::{
     Egress, Packet,
     icmp::{self, Quote},
     maps::{DEEP, QUOTE, SCRATCH},
-    parse::{self, Deep, Link, link_tag, untag},
+    parse::{self, Deep, Link},
 };
 
 /// A packet in a socket buffer.
@@ -65,7 +69,7 @@ impl Frame for TcFrame<'_> {
             let skb = self.context.skb.skb;
             ((*skb).vlan_proto, (*skb).vlan_tci)
         };
-        link_tag(kind as u16, control as u16)
+        vlan::tag(kind as u16, control as u16)
     }
 
     #[inline(always)]

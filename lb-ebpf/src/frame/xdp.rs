@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers,
     programs::XdpContext,
 };
-use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason};
+use lb_common::{checksum::fold, flow::FlowKey, reason::DropReason, vlan::untag};
 
 use super::{
     Bounds, CHUNK, ChecksumEdit, Frame, Partial, TRUNCATED, UNREADABLE, Wire, address_halves,
@@ -19,7 +19,7 @@ use crate::{
     Egress, Packet,
     icmp::{self, Quote},
     maps::{DEEP, QUOTE, SCRATCH},
-    parse::{self, Deep, Link, untag},
+    parse::{self, Deep, Link},
 };
 
 /// Chunks summed at most: a jumbo frame.

@@ -1,16 +1,12 @@
 //! The link layer: Ethernet and VLAN tags (IEEE 802.1Q, 802.1ad).
 
+use lb_common::vlan::{CUSTOMER, PROVIDER, tag};
 use network_types::eth::EthHdr;
 
 use crate::Frame;
 
-/// An 802.1Q tag, and the tag of a provider around it (IEEE 802.1ad), network order.
-const CUSTOMER: u16 = 0x8100_u16.to_be();
-const PROVIDER: u16 = 0x88a8_u16.to_be();
 /// Tags that a frame may carry.
 const TAGS: usize = 2;
-/// The bit of a tag that says that a frame may be dropped; nobody looks at it, so here it says "of the provider".
-const KIND: u16 = 1 << 12;
 
 /// What the link layer says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,23 +56,4 @@ pub(crate) fn link<F: Frame>(frame: &mut F, link: &mut Link) -> bool {
     }
     link.kind = kind;
     true
-}
-
-/// A tag as records hold it, from its kind (network order) and control information (host order).
-#[inline(always)]
-pub(crate) const fn tag(kind: u16, control: u16) -> u16 {
-    (control & !KIND) | if kind == PROVIDER { KIND } else { 0 }
-}
-
-/// Kind (network order) and control information (host order) of a tag in a record.
-#[inline(always)]
-pub(crate) const fn untag(tag: u16) -> (u16, u16) {
-    let kind = if tag & KIND != 0 { PROVIDER } else { CUSTOMER };
-    (kind, tag & !KIND)
-}
-
-/// The number of the outer VLAN of a record's tags; 0 for none.
-#[inline(always)]
-pub(crate) const fn outer(vlan: u32) -> u32 {
-    vlan & 0xfff
 }

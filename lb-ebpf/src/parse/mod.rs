@@ -8,6 +8,7 @@ use lb_common::{
     layout::Jump,
     reason::DropReason,
     tcp::{Flags, at},
+    vlan::{CUSTOMER, PROVIDER},
 };
 use network_types::{
     eth::{EthHdr, EtherType},
@@ -15,11 +16,9 @@ use network_types::{
     tcp::TcpHdr,
 };
 
-#[cfg(target_arch = "bpf")]
-pub(crate) use self::link::tag as link_tag;
 pub(crate) use self::{
     deep::{Deep, Part, QUOTED_TCP, Walk, deep, walk_extensions},
-    link::{Link, link, outer, untag},
+    link::{Link, link},
 };
 use crate::{
     Frame, Verdict,
@@ -172,7 +171,7 @@ pub(crate) fn other<F: Frame>(frame: &F) -> Verdict {
     let protocol = match kind {
         kind if kind == EtherType::Ipv4 as u16 => frame.load::<u8>(l3 + 9),
         kind if kind == EtherType::Ipv6 as u16 => frame.load::<u8>(l3 + 6),
-        TAG | PROVIDER_TAG => return Verdict::Jump(Jump::Odd),
+        CUSTOMER | PROVIDER => return Verdict::Jump(Jump::Odd),
         _ => return Verdict::Pass,
     };
     let v6 = kind == EtherType::Ipv6 as u16;
@@ -185,7 +184,3 @@ pub(crate) fn other<F: Frame>(frame: &F) -> Verdict {
         _ => Verdict::Pass,
     }
 }
-
-/// Ethernet types of VLAN tags (IEEE 802.1Q, 802.1ad), network order.
-const TAG: u16 = 0x8100_u16.to_be();
-const PROVIDER_TAG: u16 = 0x88a8_u16.to_be();

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use lb_common::{
     checksum::Delta,
     cookie,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, LOOPBACK},
     reason::DropReason,
     service::Service,
     shift::{self as rule, Act, PLAIN, SETTLED, UNSENT, header, instant, waiting, waits},
@@ -92,7 +92,7 @@ pub fn shift<F: Reshape, T: Tables>(
         tables.withdraw(hit.slot());
         return Err(reason);
     }
-    if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == odd::LOOPBACK) {
+    if !F::ASKS && (!egress.known || flow.vlan.load(Relaxed) == LOOPBACK) {
         return Ok(Verdict::Pass);
     }
     if packet.l4 > LONGEST {

@@ -1,12 +1,16 @@
 //! Fragments, tags, ICMP: over plain memory.
 
-use lb_common::checksum::{fold, sum_bytes};
+use lb_common::{
+    checksum::{fold, sum_bytes},
+    vlan::outer,
+};
 
 use super::*;
 use crate::{
     answer::{Notice, answer},
     frame::Frame as _,
-    parse::{Link, link, outer},
+    odd::refuse,
+    parse::{Link, link},
 };
 
 const RANDOM: u64 = 0x2545_f491_4f6c_dd1d;
@@ -211,6 +215,89 @@ fn answers_are_complete() {
         };
         assert_eq!(fold(base + sum_bytes(&out[icmp..])), 0xffff, "ICMP");
     }
+}
+
+/// The answer to a packet that belongs to nothing.
+fn refusal(frame: &mut Vec<u8>, reason: DropReason) -> Result<Verdict, DropReason> {
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
+    let notice = Notice {
+        reason: reason as u32,
+        ..Notice::default()
+    };
+    let mut memory = MemoryFrame::new(frame, Ok(VIA));
+    answer(&mut memory, &tables, &notice, &mut Egress::default())
+}
+
+#[test]
+fn who_has_no_connection_is_told_by_the_number_it_names() {
+    for reason in [DropReason::NoFlow, DropReason::NoMember] {
+        for (flags, expected) in [
+            (ACK, (RST, 0x0506_0708, 0)),
+            (SYN | ACK, (RST, 0x0506_0708, 0)),
+            (SYN, (RST | ACK, 0, 0x0102_0305)),
+            (FIN, (RST | ACK, 0, 0x0102_0305)),
+            (0, (RST | ACK, 0, 0x0102_0304)),
+        ] {
+            let mut frame = packet(1, flags);
+            frame[38..46].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+            let check = !fold(sum_bytes(&frame[14..34]));
+            frame[24..26].copy_from_slice(&check.to_ne_bytes());
+            assert_eq!(refusal(&mut frame, reason), Ok(Verdict::Send));
+            let number = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+            assert_eq!((frame[47], number(38), number(42)), expected);
+            assert_eq!(fold(sum_bytes(&frame[14..34])), 0xffff, "IP header");
+            let pseudo = sum_bytes(&frame[26..34]) + u64::from(20u32.to_be() + 6u32.to_be());
+            assert_eq!(fold(pseudo + sum_bytes(&frame[34..54])), 0xffff, "TCP");
+        }
+    }
+}
+
+#[test]
+fn tags_alone_make_it_our_answer() {
+    let tag = [[0x81, 0, 0, 10]];
+    for (frame, expected) in [
+        (
+            tagged(packet(1, ACK), &tag),
+            Ok(Verdict::Reset(DropReason::NoFlow)),
+        ),
+        (tagged(packet(1, RST), &tag), Err(DropReason::NoFlow)),
+        (tagged(packet(1, RST | ACK), &tag), Err(DropReason::NoFlow)),
+        (packet(1, ACK), Err(DropReason::NoFlow)),
+    ] {
+        let tables = MemoryTables::one_address(Service::SNAT_NONE);
+        assert_eq!(tables.send(&mut frame.clone()), Err(DropReason::NoFlow));
+        let mut bytes = frame;
+        let mut memory = MemoryFrame::new(&mut bytes, Ok(VIA));
+        assert_eq!(refuse(&mut memory, DropReason::NoFlow), expected);
+        let other = refuse(&mut memory, DropReason::PortsExhausted);
+        assert_eq!(other, Err(DropReason::PortsExhausted));
+    }
+}
+
+#[test]
+fn a_client_that_loses_its_tags_is_answered_without() {
+    let tables = MemoryTables::one_address(Service::SNAT_NONE);
+    let tag = [[0x81, 0, 0, 10]];
+    let mut syn = tagged(packet(1, SYN), &tag);
+    tables.send(&mut syn).unwrap();
+    let slot = tables.live()[0];
+    let reply_length = || {
+        let mut answer = packet(1, SYN | ACK);
+        answer[26..30].copy_from_slice(&syn[30..34]);
+        answer[30..34].copy_from_slice(&[10, 0, 1, CLIENT]);
+        answer[34..38].rotate_left(2);
+        assert_eq!(tables.send(&mut answer), Ok(Verdict::Send));
+        answer.len()
+    };
+    assert_eq!(reply_length(), 58);
+    assert_eq!(tables.send(&mut packet(1, ACK)), Ok(Verdict::Send));
+    assert_eq!(tables.flow(slot).unwrap().vlan.load(Relaxed), 0);
+    assert_eq!(reply_length(), 54);
+    assert_eq!(
+        tables.send(&mut tagged(packet(1, ACK), &tag)),
+        Ok(Verdict::Send)
+    );
+    assert_eq!(reply_length(), 58, "and with them again");
 }
 
 /// What is odd, with bytes of it wrong: nobody panics, nothing leaks, and what is left to the stack is untouched.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
-    flow::{Flow, Route, split_owners},
+    flow::{Flow, LOOPBACK, Route, split_owners},
     layout::ENDS,
     pair::{Allocation, CHUNK},
     tcp::{Direction, Phase},
@@ -47,6 +47,38 @@ pub struct FlowSnapshot {
     pub shift: [u32; 2],
     /// How far an inserted header is, as [`lb_common::shift`] says.
     pub header: u32,
+    /// Where the client is, if no routing table knows.
+    pub(super) behind: Option<Behind>,
+}
+
+/// A client behind VLAN tags: where its frames come from, and replies go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// Index of the interface.
+    pub interface: u32,
+    /// Destination and source of frames to it.
+    pub macs: [[u8; 6]; 2],
+    /// The tags as records hold them: the outer one in the low half.
+    pub vlan: u32,
+}
+
+impl Behind {
+    fn of(flow: &Flow) -> Option<Self> {
+        let vlan = flow.vlan.load(Relaxed);
+        if vlan == 0 || vlan == LOOPBACK {
+            return None;
+        }
+        let way = &flow.ways[Direction::Reverse as usize];
+        let [a, b, c] = [0, 1, 2].map(|word| way.macs[word].load(Relaxed).to_ne_bytes());
+        Some(Self {
+            interface: way.interface.load(Relaxed),
+            macs: [
+                [a[0], a[1], a[2], a[3], b[0], b[1]],
+                [b[2], b[3], c[0], c[1], c[2], c[3]],
+            ],
+            vlan,
+        })
+    }
 }
 
 impl FlowTable {
@@ -118,6 +150,7 @@ impl FlowTable {
             reset_by: flow.reset_by(),
             shift: [0, 1].map(|side| flow.shift[side].load(Relaxed)),
             header: flow.header.load(Relaxed),
+            behind: Behind::of(flow),
         })
     }
 }

@@ -8,13 +8,17 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::{
     addr::Addr,
     shift::{PLAIN, SETTLED, UNSENT, waits},
+    vlan::untag,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::FlowSnapshot;
+use super::{FlowSnapshot, flows::Behind, sys};
 
 /// `IPPROTO_RAW`: the packet brings its IP header along.
 const IPPROTO_RAW: i32 = 255;
+/// `ETH_P_IP` and `ETH_P_IPV6`.
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const TCP: u8 = 6;
 const TCP_HEADER: usize = 20;
 const RST_ACK: u8 = 0x14;
@@ -30,6 +34,8 @@ pub(super) struct Reset {
     sequence: u32,
     /// What the receiver sends next: a client that waits for the member's SYN believes nothing else (RFC 9293 §3.10.7.3).
     acknowledged: u32,
+    /// Where the receiver is, if no routing table knows.
+    behind: Option<Behind>,
 }
 
 /// The virtual server's reset to the client.
@@ -40,6 +46,7 @@ pub(super) fn to_client(flow: &FlowSnapshot) -> Reset {
         to: socket(flow.route.client()),
         sequence: member.wrapping_add(flow.shift[1]),
         acknowledged: client,
+        behind: flow.behind,
     }
 }
 
@@ -58,6 +65,7 @@ pub(super) fn to_member(flow: &FlowSnapshot) -> impl Iterator<Item = Reset> {
         to: socket(flow.route.member()),
         sequence,
         acknowledged: member,
+        behind: None,
     })
 }
 
@@ -79,10 +87,11 @@ impl Reset {
         let mut packet = Vec::with_capacity(60);
         let pseudo: Vec<u8> = match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                // The kernel fills in length, identification and checksum (raw(7)).
                 packet.extend_from_slice(&[0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, TTL, TCP, 0, 0]);
                 packet.extend_from_slice(&from.octets());
                 packet.extend_from_slice(&to.octets());
+                let sum = checksum(packet.iter());
+                packet[10..12].copy_from_slice(&sum.to_be_bytes());
                 [&from.octets()[..], &to.octets(), &[0, TCP, 0, length]].concat()
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -101,6 +110,25 @@ impl Reset {
     }
 }
 
+/// The packet in a frame to a client behind tags.
+fn framed(behind: &Behind, packet: &[u8]) -> Vec<u8> {
+    let mut frame = behind.macs.concat();
+    for tag in [behind.vlan as u16, (behind.vlan >> 16) as u16] {
+        if tag != 0 {
+            let (kind, control) = untag(tag);
+            frame.extend(kind.to_ne_bytes());
+            frame.extend(control.to_be_bytes());
+        }
+    }
+    let kind = match packet.first() {
+        Some(first) if first >> 4 == 6 => ETHERTYPE_IPV6,
+        _ => ETHERTYPE_IPV4,
+    };
+    frame.extend(kind.to_be_bytes());
+    frame.extend(packet);
+    frame
+}
+
 /// RFC 1071, of an even number of bytes.
 pub(super) fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
     let sum = bytes.enumerate().fold(0u32, |sum, (at, byte)| {
@@ -115,18 +143,19 @@ pub(super) fn may_send() -> bool {
     Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))).is_ok()
 }
 
-/// Sends them, through the routing table as any packet of the box.
+/// Sends them: through the routing table as any packet of the box, or to where the client's frames come from.
 #[derive(Debug)]
 pub(super) struct Sender {
     v4: Option<Socket>,
     v6: Option<Socket>,
+    link: Option<Socket>,
 }
 
 impl Sender {
     /// Opens the sockets. Without the privilege nothing is sent; a peer learns of the end from its next packet.
     pub(super) fn open() -> Self {
-        let open = |domain| {
-            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))
+        let open = |domain, protocol| {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))
                 .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
             socket
                 .inspect_err(|error| {
@@ -137,23 +166,36 @@ impl Sender {
                 .ok()
         };
         Self {
-            v4: open(Domain::IPV4),
-            v6: open(Domain::IPV6),
+            v4: open(Domain::IPV4, IPPROTO_RAW),
+            v6: open(Domain::IPV6, IPPROTO_RAW),
+            // No protocol: nothing is received.
+            link: open(Domain::PACKET, 0),
         }
     }
 
     /// Sends one, if it can be: a full queue or a missing route is a lost packet like any other.
     pub(super) fn send(&self, reset: &Reset) {
-        let socket = match reset.to {
-            SocketAddr::V4(_) => &self.v4,
-            SocketAddr::V6(_) => &self.v6,
-        };
-        let (Some(socket), Some(packet)) = (socket, reset.packet()) else {
+        let Some(packet) = reset.packet() else {
             return;
         };
-        // A raw IPv6 socket takes the port for a protocol.
-        let to = SocketAddr::new(reset.to.ip(), 0);
-        if let Err(error) = socket.send_to(&packet, &to.into()) {
+        let (socket, bytes, to) = match (&reset.behind, reset.to) {
+            (Some(behind), _) => (
+                &self.link,
+                framed(behind, &packet),
+                sys::link_address(behind.interface, 0, behind.macs[0]),
+            ),
+            // A raw IPv6 socket takes the port for a protocol.
+            (None, SocketAddr::V4(to)) => {
+                (&self.v4, packet, SocketAddr::from((*to.ip(), 0)).into())
+            }
+            (None, SocketAddr::V6(to)) => {
+                (&self.v6, packet, SocketAddr::from((*to.ip(), 0)).into())
+            }
+        };
+        let Some(socket) = socket else {
+            return;
+        };
+        if let Err(error) = socket.send_to(&bytes, &to) {
             log::debug!("a reset to {} is lost: {error}", reset.to);
         }
     }
@@ -194,6 +236,7 @@ mod tests {
             reset_by: Direction::Forward,
             shift: [28, 0],
             header: SETTLED,
+            behind: None,
         }
     }
 
@@ -253,6 +296,37 @@ mod tests {
     }
 
     #[test]
+    fn a_client_behind_tags_is_found_by_its_record() {
+        let mut flow = flow([
+            "198.51.100.7:4000",
+            "203.0.113.1:465",
+            "10.0.0.1:2000",
+            "10.0.0.9:25",
+        ]);
+        let behind = Behind {
+            interface: 7,
+            macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
+            // VLAN 20 of a provider, VLAN 7 with a priority within.
+            vlan: 0x6007_1014,
+        };
+        flow.behind = Some(behind);
+        let reset = to_client(&flow);
+        let packet = reset.packet().unwrap();
+        let frame = framed(&reset.behind.unwrap(), &packet);
+        assert_eq!(
+            frame[..22],
+            [
+                &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2][..],
+                &[0x88, 0xa8, 0, 20, 0x81, 0, 0x60, 7, 8, 0],
+            ]
+            .concat()
+        );
+        assert_eq!(frame[22..], packet);
+        let members: Vec<_> = to_member(&flow).map(|reset| reset.behind).collect();
+        assert_eq!(members, [None], "members are where routes lead");
+    }
+
+    #[test]
     fn packets_are_whole_and_sum_up() {
         let v4 = to_client(&flow([
             "198.51.100.7:4000",
@@ -262,6 +336,7 @@ mod tests {
         ]));
         let packet = v4.packet().unwrap();
         assert_eq!(packet.len(), 40);
+        assert_eq!(checksum(packet[..20].iter()), 0);
         let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
         assert_eq!(checksum(pseudo.iter()), 0);
         assert_eq!(packet[33], RST_ACK);
