@@ -21,12 +21,9 @@ mod member;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod waits;
 
-use std::{
-    collections::VecDeque,
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, ops::Range, time::Instant};
 
 use self::{budget::Budget, switch::Switch};
 use super::{
@@ -353,16 +350,6 @@ impl Session {
         self.tls
     }
 
-    /// Until when the present wait may last; `None` while the shell waits for something of its own.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.wait().map(|(limit, _)| self.since + limit)
-    }
-
-    /// A peer that was slow to take our bytes has taken them: the others' wait begins now.
-    pub fn unblocked(&mut self, now: Instant) {
-        self.rest(now);
-    }
-
     /// Was the greeting just queued? The shell may look for bytes of the client before it sends it.
     pub fn is_greeted(&mut self) -> bool {
         std::mem::take(&mut self.greeted)
@@ -390,23 +377,6 @@ impl Session {
         self.close_now(Some(SHUTDOWN), end);
     }
 
-    /// The deadline has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let Some((limit, end)) = self.wait() else {
-            return;
-        };
-        if now < self.since + limit {
-            return;
-        }
-        match (end, self.member) {
-            (End::MemberTimeout, Member::Greeting { .. } | Member::Preparing) => {
-                self.pass_over(None);
-            }
-            (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
-            _ => self.close_now(Some(CLIENT_LATE), end),
-        }
-    }
-
     /// Where the dialogue is, in a word for people.
     pub fn phase(&self) -> Phase {
         match (&self.client, self.member) {
@@ -421,36 +391,6 @@ impl Session {
             (Client::Command, _) if self.transaction => Phase::Mail,
             (Client::Command, _) => Phase::Command,
         }
-    }
-
-    /// The present wait: how long, and what it means when it is over.
-    fn wait(&self) -> Option<(Duration, End)> {
-        let limits = &self.timeouts;
-        let reply = |expect: &Expect| match expect {
-            Expect::Command(Verb::Data) => limits.data_reply,
-            Expect::EndOfData | Expect::Chunk { .. } => limits.data_end,
-            Expect::Command(_) | Expect::Exchange => limits.reply,
-        };
-        match (&self.client, self.member, self.queue.front()) {
-            (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
-            (_, Member::Greeting { .. } | Member::Preparing, _) => {
-                Some((limits.greeting, End::MemberTimeout))
-            }
-            (Client::Content(_) | Client::Chunk(_) | Client::DiscardChunk(_), ..) => {
-                Some((limits.data_block, End::DataTimeout))
-            }
-            (_, _, Some(Pending::Member(expect))) => Some((reply(expect), End::MemberTimeout)),
-            (Client::Discard(_, Some(_)), ..) => Some((limits.data_block, End::DataTimeout)),
-            (Client::Discard(_, None), ..) => Some((limits.discard, End::DataTimeout)),
-            (Client::Closed, ..) => None,
-            _ => Some((limits.command, End::CommandTimeout)),
-        }
-    }
-
-    /// A new wait begins.
-    fn rest(&mut self, now: Instant) {
-        self.since = now;
-        self.progress = 0;
     }
 
     /// Sends a reply of ours now: whatever was due before it has been said.
@@ -551,7 +491,3 @@ impl Session {
 pub const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
 /// The client did not wait for the greeting (RFC 5321 §4.3.1).
 pub const EARLY: Local = Local::new(554, "5.5.1", "Protocol error: talked before the greeting");
-/// The member did not answer in time.
-const MEMBER_LATE: Local = Local::new(421, "4.4.2", "Mail server did not answer in time");
-/// The client did not go on in time.
-const CLIENT_LATE: Local = Local::new(421, "4.4.2", "Timeout exceeded");
