@@ -221,6 +221,7 @@ impl Service {
                 xclient: self.xclient.then_some(client),
             },
             switches: self.fallback(security).is_some(),
+            max_recipients: self.sessions.max_recipients,
             member_verified: match &self.server_tls {
                 MemberSecurity::None => false,
                 MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {

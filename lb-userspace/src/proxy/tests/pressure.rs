@@ -9,12 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::peers::{Client, Kind, Lab, Member, PATIENCE, until};
+use super::peers::{Client, Kind, Lab, Member, PATIENCE, Setup, until};
+use crate::model::Sessions;
 
 /// Most that one session may hold, in bytes: what was read at once, and the queues of both directions.
 const HELD: u64 = 256 * 1024;
 /// Nothing has moved for so long: nothing will.
 const STILL: Duration = Duration::from_millis(300);
+
+/// Clients may name recipients as long as they like.
+pub(super) fn endless_lists() -> Sessions {
+    Sessions {
+        max_recipients: 0,
+        ..Sessions::default()
+    }
+}
 
 /// Bytes in the send and receive queues of every established socket with one of these ports.
 fn queued(ports: [u16; 2]) -> u64 {
@@ -125,7 +134,11 @@ fn talks_on(member: &mut Member) {
 
 #[test]
 fn a_client_that_stops_reading_stops_the_member() {
-    let lab = Lab::new(Kind::Plain, &[talks_on]);
+    let setup = Setup {
+        sessions: endless_lists(),
+        ..Setup::default()
+    };
+    let lab = Lab::made(setup, &[talks_on]);
     let mut client = lab.connect();
     narrow(&client.stream);
     client.reply();

@@ -61,6 +61,8 @@ pub struct Terms {
     pub member_verified: bool,
     /// Clients that stay in plaintext go to another pool.
     pub switches: bool,
+    /// Recipients of a transaction; 0: as many as the member takes.
+    pub max_recipients: u32,
 }
 
 impl From<ClientSecurity> for Terms {
@@ -70,6 +72,7 @@ impl From<ClientSecurity> for Terms {
             plan: Plan::default(),
             member_verified: false,
             switches: false,
+            max_recipients: 0,
         }
     }
 }
@@ -77,8 +80,8 @@ impl From<ClientSecurity> for Terms {
 /// What the machine asks of its shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Drop the member, if any, and connect one of the pool that [`Session::is_switched`] tells of, `afresh` any, else
-    /// one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
+    /// Drop the member, if any, say [`Session::member_sought`], and connect one of the pool that [`Session::is_switched`]
+    /// tells of, `afresh` any, else one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
     Connect { afresh: bool },
     /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
     StartTls,
@@ -126,6 +129,7 @@ pub struct Session {
     security: ClientSecurity,
     plan: Box<Plan>,
     member_verified: bool,
+    max_recipients: u32,
     timeouts: Timeouts,
     tls: bool,
     client: Client,
@@ -165,6 +169,8 @@ pub struct Session {
     capabilities: Capabilities,
     /// MAIL was accepted and its message has not ended.
     transaction: bool,
+    /// Its recipients that the member accepted.
+    recipients: u32,
     /// BDAT was sent and LAST was not answered yet.
     chunked: bool,
     /// The member knows more of this client than its name.
@@ -178,6 +184,8 @@ pub struct Session {
     actions: VecDeque<Action>,
     /// Since when the present wait lasts.
     since: Instant,
+    /// Since when a member is sought that takes commands.
+    sought: Option<Instant>,
     /// Content since then, in octets.
     progress: usize,
 }
@@ -282,11 +290,13 @@ impl Session {
             plan,
             member_verified,
             switches,
+            max_recipients,
         } = terms.into();
         Self {
             security,
             plan: Box::new(plan),
             member_verified,
+            max_recipients,
             timeouts,
             tls: security == ClientSecurity::Implicit,
             client: Client::Command,
@@ -312,6 +322,7 @@ impl Session {
             hello: None,
             capabilities: Capabilities::default(),
             transaction: false,
+            recipients: 0,
             chunked: false,
             tainted: false,
             closed: false,
@@ -321,6 +332,7 @@ impl Session {
             to_member: Vec::new(),
             actions: VecDeque::from([Action::Connect { afresh: true }]),
             since: now,
+            sought: None,
             progress: 0,
         }
     }
@@ -369,12 +381,19 @@ impl Session {
 
     /// The daemon stops now.
     pub fn cut(&mut self) {
-        let end = if self.has_open_message() {
-            End::Cut
-        } else {
-            End::Drained
-        };
-        self.close_now(Some(SHUTDOWN), end);
+        self.close_now(Some(SHUTDOWN), self.cut_short());
+    }
+
+    /// As [`Self::cut`], where nobody is left to tell the client.
+    pub fn abandon(&mut self) {
+        self.close_now(None, self.cut_short());
+    }
+
+    fn cut_short(&self) -> End {
+        match self.has_open_message() {
+            true => End::Cut,
+            false => End::Drained,
+        }
     }
 
     /// Where the dialogue is, in a word for people.
@@ -383,6 +402,7 @@ impl Session {
             (Client::Closed, _) => Phase::Closing,
             (Client::Border(_), _) => Phase::StartTls,
             (_, Member::Absent) => Phase::Connect,
+            _ if self.is_securing() => Phase::Handshake,
             (_, Member::Greeting { .. } | Member::Preparing) => Phase::Greeting,
             (Client::Content(_) | Client::Discard(..), _) => Phase::Data,
             (Client::Chunk(_) | Client::DiscardChunk(_), _) => Phase::Bdat,
@@ -436,7 +456,14 @@ impl Session {
         if self.client_eof && !self.backlog && self.is_within_message() {
             return self.close_now(None, End::ClientAborted);
         }
-        if !self.queue.is_empty() || self.backlog || self.held.is_some() {
+        if !self.queue.is_empty() {
+            return;
+        }
+        if self.draining && self.seeks_member() && matches!(self.client, Client::Command) {
+            // Whatever the client has sent by now, no member has heard of it.
+            return self.close_now(Some(SHUTDOWN), End::Drained);
+        }
+        if self.backlog || self.held.is_some() {
             return;
         }
         match &self.client {
@@ -463,6 +490,12 @@ impl Session {
                 Some(end) => return self.close_now(Some(reply), end),
             }
         }
+    }
+
+    /// Has the session no member yet that takes commands?
+    fn seeks_member(&self) -> bool {
+        use Member::{Absent, Greeting, Preparing};
+        matches!(self.member, Absent | Greeting { .. } | Preparing)
     }
 
     fn awaits(&self, expect: Expect) -> bool {

@@ -132,6 +132,7 @@ impl Session {
         self.member = super::Member::Absent;
         self.approach = None;
         self.stale = false;
+        self.sought = None;
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect { afresh: true });

@@ -13,7 +13,24 @@ const CLIENT_LATE: Local = Local::new(421, "4.4.2", "Timeout exceeded");
 impl Session {
     /// Until when the present wait may last; `None` while the shell waits for something of its own.
     pub fn deadline(&self) -> Option<Instant> {
-        self.wait().map(|(limit, _)| self.since + limit)
+        let wait = self.wait().map(|(limit, _)| self.since + limit);
+        wait.into_iter().chain(self.search_deadline()).min()
+    }
+
+    /// Until when a member has to be found, while one is sought; whatever else is waited for.
+    pub fn search_deadline(&self) -> Option<Instant> {
+        let since = self.sought.filter(|_| self.seeks_member())?;
+        Some(since + self.timeouts.find_member)
+    }
+
+    /// Is it the member that is waited for, not the client?
+    pub fn awaits_member(&self) -> bool {
+        matches!(self.wait(), Some((_, End::MemberTimeout)))
+    }
+
+    /// The shell connects a member: unless it is the next one of a search, that begins now.
+    pub fn member_sought(&mut self, now: Instant) {
+        self.sought.get_or_insert(now);
     }
 
     /// A peer that was slow to take our bytes has taken them: the others' wait begins now.
@@ -23,6 +40,11 @@ impl Session {
 
     /// The deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.search_deadline().is_some_and(|end| now >= end) {
+            // There may be one that would have served.
+            self.member_missed();
+            return self.no_member();
+        }
         let Some((limit, end)) = self.wait() else {
             return;
         };
@@ -48,6 +70,7 @@ impl Session {
         };
         match (&self.client, self.member, self.queue.front()) {
             (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
+            _ if self.is_securing() => None,
             (_, Member::Greeting { .. } | Member::Preparing, _) => {
                 Some((limits.greeting, End::MemberTimeout))
             }
