@@ -21,6 +21,7 @@ mod scout;
 mod session;
 mod sockopt;
 mod source;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod upstream;
