@@ -18,6 +18,7 @@ mod live;
 mod orders;
 mod pump;
 mod scout;
+mod search;
 mod session;
 mod sockopt;
 mod source;
@@ -52,7 +53,7 @@ use crate::{
     pool::LivePool,
     smtp::{
         approach::Plan,
-        session::{ClientSecurity, Session, Terms},
+        session::{ClientSecurity, Terms},
     },
     tls::{ListenerTls, MemberTls},
 };
@@ -199,10 +200,10 @@ impl Services {
 }
 
 impl Service {
-    /// Who serves a session now.
-    fn pool_for(&self, session: &Session) -> &LivePool {
+    /// Who serves a session; `switched`: of a client that stays in plaintext.
+    fn pool_for(&self, switched: bool) -> &LivePool {
         match &self.plaintext {
-            Some(fallback) if session.is_switched() => fallback.pool(),
+            Some(fallback) if switched => fallback.pool(),
             _ => &self.pool,
         }
     }

@@ -398,6 +398,20 @@ impl Pump {
         }
     }
 
+    /// Ends the session where it stands, when nobody goes on with it: what is queued reaches nobody.
+    pub(super) fn abandon(&mut self) -> End {
+        self.session.abandon();
+        self.session.to_client().clear();
+        loop {
+            match self.session.poll_action() {
+                Some(Action::Close(end)) => return end,
+                Some(Action::AbortMember) => self.abort_member(),
+                Some(_) => {}
+                None => return End::Cut,
+            }
+        }
+    }
+
     fn abort_member(&mut self) {
         self.count();
         self.member = None;

@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::Mutex,
+    sync::{Mutex, OwnedMutexGuard},
     time::timeout,
 };
 
@@ -20,7 +20,6 @@ use crate::{
         approach::{Approach, Next, Plan},
         capability::Offers,
         reply::{Reply, ReplyParser},
-        timeouts::Timeouts,
     },
 };
 
@@ -35,16 +34,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Fallback {
     pool: Arc<LivePool>,
-    /// By the member's number; nothing where it did not answer.
-    known: Mutex<HashMap<u16, (Instant, Option<Offers>)>>,
+    known: Arc<Mutex<Known>>,
 }
+
+/// By the member's number; nothing where it did not answer.
+type Known = HashMap<u16, (Instant, Option<Offers>)>;
 
 impl Fallback {
     /// This pool, of which nothing is known yet.
     pub fn new(pool: Arc<LivePool>) -> Self {
         Self {
             pool,
-            known: Mutex::default(),
+            known: Arc::default(),
         }
     }
 
@@ -60,8 +61,8 @@ impl Fallback {
 
     /// What all members announce that a session may get. Asks those of whom too little is known; other sessions wait
     /// for the same answer.
-    pub(super) async fn offers(&self, service: &Service, timeouts: &Timeouts) -> Arc<Offers> {
-        let mut known = self.known.lock().await;
+    pub(super) async fn offers(&self, service: &Arc<Service>) -> Arc<Offers> {
+        let mut known = self.known.clone().lock_owned().await;
         let now = Instant::now();
         let members = || self.pool.members().iter().filter(|it| it.takes_new());
         let stale = |member: &&Arc<LiveMember>| {
@@ -69,13 +70,14 @@ impl Fallback {
                 now - *asked > if offers.is_some() { FRESH } else { SILENT }
             })
         };
-        let asked: Vec<_> = members().filter(stale).collect();
-        let answers = asked.iter().map(|member| {
-            let answer = ask(member, service, timeouts);
-            async { timeout(PATIENCE, answer).await.ok().flatten() }
-        });
-        for (member, answer) in asked.iter().zip(join_all(answers).await) {
-            known.insert(member.id, (now, answer));
+        let asked: Vec<_> = members().filter(stale).cloned().collect();
+        if !asked.is_empty() {
+            // Not of this session's: if it ended with it, clients that hang up would keep the others waiting.
+            let asking = tokio::spawn(ask_all(service.clone(), asked, known, now));
+            let Ok(answered) = asking.await else {
+                return Arc::default();
+            };
+            known = answered;
         }
         known.retain(|id, _| self.pool.members().iter().any(|member| member.id == *id));
         let mut offers = members().filter_map(|member| known.get(&member.id)?.1.as_ref());
@@ -84,8 +86,25 @@ impl Fallback {
     }
 }
 
+async fn ask_all(
+    service: Arc<Service>,
+    members: Vec<Arc<LiveMember>>,
+    mut known: OwnedMutexGuard<Known>,
+    now: Instant,
+) -> OwnedMutexGuard<Known> {
+    let answers = members.iter().map(|member| {
+        let answer = ask(member, &service);
+        async { timeout(PATIENCE, answer).await.ok().flatten() }
+    });
+    for (member, answer) in members.iter().zip(join_all(answers).await) {
+        known.insert(member.id, (now, answer));
+    }
+    known
+}
+
 /// A member's reply to EHLO, behind TLS where that is what members are spoken to in.
-async fn ask(member: &LiveMember, service: &Service, timeouts: &Timeouts) -> Option<Offers> {
+async fn ask(member: &LiveMember, service: &Service) -> Option<Offers> {
+    let timeouts = &service.sessions.timeouts;
     let mut link = Link::open_own(member.address, service).await?;
     let plan = Plan {
         starttls: matches!(service.server_tls, MemberSecurity::StartTls(_)),

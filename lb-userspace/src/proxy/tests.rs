@@ -9,3 +9,4 @@ mod members;
 mod peers;
 mod pressure;
 mod switch;
+mod waits;
