@@ -16,6 +16,8 @@ pub struct Sessions {
     pub drain: Duration,
     /// Sessions at once, of all virtual servers (`max_sessions`); with what one may hold it bounds the memory.
     pub max: u32,
+    /// Recipients of one transaction (`max_recipients`); 0: as many as the member takes.
+    pub max_recipients: u32,
 }
 
 impl Default for Sessions {
@@ -24,6 +26,8 @@ impl Default for Sessions {
             timeouts: SessionTimeouts::DEFAULT,
             drain: Duration::from_secs(30),
             max: 50_000,
+            // RFC 5321 §4.5.3.1.8 asks for 100 at least; no common server takes more than this unless told.
+            max_recipients: 1000,
         }
     }
 }
@@ -35,6 +39,8 @@ pub struct SessionTimeouts {
     pub connect: Duration,
     /// A member's greeting.
     pub greeting: Duration,
+    /// Finding a member, all that are tried together: from the first connect until one takes commands.
+    pub find_member: Duration,
     /// The client's next command, from our last reply to its CRLF.
     pub command: Duration,
     /// A member's reply to MAIL, RCPT and whatever is not named here.
@@ -62,8 +68,10 @@ impl SessionTimeouts {
     pub const DEFAULT: Self = Self {
         // A member in the same network answers in milliseconds; a lost SYN is repeated after 1 s and 3 s.
         connect: Duration::from_secs(5),
-        // §4.5.3.2.1 gives 5 minutes to the client of ours: two members must fit into them.
         greeting: Duration::from_secs(2 * 60),
+        // §4.5.3.2.1 gives 5 minutes to the client of ours, and it has waited for us before: two members that are silent
+        // fit into them.
+        find_member: Duration::from_secs(4 * 60),
         // §4.5.3.2.7.
         command: Duration::from_secs(5 * 60),
         // §4.5.3.2.2 and §4.5.3.2.3.

@@ -4,7 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -67,6 +67,24 @@ impl ClientStream {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Waiting::Nothing,
             Err(_) => Waiting::End,
         }
+    }
+
+    /// Reads until the buffer is nearly full or nothing more is there: TLS gives one record at a time.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut *self).poll_read(cx, &mut buffer))?;
+        let batches = matches!(self, Self::Tls(_));
+        let mut before = 0;
+        while batches && buffer.filled().len() > before && buffer.remaining() > 0 {
+            before = buffer.filled().len();
+            // An end or an error shows again at the next read.
+            let _ = Pin::new(&mut *self).poll_read(cx, &mut buffer);
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 
     /// Shakes hands; on failure nothing is left but to close.

@@ -170,7 +170,13 @@ impl Serving {
     ) -> Result<(), Refused> {
         self.present.entry.set_phase(Phase::Handshake);
         let limit = self.service.sessions.timeouts.handshake;
-        if let Err(end) = Box::pin(client.secure(tls, limit)).await {
+        let secured = self.patiently(Box::pin(client.secure(tls, limit))).await;
+        // Words in clear would be no TLS.
+        let secured = secured.map_err(|stopped| Refused {
+            reply: None,
+            ..stopped
+        })?;
+        if let Err(end) = secured {
             // Not TLS from the first byte on: nobody injected anything.
             let end = if end == End::StartTlsInjection {
                 End::TlsFailed

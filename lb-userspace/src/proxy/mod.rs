@@ -18,9 +18,11 @@ mod live;
 mod orders;
 mod pump;
 mod scout;
+mod search;
 mod session;
 mod sockopt;
 mod source;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -51,7 +53,7 @@ use crate::{
     pool::LivePool,
     smtp::{
         approach::Plan,
-        session::{ClientSecurity, Session, Terms},
+        session::{ClientSecurity, Terms},
     },
     tls::{ListenerTls, MemberTls},
 };
@@ -198,10 +200,10 @@ impl Services {
 }
 
 impl Service {
-    /// Who serves a session now.
-    fn pool_for(&self, session: &Session) -> &LivePool {
+    /// Who serves a session; `switched`: of a client that stays in plaintext.
+    fn pool_for(&self, switched: bool) -> &LivePool {
         match &self.plaintext {
-            Some(fallback) if session.is_switched() => fallback.pool(),
+            Some(fallback) if switched => fallback.pool(),
             _ => &self.pool,
         }
     }
@@ -222,6 +224,7 @@ impl Service {
             },
             switches: self.fallback(security).is_some(),
             line_endings: self.terms.line_endings,
+            max_recipients: self.sessions.max_recipients,
             member_verified: match &self.server_tls {
                 MemberSecurity::None => false,
                 MemberSecurity::Implicit(tls) | MemberSecurity::StartTls(tls) => {

@@ -50,11 +50,16 @@ impl Orders {
         Arc::make_mut(&mut self.members).insert(member, (self.number, control));
     }
 
-    /// What a session of `member` shall do that has heeded all orders up to number `heeded`, which moves on.
+    /// What a session of `member` shall do that has heeded all orders up to number `heeded`, which moves on. One that
+    /// is on its way to a member heeds those to all, and the others when it knows whom it has got.
     pub(super) fn heed(&self, member: Option<u16>, heeded: &mut u64) -> Control {
+        let Some(member) = member else {
+            return self.all;
+        };
         let since = std::mem::replace(heeded, self.number);
-        let own = member
-            .and_then(|member| self.members.get(&member))
+        let own = self
+            .members
+            .get(&member)
             .filter(|(number, _)| *number > since)
             .map_or(Control::Run, |(_, control)| *control);
         self.all.max(own)
@@ -83,6 +88,15 @@ mod tests {
         assert_eq!(orders.heed(None, &mut late), Control::Run);
         assert!(orders.raise(Control::Cut) && !orders.raise(Control::Drain));
         assert_eq!(orders.heed(None, &mut late), Control::Cut);
+    }
+
+    #[test]
+    fn an_order_is_heeded_by_who_was_on_the_way_to_that_member() {
+        let mut orders = Orders::none();
+        let mut heeded = orders.number();
+        orders.give(7, Control::Drain);
+        assert_eq!(orders.heed(None, &mut heeded), Control::Run);
+        assert_eq!(orders.heed(Some(7), &mut heeded), Control::Drain);
     }
 
     #[test]

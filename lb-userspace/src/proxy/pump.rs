@@ -7,12 +7,12 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     time::{Sleep, sleep_until},
 };
 
@@ -21,6 +21,7 @@ use lb_common::stats::TrafficCell;
 use super::{
     client::{ClientStream, Waiting},
     live::Entry,
+    stall::{Held, Stalls, Stuck},
     upstream::Upstream,
 };
 use crate::smtp::{
@@ -62,8 +63,7 @@ pub(super) struct Pump {
     unflushed: bool,
     /// TLS towards the member holds what its socket did not take.
     member_unflushed: bool,
-    /// Since when a peer does not take what we have for it.
-    blocked: Option<Instant>,
+    stalls: Stalls,
     timer: Pin<Box<Sleep>>,
     armed: Instant,
     entry: Arc<Entry>,
@@ -123,7 +123,7 @@ impl Pump {
             client_ended: false,
             unflushed: false,
             member_unflushed: false,
-            blocked: None,
+            stalls: Stalls::default(),
             timer: Box::pin(sleep_until(armed.into())),
             armed,
             entry,
@@ -169,7 +169,7 @@ impl Pump {
                 }
             }
             moved |= self.send_to_client(cx);
-            self.note_blockage();
+            self.note_stalls();
             moved |= self.read_member(cx);
             if self.session.is_greeted() {
                 self.greeted = Some(Instant::now());
@@ -213,7 +213,7 @@ impl Pump {
         if self.client_ended {
             return false;
         }
-        SCRATCH.with_borrow_mut(|scratch| match fill(&mut self.client, cx, scratch) {
+        SCRATCH.with_borrow_mut(|scratch| match self.client.poll_fill(cx, scratch) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
                 self.client_ended = true;
@@ -304,7 +304,8 @@ impl Pump {
                     take_front(queue, count);
                     self.member_unflushed = true;
                     self.moved.to_member += count as u64;
-                    (moved, self.blocked) = (true, None);
+                    self.stalls.member_took();
+                    moved = true;
                 }
                 Poll::Ready(Err(_)) => {
                     self.lose_member();
@@ -339,7 +340,8 @@ impl Pump {
                     take_front(queue, count);
                     self.moved.to_client += count as u64;
                     self.unflushed = true;
-                    (moved, self.blocked) = (true, None);
+                    self.stalls.client_took();
+                    moved = true;
                 }
                 Poll::Ready(Err(_)) => return self.lose_client(),
                 Poll::Pending => break,
@@ -396,6 +398,20 @@ impl Pump {
         }
     }
 
+    /// Ends the session where it stands, when nobody goes on with it: what is queued reaches nobody.
+    pub(super) fn abandon(&mut self) -> End {
+        self.session.abandon();
+        self.session.to_client().clear();
+        loop {
+            match self.session.poll_action() {
+                Some(Action::Close(end)) => return end,
+                Some(Action::AbortMember) => self.abort_member(),
+                Some(_) => {}
+                None => return End::Cut,
+            }
+        }
+    }
+
     fn abort_member(&mut self) {
         self.count();
         self.member = None;
@@ -417,22 +433,26 @@ impl Pump {
         true
     }
 
-    fn note_blockage(&mut self) {
-        let blocked = !self.session.to_member().is_empty() || !self.session.to_client().is_empty();
-        if blocked || self.unflushed || self.member_unflushed {
-            self.blocked.get_or_insert_with(Instant::now);
-        } else if self.blocked.take().is_some() {
+    fn note_stalls(&mut self) {
+        let held = Held {
+            for_client: !self.session.to_client().is_empty() || self.unflushed,
+            for_member: !self.session.to_member().is_empty() || self.member_unflushed,
+            unread: self.session.to_client().len() > MAX_UNREAD,
+        };
+        if self.stalls.note(held, self.session.awaits_member()) {
             self.session.unblocked(Instant::now());
         }
     }
 
     /// Whether a limit has passed and something came of it.
     fn expire(&mut self, cx: &mut Context<'_>) -> bool {
-        let due = match self.blocked {
-            Some(since) => Some(since + self.send),
-            None => self.session.deadline(),
+        let stuck = self.stalls.due(self.send);
+        let own = match self.stalls.excuse() {
+            true => self.session.search_deadline(),
+            false => self.session.deadline(),
         };
-        let Some(due) = due else { return false };
+        let first = stuck.map(|(due, _)| due).into_iter().chain(own).min();
+        let Some(due) = first else { return false };
         loop {
             if due < self.armed || self.timer.is_elapsed() {
                 self.timer.as_mut().reset(due.into());
@@ -445,35 +465,17 @@ impl Pump {
             if now < due {
                 continue;
             }
-            match self.blocked.take() {
+            match stuck.filter(|(due, _)| *due <= now) {
                 None => self.session.handle_timeout(now),
-                Some(_) if !self.session.to_member().is_empty() || self.member_unflushed => {
+                Some((_, Stuck::Member)) => {
                     self.abort_member();
                     self.session.member_stuck();
                 }
-                Some(_) => self.session.client_stuck(),
+                Some((_, Stuck::Client)) => self.session.client_stuck(),
             }
             return true;
         }
     }
-}
-
-/// Reads until the buffer is nearly full or nothing more is there: TLS gives one record at a time.
-fn fill(
-    client: &mut ClientStream,
-    cx: &mut Context<'_>,
-    scratch: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    let mut buffer = ReadBuf::new(scratch);
-    ready!(Pin::new(&mut *client).poll_read(cx, &mut buffer))?;
-    let batches = matches!(client, ClientStream::Tls(_));
-    let mut before = 0;
-    while batches && buffer.filled().len() > before && buffer.remaining() > 0 {
-        before = buffer.filled().len();
-        // An end or an error shows again at the next read.
-        let _ = Pin::new(&mut *client).poll_read(cx, &mut buffer);
-    }
-    Poll::Ready(Ok(buffer.filled().len()))
 }
 
 fn take_front(queue: &mut Vec<u8>, count: usize) {

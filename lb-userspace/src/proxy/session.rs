@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use std::{
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    MemberSecurity, Security, Service, Services,
+    Security, Service, Services,
     client::{ClientStream, Waiting},
     crowd::Crowd,
     entry::{Places, Refused},
@@ -17,11 +18,15 @@ use super::{
     live::{Live, Present},
     orders::{Control, Orders},
     pump::{Pump, Turn},
-    upstream::{Origin, Upstream},
+    search::{Done, finished},
 };
 use crate::{
     model::Name,
-    smtp::{end::End, phase::Phase, session::Session},
+    smtp::{
+        end::End,
+        phase::Phase,
+        session::{ClientSecurity, Session},
+    },
     telemetry::session::{SessionEnd, SessionSink, TlsFacts},
 };
 
@@ -48,62 +53,95 @@ pub(super) async fn serve(
     service.cell.session_started();
     // Kept until the last bytes are gone: goodbyes take memory, too.
     let mut places = Places::take(&context, &service);
-    let mut serving = Serving {
+    let serving = Serving {
         started: Instant::now(),
         generation,
         member: None,
+        member_id: None,
         member_tls: None,
         snat: None,
         tls: None,
         early: false,
         waits: Waits::default(),
+        reported: false,
         context,
         service,
         local,
         peer,
         present,
     };
+    let mut dialogue = Dialogue {
+        serving,
+        pump: None,
+    };
     // Without it replies would wait for acknowledgements; a socket that refuses is about to fail anyway.
     let _ = tcp.set_nodelay(true);
     let mut client = ClientStream::Plain(tcp);
     let entered = match &mut places {
-        Ok(places) => Box::pin(serving.enter(&mut client, places)).await,
+        Ok(places) => Box::pin(dialogue.serving.enter(&mut client, places)).await,
         Err(refused) => Err(*refused),
     };
     let security = match entered {
         Ok(security) => security,
         Err(mut refused) => {
-            if let Security::Implicit(_) = serving.service.client_tls {
+            if let Security::Implicit(_) = dialogue.serving.service.client_tls {
                 // Words in clear would be no TLS.
                 refused.reply = None;
             }
             refused.say(&client);
-            serving.end_before_dialogue(refused);
-            drop(serving);
+            dialogue.serving.end_before_dialogue(refused);
+            drop(dialogue);
             return Box::pin(client.hear_out()).await;
         }
     };
-    serving.waits.entry = serving.started.elapsed();
-    let offers = match serving.service.fallback(security) {
-        Some(fallback) => {
-            let service = &*serving.service;
-            Some(Box::pin(fallback.offers(service, &service.sessions.timeouts)).await)
-        }
-        None => None,
+    dialogue.begin(client, security);
+    let Some(mut pump) = dialogue.run(security).await else {
+        return;
     };
-    let timeouts = serving.service.sessions.timeouts;
-    let terms = serving.service.dialogue(serving.peer, security);
-    let session = Session::new(terms, timeouts, Instant::now()).limited_to(offers);
-    let entry = serving.present.entry.clone();
-    let cell = serving.service.cell;
-    let mut pump = Box::new(Pump::new(session, client, timeouts, entry, cell));
-    pump.watch_early = serving.service.terms.pregreet.is_some() && !serving.early;
-    let end = serving.run(&mut pump).await;
-    serving.finish(&mut pump, end);
     let last = std::mem::take(pump.session.to_client());
     // The place of the session is free; only the goodbye is left.
-    drop(serving);
+    drop(dialogue);
     Box::pin(pump.client.farewell(&last)).await;
+}
+
+/// A session with what its report has to tell of the dialogue.
+struct Dialogue {
+    serving: Serving,
+    /// From the end of the way in until the report.
+    pump: Option<Box<Pump>>,
+}
+
+impl Dialogue {
+    fn begin(&mut self, client: ClientStream, security: ClientSecurity) {
+        let serving = &mut self.serving;
+        serving.waits.entry = serving.started.elapsed();
+        let service = &serving.service;
+        let timeouts = service.sessions.timeouts;
+        let terms = service.dialogue(serving.peer, security);
+        let session = Session::new(terms, timeouts, Instant::now());
+        let entry = serving.present.entry.clone();
+        let mut pump = Box::new(Pump::new(session, client, timeouts, entry, service.cell));
+        pump.watch_early = service.terms.pregreet.is_some() && !serving.early;
+        self.pump = Some(pump);
+    }
+
+    /// Serves it to its end, which is reported; what is left is to say goodbye.
+    async fn run(&mut self, security: ClientSecurity) -> Option<Box<Pump>> {
+        let end = self.serving.run(self.pump.as_mut()?, security).await;
+        let mut pump = self.pump.take()?;
+        self.serving.finish(&mut pump, end);
+        Some(pump)
+    }
+}
+
+impl Drop for Dialogue {
+    /// Dropped within the dialogue, with its runtime. After a panic nobody knows what the pump holds.
+    fn drop(&mut self) {
+        if let Some(mut pump) = self.pump.take().filter(|_| !std::thread::panicking()) {
+            let end = pump.abandon();
+            self.serving.finish(&mut pump, end);
+        }
+    }
 }
 
 /// A session being served; its end is counted and logged whatever happens.
@@ -120,123 +158,102 @@ pub(super) struct Serving {
     pub(super) tls: Option<TlsFacts>,
     started: Instant,
     generation: u64,
-    member: Option<(Name, SocketAddr)>,
-    member_tls: Option<TlsFacts>,
-    snat: Option<IpAddr>,
-    waits: Waits,
+    /// The last one.
+    pub(super) member: Option<(Name, SocketAddr)>,
+    /// The one that the session has, also while they shake hands.
+    pub(super) member_id: Option<u16>,
+    pub(super) member_tls: Option<TlsFacts>,
+    pub(super) snat: Option<IpAddr>,
+    pub(super) waits: Waits,
+    reported: bool,
 }
 
 /// How long a session waited until its client was greeted.
 #[derive(Debug, Clone, Copy, Default)]
-struct Waits {
+pub(super) struct Waits {
     /// From accept until members were looked for.
     entry: Duration,
     /// Until the first of them was connected.
-    connect: Option<Duration>,
+    pub(super) connect: Option<Duration>,
     /// When it was.
-    connected: Option<Instant>,
+    pub(super) connected: Option<Instant>,
 }
 
 impl Serving {
-    async fn run(&mut self, pump: &mut Pump) -> End {
+    async fn run(&mut self, pump: &mut Pump, security: ClientSecurity) -> End {
         let mut control = self.context.control.clone();
-        let mut tried = Vec::new();
         let mut heeded = control.borrow().number();
         heed(control.borrow_and_update().all, &mut pump.session);
+        let mut asks_fallback = self.service.fallback(security).is_some();
+        let mut tried = Vec::new();
+        let mut work = None;
         loop {
+            // The pump goes on whatever else is waited for: it hears the client hang up, and knows the deadlines.
             let turn = tokio::select! {
                 biased;
                 turn = pump.turn() => turn,
+                done = finished(&mut work) => {
+                    work = None;
+                    match done {
+                        Done::Sought(sought) => tried = self.sought(pump, sought),
+                        Done::Secured(member, result) => self.secured(pump, member, result),
+                    }
+                    let order = control.borrow().heed(self.member_id, &mut heeded);
+                    heed(order, &mut pump.session);
+                    continue;
+                }
                 Ok(()) = control.changed() => {
-                    let member = pump.member.as_ref().map(|member| member.lease.member().id);
-                    let order = control.borrow_and_update().heed(member, &mut heeded);
+                    let order = control.borrow_and_update().heed(self.member_id, &mut heeded);
                     heed(order, &mut pump.session);
                     continue;
                 }
             };
             match turn {
-                // Boxed: an idle session need not hold the room for what it did at its start.
                 Turn::Connect { afresh } => {
                     if afresh {
                         tried.clear();
                     }
-                    Box::pin(self.connect(pump, &mut tried)).await;
+                    let asks_fallback = std::mem::take(&mut asks_fallback);
+                    work = Some(self.seek(pump, std::mem::take(&mut tried), asks_fallback));
                 }
                 Turn::Early => {
-                    if Box::pin(self.early_talker()).await.is_err() {
+                    if let Err(refused) = Box::pin(self.early_talker()).await
+                        && refused.end == End::Pregreet
+                    {
                         pump.session.refuse_early_talker();
                     }
                 }
-                Turn::SecureMember => Box::pin(self.secure_member(pump)).await,
+                Turn::SecureMember => work = self.secure_member(pump),
                 Turn::Complain(fault) => self.complain(pump, &fault),
-                Turn::StartTls => Box::pin(self.start_tls(pump)).await,
+                Turn::StartTls => {
+                    let order = Box::pin(self.cross_border(pump, &mut control, &mut heeded)).await;
+                    heed(order, &mut pump.session);
+                }
                 Turn::Close(end) => return end,
             }
         }
     }
 
-    async fn connect(&mut self, pump: &mut Pump, tried: &mut Vec<u16>) {
-        if !tried.is_empty() {
-            self.context.events.member_passed_over.fetch_add(1, Relaxed);
-        }
-        pump.release_member();
-        self.present.entry.set_phase(Phase::Connect);
-        let begun = Instant::now();
-        let before = tried.len();
-        let pool = self.service.pool_for(&pump.session);
-        let origin = Origin {
-            service: &self.service,
-            client: self.peer,
-            local: self.local,
-            id: self.present.id,
-            stream: &pump.client,
-        };
-        let connected = Upstream::connect(pool, tried, &origin, &self.context.events).await;
-        self.waits.connect.get_or_insert_with(|| begun.elapsed());
-        let unreachable = tried.len() - before > usize::from(connected.is_some());
-        if unreachable || (connected.is_none() && tried.len() < pool.members().len()) {
-            pump.session.member_missed();
-        }
-        let Some(upstream) = connected else {
-            self.present.entry.set_member(None);
-            return pump.session.no_member();
-        };
-        let member = upstream.lease.member();
-        self.present.entry.set_member(Some(member.name.clone()));
-        self.member = Some((member.name.clone(), member.address));
-        self.member_tls = upstream.link.tls();
-        let own = upstream.link.own();
-        self.snat = Some(own);
-        self.waits.connected.get_or_insert_with(Instant::now);
-        pump.member = Some(upstream);
-        pump.session.member_connected(own, Instant::now());
-    }
-
-    async fn secure_member(&mut self, pump: &mut Pump) {
-        let limit = self.service.sessions.timeouts.member_handshake;
-        let (Some(member), MemberSecurity::StartTls(tls)) =
-            (&mut pump.member, &self.service.server_tls)
-        else {
-            return pump.session.member_insecure();
-        };
-        self.present.entry.set_phase(Phase::Handshake);
-        match member.link.secure(tls, limit).await {
-            Ok(()) => {
-                self.member_tls = member.link.tls();
-                pump.session.member_secured(Instant::now());
-            }
-            Err(error) => {
-                self.complain(pump, &error);
-                pump.session.member_insecure();
+    /// Takes the client into TLS, unless it is to end now; returns what orders came meanwhile. A client whose handshake
+    /// breaks might come back without TLS, so a drain is heeded behind it.
+    async fn cross_border(
+        &mut self,
+        pump: &mut Pump,
+        control: &mut watch::Receiver<Orders>,
+        heeded: &mut u64,
+    ) -> Control {
+        let (member, mut order) = (self.member_id, Control::Run);
+        let mut securing = pin!(self.start_tls(pump));
+        while order < Control::Cut {
+            tokio::select! {
+                biased;
+                () = &mut securing => break,
+                Ok(()) = control.changed() => {
+                    order = order.max(control.borrow_and_update().heed(member, heeded));
+                }
             }
         }
-    }
-
-    fn complain(&self, pump: &Pump, why: &dyn std::fmt::Display) {
-        if let Some(member) = &pump.member {
-            let member = member.lease.member();
-            self.context.events.member_is_unfit(member, why);
-        }
+        order
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {
@@ -330,7 +347,8 @@ impl Serving {
         }
     }
 
-    fn report(&self, session: SessionEnd) {
+    fn report(&mut self, session: SessionEnd) {
+        self.reported = true;
         let events = &self.context.events;
         events.count_end(session.end);
         let normalized = u64::from(session.normalized);
@@ -341,6 +359,17 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
+        if !self.reported {
+            let end = match std::thread::panicking() {
+                true => End::Cut,
+                false => End::Drained,
+            };
+            let phase = self.present.entry.phase();
+            self.report(SessionEnd {
+                phase,
+                ..self.blank(end)
+            });
+        }
         self.service.cell.session_ended();
     }
 }

@@ -11,3 +11,4 @@ mod pressure;
 mod scout;
 mod switch;
 mod unsent;
+mod waits;

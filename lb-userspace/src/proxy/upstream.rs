@@ -46,10 +46,8 @@ pub(super) struct Upstream {
 pub(super) struct Origin<'a> {
     pub(super) service: &'a Service,
     pub(super) client: SocketAddr,
-    /// What the client connected to.
-    pub(super) local: SocketAddr,
-    pub(super) id: SessionId,
-    pub(super) stream: &'a ClientStream,
+    /// What members are told of it first, where they want to know: [`introduction`].
+    pub(super) header: Option<Vec<u8>>,
 }
 
 /// A connection to a member.
@@ -126,7 +124,7 @@ impl Link {
     pub(super) async fn open(address: SocketAddr, origin: &Origin<'_>) -> Option<Self> {
         let connect = source::connect(address, &origin.service.source, origin.client.ip());
         let limit = origin.service.sessions.timeouts.connect;
-        Self::prepared(address, limit, connect, origin.header()).await
+        Self::prepared(address, limit, connect, origin.header.as_deref()).await
     }
 
     /// Connects a member for the box itself.
@@ -136,20 +134,21 @@ impl Link {
         limit: Duration,
     ) -> Option<Self> {
         let connect = source::connect_own(address);
-        Self::prepared(address, limit, connect, header::own(header)).await
+        let header = header::own(header);
+        Self::prepared(address, limit, connect, header.as_deref()).await
     }
 
     async fn prepared(
         address: SocketAddr,
         limit: Duration,
         connect: impl Future<Output = io::Result<(TcpStream, Option<Use>)>>,
-        header: Option<Vec<u8>>,
+        header: Option<&[u8]>,
     ) -> Option<Self> {
         let opened = async {
             let (mut tcp, source) = connect.await?;
             tcp.set_nodelay(true)?;
             if let Some(header) = header {
-                tcp.write_all(&header).await?;
+                tcp.write_all(header).await?;
             }
             Ok::<_, io::Error>(Self {
                 stream: Stream::Plain(tcp),
@@ -212,24 +211,27 @@ impl Drop for Upstream {
     }
 }
 
-impl Origin<'_> {
-    /// What the member is told first.
-    fn header(&self) -> Option<Vec<u8>> {
-        match self.service.terms.proxy_protocol {
-            ProxyHeader::None => None,
-            ProxyHeader::V1 => Some(header::v1(self.client, self.local)),
-            ProxyHeader::V2 => {
-                let id = self.id.to_string();
-                let written = |secured: Option<&header::Secured<'_>>| {
-                    header::v2(&header::Client {
-                        source: self.client,
-                        destination: self.local,
-                        unique_id: &id,
-                        secured,
-                    })
-                };
-                Some(self.stream.with_secured(written))
-            }
+/// What a member is told of a client first: who it is, what it connected to, and its TLS.
+pub(super) fn introduction(
+    version: ProxyHeader,
+    (client, local): (SocketAddr, SocketAddr),
+    id: SessionId,
+    stream: &ClientStream,
+) -> Option<Vec<u8>> {
+    match version {
+        ProxyHeader::None => None,
+        ProxyHeader::V1 => Some(header::v1(client, local)),
+        ProxyHeader::V2 => {
+            let id = id.to_string();
+            let written = |secured: Option<&header::Secured<'_>>| {
+                header::v2(&header::Client {
+                    source: client,
+                    destination: local,
+                    unique_id: &id,
+                    secured,
+                })
+            };
+            Some(stream.with_secured(written))
         }
     }
 }

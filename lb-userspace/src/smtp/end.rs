@@ -20,7 +20,7 @@ pub enum End {
     MemberProtocol,
     /// The member did not answer in time.
     MemberTimeout,
-    /// No member could be reached, or none wanted the session.
+    /// No member could be reached in time, or none wanted the session.
     NoMember,
     /// The client sent bytes between STARTTLS and its ClientHello (CVE-2011-0411).
     StartTlsInjection,

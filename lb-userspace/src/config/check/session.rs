@@ -50,24 +50,62 @@ pub(super) fn sessions(raw: &raw::Session, faults: &mut Faults) -> Option<Sessio
             );
         }
     }
+    doubts(raw, faults)?;
     Some(Sessions {
         timeouts: SessionTimeouts {
             connect: raw.connect.clone().or(times.connect)?,
             greeting: raw.greeting.clone().or(times.greeting)?,
+            find_member: raw.find_member.clone().or(times.find_member)?,
             command: raw.command.clone().or(times.command)?,
             reply: raw.reply.clone().or(times.reply)?,
             data_reply: raw.data_reply.clone().or(times.data_reply)?,
             data_block: raw.data_block.clone().or(times.data_block)?,
             data_end: raw.data_end.clone().or(times.data_end)?,
             handshake: raw.handshake.clone().or(times.handshake)?,
-            member_handshake: times.member_handshake,
+            member_handshake: raw.member_handshake.clone().or(times.member_handshake)?,
             send: raw.send.clone().or(times.send)?,
-            discard: times.discard,
+            discard: raw.discard.clone().or(times.discard)?,
             proxy_header: raw.proxy_header.clone().or(times.proxy_header)?,
         },
         drain: raw.drain.clone().or(default.drain)?,
         max: raw.max.clone().or(default.max)?,
+        max_recipients: raw.max_recipients.clone().or(default.max_recipients)?,
     })
+}
+
+/// A search that is over with the first member that is silent, and lists that RFC 5321 has everybody take.
+fn doubts(raw: &raw::Session, faults: &mut Faults) -> Option<()> {
+    let times = SessionTimeouts::DEFAULT;
+    let given = |field: &Field<Duration>| match field {
+        Field::Is(found) => Some(found.at),
+        Field::Absent | Field::Wrong => None,
+    };
+    let greeting = raw.greeting.clone().or(times.greeting)?;
+    let find_member = raw.find_member.clone().or(times.find_member)?;
+    if let Some(at) = given(&raw.find_member).or(given(&raw.greeting))
+        && find_member <= greeting
+    {
+        faults.warning(
+            at,
+            "session",
+            "has a find_member_timeout that is not longer than its greeting_timeout",
+            "One silent member would take all the time; the next one would not be tried.",
+            format!(
+                "Write at least find_member_timeout = \"{}s\", or a shorter greeting_timeout.",
+                2 * greeting.as_secs().max(1)
+            ),
+        );
+    }
+    if let Field::Is(At { value: 1..100, at }) = raw.max_recipients {
+        faults.warning(
+            at,
+            "session",
+            "has max_recipients below 100",
+            "RFC 5321 §4.5.3.1.8 has every server take so many; some clients do not divide shorter lists.",
+            "Write at least max_recipients = 100, unless that is meant.",
+        );
+    }
+    Some(())
 }
 
 /// What a proxy virtual server has beside TLS.

@@ -15,16 +15,20 @@ use crate::{
 pub(in crate::config) struct Session {
     pub(in crate::config) connect: Field<Duration>,
     pub(in crate::config) greeting: Field<Duration>,
+    pub(in crate::config) find_member: Field<Duration>,
     pub(in crate::config) command: Field<Duration>,
     pub(in crate::config) reply: Field<Duration>,
     pub(in crate::config) data_reply: Field<Duration>,
     pub(in crate::config) data_block: Field<Duration>,
     pub(in crate::config) data_end: Field<Duration>,
     pub(in crate::config) handshake: Field<Duration>,
+    pub(in crate::config) member_handshake: Field<Duration>,
     pub(in crate::config) send: Field<Duration>,
+    pub(in crate::config) discard: Field<Duration>,
     pub(in crate::config) proxy_header: Field<Duration>,
     pub(in crate::config) drain: Field<Duration>,
     pub(in crate::config) max: Field<u32>,
+    pub(in crate::config) max_recipients: Field<u32>,
 }
 
 /// Keys of a proxy virtual server.
@@ -57,6 +61,8 @@ pub(in crate::config) enum PregreetWord {
 
 /// Most sessions at once, each with two descriptors: what the service unit allows.
 const MOST_SESSIONS: u32 = 500_000;
+/// Most recipients of a transaction, where there is a limit.
+const MOST_RECIPIENTS: u32 = 1_000_000;
 
 pub(super) fn read(top: &mut Section<'_, '_>, faults: &mut Faults) -> Session {
     let mut section = match single(top, "session", faults) {
@@ -70,19 +76,32 @@ pub(super) fn read(top: &mut Section<'_, '_>, faults: &mut Faults) -> Session {
     let mut session = Session {
         connect: time("connect_timeout", "connect_timeout = \"5s\""),
         greeting: time("greeting_timeout", "greeting_timeout = \"2m\""),
+        find_member: time("find_member_timeout", "find_member_timeout = \"4m\""),
         command: time("command_timeout", "command_timeout = \"5m\""),
         reply: time("reply_timeout", "reply_timeout = \"5m\""),
         data_reply: time("data_reply_timeout", "data_reply_timeout = \"2m\""),
         data_block: time("data_block_timeout", "data_block_timeout = \"3m\""),
         data_end: time("data_end_timeout", "data_end_timeout = \"10m\""),
         handshake: time("handshake_timeout", "handshake_timeout = \"30s\""),
+        member_handshake: time(
+            "member_handshake_timeout",
+            "member_handshake_timeout = \"10s\"",
+        ),
         send: time("send_timeout", "send_timeout = \"3m\""),
+        discard: time("discard_timeout", "discard_timeout = \"30s\""),
         proxy_header: time("proxy_header_timeout", "proxy_header_timeout = \"5s\""),
         drain: time("drain_timeout", "drain_timeout = \"30s\""),
         max: Field::Absent,
+        max_recipients: Field::Absent,
     };
     if let Some(mut section) = section {
         session.max = limit("max_sessions", &mut section, faults);
+        session.max_recipients = section.integer(
+            "max_recipients",
+            0..=MOST_RECIPIENTS,
+            "max_recipients = 1000",
+            faults,
+        );
         section.finish(faults);
     }
     session

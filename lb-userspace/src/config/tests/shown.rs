@@ -44,6 +44,10 @@ fn what_is_shown_loads_to_the_same() {
         drain_timeout = "90s"
         command_timeout = "10m"
         max_sessions = 12345
+        max_recipients = 0
+        find_member_timeout = "3m"
+        member_handshake_timeout = "1500ms"
+        discard_timeout = "20s"
         [virtual_server.terms]
         address = "2001:db8::1"
         port = 2525

@@ -81,13 +81,16 @@ fn waits_and_limits_of_sessions_reach_the_model() {
     let keys = [
         "connect",
         "greeting",
+        "find_member",
         "command",
         "reply",
         "data_reply",
         "data_block",
         "data_end",
         "handshake",
+        "member_handshake",
         "send",
+        "discard",
         "proxy_header",
         "drain",
     ];
@@ -96,7 +99,7 @@ fn waits_and_limits_of_sessions_reach_the_model() {
         .zip(1000..)
         .map(|(key, time)| format!("{key}_timeout = \"{time}s\"\n"));
     let file = format!(
-        "{BASE}\n[session]\nmax_sessions = 17\n{}",
+        "{BASE}\n[session]\nmax_sessions = 17\nmax_recipients = 0\n{}",
         lines.collect::<String>()
     );
     let session = accepted(&file).session;
@@ -104,29 +107,62 @@ fn waits_and_limits_of_sessions_reach_the_model() {
     let found = [
         times.connect,
         times.greeting,
+        times.find_member,
         times.command,
         times.reply,
         times.data_reply,
         times.data_block,
         times.data_end,
         times.handshake,
+        times.member_handshake,
         times.send,
+        times.discard,
         times.proxy_header,
         session.drain,
     ];
     for (time, expected) in found.into_iter().zip(1000..) {
         assert_eq!(time, Duration::from_secs(expected));
     }
-    assert_eq!(session.max, 17);
-    let (_, warnings) = parse(
-        "smtplb.toml",
-        &format!("{BASE}\n[session]\ncommand_timeout = \"299s\""),
-    )
-    .unwrap();
+    assert_eq!((session.max, session.max_recipients), (17, 0));
+}
+
+fn warned(session: &str) -> String {
+    let file = format!("{BASE}\n[session]\n{session}");
+    text(&parse("smtplb.toml", &file).unwrap().1)
+}
+
+#[test]
+fn limits_of_sessions_that_hardly_anybody_means_are_told() {
     assert_eq!(
-        text(&warnings),
+        warned("command_timeout = \"299s\""),
         "smtplb.toml:60:19: warning: session has a command_timeout below 300 s\n  \
          RFC 5321 §4.5.3.2.7 asks for so long; slow peers would be cut off.\n  \
          Write at least command_timeout = \"300s\", unless that is meant."
     );
+    for session in [
+        "greeting_timeout = \"4m\"",
+        "find_member_timeout = \"4m\"\ngreeting_timeout = \"4m\"",
+    ] {
+        let heard = warned(session);
+        let (_, heard) = heard.split_once(": warning: ").unwrap();
+        assert_eq!(
+            heard,
+            "session has a find_member_timeout that is not longer than its greeting_timeout\n  \
+             One silent member would take all the time; the next one would not be tried.\n  \
+             Write at least find_member_timeout = \"480s\", or a shorter greeting_timeout."
+        );
+    }
+    assert_eq!(
+        warned("max_recipients = 99"),
+        "smtplb.toml:60:18: warning: session has max_recipients below 100\n  \
+         RFC 5321 §4.5.3.1.8 has every server take so many; some clients do not divide shorter lists.\n  \
+         Write at least max_recipients = 100, unless that is meant."
+    );
+    for fine in [
+        "max_recipients = 100",
+        "max_recipients = 0",
+        "greeting_timeout = \"239s\"",
+    ] {
+        assert_eq!(warned(fine), "");
+    }
 }

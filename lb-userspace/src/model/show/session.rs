@@ -9,19 +9,23 @@ pub(super) fn sessions(sessions: &Sessions) -> Table {
     for (key, value) in [
         ("connect_timeout", times.connect),
         ("greeting_timeout", times.greeting),
+        ("find_member_timeout", times.find_member),
         ("command_timeout", times.command),
         ("reply_timeout", times.reply),
         ("data_reply_timeout", times.data_reply),
         ("data_block_timeout", times.data_block),
         ("data_end_timeout", times.data_end),
         ("handshake_timeout", times.handshake),
+        ("member_handshake_timeout", times.member_handshake),
         ("send_timeout", times.send),
+        ("discard_timeout", times.discard),
         ("proxy_header_timeout", times.proxy_header),
         ("drain_timeout", sessions.drain),
     ] {
         table.word(key, &duration(value));
     }
     table.number("max_sessions", sessions.max);
+    table.number("max_recipients", sessions.max_recipients);
     table
 }
 

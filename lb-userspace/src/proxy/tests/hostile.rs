@@ -9,7 +9,10 @@ use std::{
 
 use socket2::SockRef;
 
-use super::peers::{Kind, Lab, good, mortal, until};
+use super::{
+    peers::{Kind, Lab, Setup, good, mortal, until},
+    pressure::endless_lists,
+};
 use crate::{
     model::{LineEndings, StartTls, Terms},
     smtp::{end::End, timeouts::Timeouts},
@@ -353,9 +356,13 @@ fn silence_ends() {
 
 #[test]
 fn a_client_that_does_not_read_costs_a_bounded_buffer_and_ends() {
-    let timeouts = Timeouts {
-        send: Duration::from_millis(200),
-        ..Timeouts::DEFAULT
+    let setup = Setup {
+        timeouts: Timeouts {
+            send: Duration::from_millis(200),
+            ..Timeouts::DEFAULT
+        },
+        sessions: endless_lists(),
+        ..Setup::default()
     };
     fn endless(member: &mut super::peers::Member) {
         member.say("220 endless\r\n");
@@ -364,7 +371,7 @@ fn a_client_that_does_not_read_costs_a_bounded_buffer_and_ends() {
             member.say(&reply);
         }
     }
-    let lab = Lab::with(Kind::Plain, &[endless], timeouts);
+    let lab = Lab::made(setup, &[endless]);
     let client = lab.connect();
     let mut writer = client.stream.try_clone().unwrap();
     std::thread::spawn(move || {

@@ -13,6 +13,7 @@ use super::{
     members::IMPLICIT,
     peers::{Client, Kind, Lab, Member, PATIENCE, Setup, TlsClient, until},
 };
+use crate::model::Sessions;
 
 /// Most that one session may hold in plaintext, in bytes: what was read at once, and the queues of both directions.
 const HELD: u64 = 256 * 1024;
@@ -22,6 +23,14 @@ const HELD_CONTENT: u64 = (64 + 80 + 48) * 1024;
 const HELD_REPLIES: u64 = (20 + 32 + 40 + 16) * 1024;
 /// Nothing has moved for so long: nothing will.
 const STILL: Duration = Duration::from_millis(300);
+
+/// Clients may name recipients as long as they like.
+pub(super) fn endless_lists() -> Sessions {
+    Sessions {
+        max_recipients: 0,
+        ..Sessions::default()
+    }
+}
 
 /// Bytes in the send and receive queues of every established socket with one of these ports.
 fn queued(ports: [u16; 2]) -> u64 {
@@ -137,7 +146,11 @@ fn talks_on(member: &mut Member) {
 
 #[test]
 fn a_client_that_stops_reading_stops_the_member() {
-    let lab = Lab::new(Kind::Plain, &[talks_on]);
+    let setup = Setup {
+        sessions: endless_lists(),
+        ..Setup::default()
+    };
+    let lab = Lab::made(setup, &[talks_on]);
     let mut client = lab.connect();
     narrow(&client.stream);
     client.reply();
@@ -154,6 +167,7 @@ fn secured(members: &[fn(&mut Member)]) -> (Lab, TlsClient) {
     let setup = Setup {
         kind: Kind::Implicit,
         server: IMPLICIT,
+        sessions: endless_lists(),
         ..Setup::default()
     };
     let lab = Lab::made(setup, members);

@@ -39,7 +39,7 @@ impl Session {
         self.lines = Lines::default();
         self.hello = None;
         self.capabilities = Capabilities::default();
-        self.transaction = false;
+        self.end_transaction();
         if std::mem::take(&mut self.chunked) {
             // An orderly end within a message could be taken for its end.
             self.actions.push_back(Action::AbortMember);

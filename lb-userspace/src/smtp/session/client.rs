@@ -38,6 +38,8 @@ const BAD_CONTENT: Local = Local::new(
     "5.6.0",
     "Message refused: bare CR, bare LF or NUL in its content",
 );
+/// RFC 5321 §4.5.3.1.10: the client sends the message to those that it has, and to the others in another transaction.
+const TOO_MANY: Local = Local::new(452, "4.5.3", "Too many recipients");
 const SPENT: Local = Local::new(421, "4.7.0", "Too many errors");
 
 impl Session {
@@ -253,6 +255,11 @@ impl Session {
             }
             return;
         }
+        if verb == Verb::Rcpt && self.is_full() {
+            self.budget.answered(verb, TOO_MANY.code);
+            self.queue.push_back(Pending::Local(TOO_MANY, None));
+            return self.check_budget();
+        }
         self.budget.command(verb);
         self.check_budget();
         if matches!(self.client, Client::Closed) {
@@ -301,7 +308,15 @@ impl Session {
         self.to_member.extend_from_slice(line);
         self.to_member.extend_from_slice(b"\r\n");
         self.queue.push_back(Pending::Member(expect));
-        self.hold = hold;
+        // Only the answers tell how much room is left, and whether this begins another transaction.
+        self.hold = hold || self.is_full();
+    }
+
+    /// Has the transaction its recipients, or will have, if the member accepts all that it was asked for?
+    fn is_full(&self) -> bool {
+        let most = self.max_recipients as usize;
+        let rcpt = |it: &&Pending| matches!(it, Pending::Member(Expect::Command(Verb::Rcpt)));
+        most > 0 && self.recipients as usize + self.queue.iter().filter(rcpt).count() >= most
     }
 
     fn take_content(&mut self, rest: &[u8], now: Instant) -> (usize, usize) {

@@ -103,7 +103,7 @@ impl Session {
         }
     }
 
-    fn is_securing(&self) -> bool {
+    pub(super) fn is_securing(&self) -> bool {
         self.approach.as_ref().is_some_and(|it| it.is_securing())
     }
 
@@ -190,6 +190,7 @@ impl Session {
             Next::Ready if self.replays() => {}
             Next::Ready | Next::Answered => {
                 self.member = Member::Ready;
+                self.sought = None;
                 self.approach.take_if(|approach| !approach.has_more());
                 if next == Next::Ready
                     && let Some(held) = self.held.take()
@@ -294,10 +295,13 @@ impl Session {
         self.pass(reply);
         let done = reply.is_positive();
         match verb {
-            Verb::Mail if done => self.transaction = true,
-            Verb::Rcpt if done => self.facts.recipients += 1,
+            Verb::Mail if done => (self.transaction, self.recipients) = (true, 0),
+            Verb::Rcpt if done => {
+                self.facts.recipients += 1;
+                self.recipients += 1;
+            }
             Verb::Rset => {
-                self.transaction = false;
+                self.end_transaction();
                 self.chunked = self.awaits_chunk();
             }
             Verb::Quit => self.close_now(None, End::Quit),
@@ -317,7 +321,7 @@ impl Session {
         };
         self.capabilities = Capabilities::of(reply);
         self.hello = Some(Hello::Ehlo);
-        self.transaction = false;
+        self.end_transaction();
         self.facts.starttls_offered |= offer_starttls;
         filter.write(reply, &mut self.to_client);
         self.facts.last_code = reply.code;
@@ -333,7 +337,7 @@ impl Session {
         self.facts.last_code = reply.code;
         self.hello = Some(Hello::Helo);
         self.capabilities = Capabilities::default();
-        self.transaction = false;
+        self.end_transaction();
     }
 
     fn take_data_answer(&mut self, reply: &Reply) {
@@ -363,12 +367,16 @@ impl Session {
             return self.lose_member(End::MemberProtocol);
         }
         self.pass(reply);
-        self.transaction = false;
+        self.end_transaction();
         self.chunked = self.awaits_chunk();
         if reply.is_positive() {
             self.facts.messages += 1;
             self.budget.delivered();
         }
+    }
+
+    pub(super) fn end_transaction(&mut self) {
+        (self.transaction, self.recipients) = (false, 0);
     }
 
     /// Was BDAT sent behind what is answered now? It begins a message that is not over.

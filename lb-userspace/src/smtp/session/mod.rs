@@ -21,12 +21,9 @@ mod member;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod waits;
 
-use std::{
-    collections::VecDeque,
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, ops::Range, time::Instant};
 
 use self::{budget::Budget, switch::Switch};
 use super::{
@@ -66,6 +63,8 @@ pub struct Terms {
     pub switches: bool,
     /// What becomes of bare CRs and LFs in content.
     pub line_endings: LineEndings,
+    /// Recipients of a transaction; 0: as many as the member takes.
+    pub max_recipients: u32,
 }
 
 impl From<ClientSecurity> for Terms {
@@ -76,6 +75,7 @@ impl From<ClientSecurity> for Terms {
             member_verified: false,
             switches: false,
             line_endings: LineEndings::Strict,
+            max_recipients: 0,
         }
     }
 }
@@ -83,8 +83,8 @@ impl From<ClientSecurity> for Terms {
 /// What the machine asks of its shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Drop the member, if any, and connect one of the pool that [`Session::is_switched`] tells of, `afresh` any, else
-    /// one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
+    /// Drop the member, if any, say [`Session::member_sought`], and connect one of the pool that [`Session::is_switched`]
+    /// tells of, `afresh` any, else one that was not tried: [`Session::member_connected`] or [`Session::no_member`] answers.
     Connect { afresh: bool },
     /// Send what is queued, offer what the client sent meanwhile, then [`Session::open_border`].
     StartTls,
@@ -135,6 +135,7 @@ pub struct Session {
     plan: Box<Plan>,
     member_verified: bool,
     line_endings: LineEndings,
+    max_recipients: u32,
     timeouts: Timeouts,
     tls: bool,
     client: Client,
@@ -174,6 +175,8 @@ pub struct Session {
     capabilities: Capabilities,
     /// MAIL was accepted and its message has not ended.
     transaction: bool,
+    /// Its recipients that the member accepted.
+    recipients: u32,
     /// BDAT was sent and LAST was not answered yet.
     chunked: bool,
     /// Not all of the present content goes on as it came.
@@ -189,6 +192,8 @@ pub struct Session {
     actions: VecDeque<Action>,
     /// Since when the present wait lasts.
     since: Instant,
+    /// Since when a member is sought that takes commands.
+    sought: Option<Instant>,
     /// Content since then, in octets.
     progress: usize,
 }
@@ -294,12 +299,14 @@ impl Session {
             member_verified,
             switches,
             line_endings,
+            max_recipients,
         } = terms.into();
         Self {
             security,
             plan: Box::new(plan),
             member_verified,
             line_endings,
+            max_recipients,
             timeouts,
             tls: security == ClientSecurity::Implicit,
             client: Client::Command,
@@ -325,6 +332,7 @@ impl Session {
             hello: None,
             capabilities: Capabilities::default(),
             transaction: false,
+            recipients: 0,
             chunked: false,
             mended: false,
             tainted: false,
@@ -335,6 +343,7 @@ impl Session {
             to_member: Vec::new(),
             actions: VecDeque::from([Action::Connect { afresh: true }]),
             since: now,
+            sought: None,
             progress: 0,
         }
     }
@@ -364,16 +373,6 @@ impl Session {
         self.tls
     }
 
-    /// Until when the present wait may last; `None` while the shell waits for something of its own.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.wait().map(|(limit, _)| self.since + limit)
-    }
-
-    /// A peer that was slow to take our bytes has taken them: the others' wait begins now.
-    pub fn unblocked(&mut self, now: Instant) {
-        self.rest(now);
-    }
-
     /// Was the greeting just queued? The shell may look for bytes of the client before it sends it.
     pub fn is_greeted(&mut self) -> bool {
         std::mem::take(&mut self.greeted)
@@ -393,28 +392,18 @@ impl Session {
 
     /// The daemon stops now.
     pub fn cut(&mut self) {
-        let end = if self.has_open_message() {
-            End::Cut
-        } else {
-            End::Drained
-        };
-        self.close_now(Some(SHUTDOWN), end);
+        self.close_now(Some(SHUTDOWN), self.cut_short());
     }
 
-    /// The deadline has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let Some((limit, end)) = self.wait() else {
-            return;
-        };
-        if now < self.since + limit {
-            return;
-        }
-        match (end, self.member) {
-            (End::MemberTimeout, Member::Greeting { .. } | Member::Preparing) => {
-                self.pass_over(None);
-            }
-            (End::MemberTimeout, _) => self.close_now(Some(MEMBER_LATE), end),
-            _ => self.close_now(Some(CLIENT_LATE), end),
+    /// As [`Self::cut`], where nobody is left to tell the client.
+    pub fn abandon(&mut self) {
+        self.close_now(None, self.cut_short());
+    }
+
+    fn cut_short(&self) -> End {
+        match self.has_open_message() {
+            true => End::Cut,
+            false => End::Drained,
         }
     }
 
@@ -424,6 +413,7 @@ impl Session {
             (Client::Closed, _) => Phase::Closing,
             (Client::Border(_), _) => Phase::StartTls,
             (_, Member::Absent) => Phase::Connect,
+            _ if self.is_securing() => Phase::Handshake,
             (_, Member::Greeting { .. } | Member::Preparing) => Phase::Greeting,
             (Client::Content(_) | Client::Discard(..), _) => Phase::Data,
             (Client::Chunk(_) | Client::DiscardChunk(_), _) => Phase::Bdat,
@@ -432,36 +422,6 @@ impl Session {
             (Client::Command, _) if self.transaction => Phase::Mail,
             (Client::Command, _) => Phase::Command,
         }
-    }
-
-    /// The present wait: how long, and what it means when it is over.
-    fn wait(&self) -> Option<(Duration, End)> {
-        let limits = &self.timeouts;
-        let reply = |expect: &Expect| match expect {
-            Expect::Command(Verb::Data) => limits.data_reply,
-            Expect::EndOfData | Expect::Chunk { .. } => limits.data_end,
-            Expect::Command(_) | Expect::Exchange => limits.reply,
-        };
-        match (&self.client, self.member, self.queue.front()) {
-            (Client::Border(Border::Due | Border::Open), ..) | (_, Member::Absent, _) => None,
-            (_, Member::Greeting { .. } | Member::Preparing, _) => {
-                Some((limits.greeting, End::MemberTimeout))
-            }
-            (Client::Content(_) | Client::Chunk(_) | Client::DiscardChunk(_), ..) => {
-                Some((limits.data_block, End::DataTimeout))
-            }
-            (_, _, Some(Pending::Member(expect))) => Some((reply(expect), End::MemberTimeout)),
-            (Client::Discard(_, Some(_)), ..) => Some((limits.data_block, End::DataTimeout)),
-            (Client::Discard(_, None), ..) => Some((limits.discard, End::DataTimeout)),
-            (Client::Closed, ..) => None,
-            _ => Some((limits.command, End::CommandTimeout)),
-        }
-    }
-
-    /// A new wait begins.
-    fn rest(&mut self, now: Instant) {
-        self.since = now;
-        self.progress = 0;
     }
 
     /// Sends a reply of ours now: whatever was due before it has been said.
@@ -507,7 +467,14 @@ impl Session {
         if self.client_eof && !self.backlog && self.is_within_message() {
             return self.close_now(None, End::ClientAborted);
         }
-        if !self.queue.is_empty() || self.backlog || self.held.is_some() {
+        if !self.queue.is_empty() {
+            return;
+        }
+        if self.draining && self.seeks_member() && matches!(self.client, Client::Command) {
+            // Whatever the client has sent by now, no member has heard of it.
+            return self.close_now(Some(SHUTDOWN), End::Drained);
+        }
+        if self.backlog || self.held.is_some() {
             return;
         }
         match &self.client {
@@ -536,6 +503,12 @@ impl Session {
         }
     }
 
+    /// Has the session no member yet that takes commands?
+    fn seeks_member(&self) -> bool {
+        use Member::{Absent, Greeting, Preparing};
+        matches!(self.member, Absent | Greeting { .. } | Preparing)
+    }
+
     fn awaits(&self, expect: Expect) -> bool {
         matches!(self.queue.front(), Some(Pending::Member(front)) if *front == expect)
     }
@@ -562,7 +535,3 @@ impl Session {
 pub const SHUTDOWN: Local = Local::new(421, "4.3.2", "Service is shutting down");
 /// The client did not wait for the greeting (RFC 5321 §4.3.1).
 pub const EARLY: Local = Local::new(554, "5.5.1", "Protocol error: talked before the greeting");
-/// The member did not answer in time.
-const MEMBER_LATE: Local = Local::new(421, "4.4.2", "Mail server did not answer in time");
-/// The client did not go on in time.
-const CLIENT_LATE: Local = Local::new(421, "4.4.2", "Timeout exceeded");

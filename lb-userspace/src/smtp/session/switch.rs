@@ -75,12 +75,11 @@ impl Session {
         self.switch.0.as_ref().is_some_and(|way| way.done)
     }
 
-    /// With what every member of that pool announces.
-    pub fn limited_to(mut self, offers: Option<Arc<Offers>>) -> Self {
+    /// Every member of that pool announces this.
+    pub fn limit_to(&mut self, offers: Arc<Offers>) {
         if let Some(way) = &mut self.switch.0 {
-            way.offers = offers;
+            way.offers = Some(offers);
         }
-        self
     }
 
     /// Does this command decide that the client stays in plaintext? It is held until the other member is ready.
@@ -132,6 +131,7 @@ impl Session {
         self.member = super::Member::Absent;
         self.approach = None;
         self.stale = false;
+        self.sought = None;
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect { afresh: true });

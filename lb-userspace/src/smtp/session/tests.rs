@@ -4,6 +4,7 @@ mod border;
 mod dialogue;
 mod endings;
 mod hostile;
+mod limits;
 mod random;
 
 use std::{
@@ -14,7 +15,12 @@ use std::{
 use super::{Action, ClientSecurity, Session, Terms};
 use crate::{
     model::StartTls,
-    smtp::{approach::Fault, end::End, phase::Phase, timeouts::Timeouts},
+    smtp::{
+        approach::{Fault, Plan},
+        end::End,
+        phase::Phase,
+        timeouts::Timeouts,
+    },
 };
 
 pub(super) const REQUIRE: ClientSecurity = ClientSecurity::StartTls(StartTls::Require);

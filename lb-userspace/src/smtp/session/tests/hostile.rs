@@ -1,7 +1,7 @@
 //! What dishonest, broken and dying peers do.
 
 use super::*;
-use crate::smtp::{approach::Plan, line::MAX_COMMAND};
+use crate::smtp::line::MAX_COMMAND;
 
 fn in_data(security: ClientSecurity) -> Lab {
     let mut lab = Lab::greeted(security);

@@ -1,7 +1,6 @@
 //! Many dialogues by dice: the seed is in the message of a failure.
 
 use super::*;
-use crate::smtp::approach::Plan;
 
 /// xorshift64*: the same numbers for the same seed, everywhere.
 pub(super) struct Dice(u64);
@@ -141,11 +140,14 @@ fn no_dialogue_breaks_the_rules() {
             starttls: dice.roll(3) == 0,
             xclient: (dice.roll(3) == 0).then(|| "192.0.2.7:25".parse().unwrap()),
         };
+        let max_recipients = dice.roll(4) as u32;
         let mut lab = Lab::silent(Terms {
             plan,
             switches: security == ALLOW && dice.roll(2) == 0,
+            max_recipients,
             ..Terms::from(security)
         });
+        lab.session.member_sought(lab.now);
         let mut secured = false;
         let mut taken = 0;
         for _ in 0..60 {
@@ -191,6 +193,7 @@ fn no_dialogue_breaks_the_rules() {
             }
             if lab.connects > connects {
                 secured = false;
+                lab.session.member_sought(lab.now);
                 lab.session.member_connected(OWN, lab.now);
                 // What another member was told is no affair of this one's.
                 lab.member.clear();
@@ -206,6 +209,10 @@ fn no_dialogue_breaks_the_rules() {
                     assert!(!seen.contains(verb), "seed {seed}: {verb} before TLS");
                 }
             }
+            assert!(
+                max_recipients == 0 || lab.session.recipients <= max_recipients,
+                "seed {seed}: too many recipients"
+            );
             assert!(
                 lab.backlog.len() < 4096
                     && lab.session.queue.len() <= crate::smtp::session::MAX_QUEUE + 1
