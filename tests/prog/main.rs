@@ -14,3 +14,4 @@ mod prefixes;
 mod rewrites;
 mod rig;
 mod stack;
+mod vlans;
