@@ -311,6 +311,12 @@ impl Daemon {
                 return Stop::Succeeded;
             }
             until_refresh -= 1;
+            if until_refresh == 0 {
+                let tagged = self.addresses.tagged_interfaces().await;
+                if let Err(error) = self.shared.plane().note_tagged(tagged) {
+                    log::error!("{error:#}");
+                }
+            }
             self.tend(until_refresh == 0);
             self.addresses.announce().await;
             self.let_go().await;
