@@ -11,6 +11,7 @@ use lb_common::{
 use crate::{
     Frame, Tables,
     access::{ACCEPTED, Knock, guard, reason},
+    odd::check_vlan,
     opaque,
     parse::Deep,
     service,
@@ -58,8 +59,8 @@ fn look<T: Tables>(
         Service::PASSTHROUGH => Explanation::PASSTHROUGH,
         _ => Explanation::PROXY,
     };
-    if found.outcome == Explanation::PASSTHROUGH && vlan != 0 && !tables.vlan_allowed(vlan) {
-        refuse(found, DropReason::ForeignVlan);
+    if let Err(reason) = check_vlan(tables, vlan) {
+        refuse(found, reason);
         return;
     }
     if let Some(guard) = guard(tables, config, service.virtual_server)

@@ -53,7 +53,7 @@ pub fn odd<F: Frame, T: Tables>(
         let Some(service) = service::find(tables, config, &key.dst, key.dport) else {
             return Ok(Verdict::Pass);
         };
-        if service.forward == Service::PASSTHROUGH {
+        if service.forward != Service::GONE {
             check_vlan(tables, deep.link.vlan)?;
         }
         return crate::first::<F, T>(tables, config, service, &deep.packet);

@@ -15,3 +15,4 @@ mod rewrites;
 mod rig;
 mod stack;
 mod unfit;
+mod vlans;

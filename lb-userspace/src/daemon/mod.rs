@@ -311,6 +311,12 @@ impl Daemon {
                 return Stop::Succeeded;
             }
             until_refresh -= 1;
+            if until_refresh == 0 {
+                let tagged = self.addresses.tagged_interfaces().await;
+                if let Err(error) = self.shared.plane().note_tagged(tagged) {
+                    log::error!("{error:#}");
+                }
+            }
             self.tend(until_refresh == 0);
             self.addresses.announce().await;
             self.let_go().await;
@@ -440,14 +446,15 @@ fn has_passthrough(generation: &Generation) -> bool {
         .any(|server| matches!(server.forward, Forward::Passthrough { .. }))
 }
 
-/// Do packet programs have something to do: carry flows, or judge connections to the proxy plane before they cost a
-/// socket? On loopback the steering program judges.
+/// Do packet programs have something to do: carry flows, judge connections to the proxy plane before they cost a socket, or
+/// keep foreign VLANs from it? On loopback the steering program judges, and there are no tags.
 fn needs_packets(generation: &Generation) -> bool {
     let network = &generation.network;
     let guarded = |guard: &Guard| *guard != Guard::default();
     has_passthrough(generation)
         || (network.client_interfaces.iter().any(|name| name != "lo")
             && (guarded(&network.guard)
+                || !network.vlans.is_empty()
                 || generation
                     .virtual_servers
                     .iter()

@@ -81,6 +81,8 @@ pub(super) async fn start(
     let running = shared.running();
     addresses.add_all(&running.generation).await?;
     addresses.enable_forwarding(&running.generation)?;
+    let tagged = addresses.tagged_interfaces().await;
+    shared.plane().note_tagged(tagged)?;
     if needs_packets(&running.generation) {
         shared.plane().attach(&running.generation)?;
     }

@@ -63,6 +63,15 @@ impl Addresses {
         })
     }
 
+    /// Every interface of a VLAN, for [`super::KernelPlane::note_tagged`]; none where the kernel does not say.
+    pub async fn tagged_interfaces(&self) -> Vec<(u32, u32)> {
+        let found = super::trunks::list(&self.handle).await;
+        found.unwrap_or_else(|error| {
+            log::debug!("cannot list the interfaces of VLANs: {error:#}");
+            Vec::new()
+        })
+    }
+
     /// Makes every virtual address of a generation local and answered for by ARP and NDP on the first client interface,
     /// every address of its SNAT pools on the first server interface, and every prefix local by a route. Replies of
     /// members to clients' addresses are brought to this box where sessions keep them.

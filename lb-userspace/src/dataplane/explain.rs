@@ -104,6 +104,16 @@ impl KernelPlane {
         self.policies.refresh_places()
     }
 
+    /// Says which interfaces are of VLANs: their index, and that of the interface below. Who comes in by one above a packet
+    /// program is not judged a second time.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn note_tagged(&mut self, tagged: Vec<(u32, u32)>) -> Result<()> {
+        self.policies.set_tagged(tagged)
+    }
+
     /// Opens the ring buffer of the firewall log. Only one process may read it at a time.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod support;
 mod sys;
 mod tables;
 mod trial;
+mod trunks;
 mod unmarked;
 mod views;
 

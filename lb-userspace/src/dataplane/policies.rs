@@ -25,6 +25,7 @@ use super::{
     loader,
     sys::{self, BoundCell, Record},
     tables::{Numbers, mapped},
+    trunks::{self, Tagged},
 };
 use crate::model::{
     Generation, Name, Policy, Rule,
@@ -48,6 +49,9 @@ pub(super) struct PolicyTables {
     _mapped: Vec<MapData>,
     /// What this daemon has filled in.
     filled: Vec<Filled>,
+    /// Interfaces with a packet program, and those of VLANs.
+    attached: Vec<u32>,
+    tagged: Vec<Tagged>,
 }
 
 /// A policy of the generation in use.
@@ -118,12 +122,16 @@ impl PolicyTables {
             explanation: loader::map(ebpf, "EXPLANATION")?.try_into()?,
             _mapped: keep,
             filled: Vec::new(),
+            attached: Vec::new(),
+            tagged: Vec::new(),
         })
     }
 
     /// Goes on with what another load of the same tables has filled in.
     pub(super) fn take_over(&mut self, other: &mut Self) {
         self.filled = std::mem::take(&mut other.filled);
+        self.attached = std::mem::take(&mut other.attached);
+        self.tagged = std::mem::take(&mut other.tagged);
     }
 
     /// Fills in a generation's policies, and what they guard, for an epoch that is not in use.
@@ -362,15 +370,44 @@ impl PolicyTables {
         &mut self,
         interfaces: impl Iterator<Item = &'i str>,
     ) -> Result<()> {
-        let indices: Vec<u32> = interfaces.filter_map(interface_index).collect();
+        self.attached = interfaces.filter_map(interface_index).collect();
+        self.fill_judged()
+    }
+
+    /// Says which interfaces are of VLANs.
+    ///
+    /// # Errors
+    ///
+    /// When the table refuses a record.
+    pub(super) fn set_tagged(&mut self, tagged: Vec<Tagged>) -> Result<()> {
+        if self.tagged == tagged {
+            return Ok(());
+        }
+        self.tagged = tagged;
+        self.fill_judged()
+    }
+
+    fn fill_judged(&mut self) -> Result<()> {
+        let above = trunks::above(&self.attached, &self.tagged);
         let stale: Vec<u32> = self.judged.keys().flatten().collect();
         for index in stale {
-            if !indices.contains(&index) {
+            if !self.attached.contains(&index) && !above.contains(&index) {
                 self.judged.remove(&index)?;
             }
         }
-        for index in indices {
+        for index in &self.attached {
             self.judged.insert(index, 1, 0)?;
+        }
+        // Where the table is full, the rest is judged twice.
+        let full = above
+            .iter()
+            .find(|index| self.judged.insert(*index, 1, 0).is_err());
+        if full.is_some() {
+            log::warn!(
+                "there are {} interfaces of VLANs on client interfaces, more than can be noted: policies and rates count \
+                 some connections to proxy virtual servers twice",
+                above.len()
+            );
         }
         Ok(())
     }
