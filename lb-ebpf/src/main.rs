@@ -154,20 +154,21 @@ fn sweep_flows(_: TcContext) -> i32 {
 }
 
 /// Ends flows; the daemon runs it, no packet does. The packet is a list of words: why, the member, how many flows, then
-/// slot and tick of the first packet of each. Returns how many it has ended.
+/// slot and tick of the first packet of each. Where the slot was it leaves 1 for a flow that it has ended, else 0.
 #[classifier]
 fn end_flows(context: TcContext) -> i32 {
-    let word = |at: u32| context.load::<u32>(at as usize * 4).unwrap_or(0);
-    let (cause, member, count) = (word(0), word(1), word(2));
-    let mut ended = 0;
+    let word = |context: &TcContext, at: u32| context.load::<u32>(at as usize * 4).unwrap_or(0);
+    let [cause, member, count] = [0, 1, 2].map(|at| word(&context, at));
     for place in 0..ENDS {
         if place >= count {
             break;
         }
         let at = 3 + 2 * place;
-        ended += maps::end_flow(word(at), word(at + 1), member, cause);
+        let (slot, created) = (word(&context, at), word(&context, at + 1));
+        let ended: u32 = maps::end_flow(slot, created, member, cause);
+        let _ = context.store(at as usize * 4, &ended, 0);
     }
-    ended as i32
+    0
 }
 
 /// Passes everything: a veth hands redirected frames on only when its peer has an XDP program.

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
 use lb_common::{addr::Addr, tcp::Phase};
-use lb_userspace::model::{Generation, Method, Snat};
+use lb_userspace::{
+    dataplane::FlowSnapshot,
+    model::{Generation, Method, Snat},
+};
 
 use crate::{
     packet::{ACK, FIN, Packet, RST, SYN},
@@ -310,4 +313,31 @@ fn a_new_generation_takes_new_flows_and_leaves_old_ones() {
             assert_eq!(reply(rig, 1000, ACK), Outcome::Sent);
         },
     );
+}
+
+#[test]
+fn only_flows_that_are_ended_are_told_of() {
+    let one = || {
+        generation(
+            Method::RoundRobin,
+            &[("mx", SERVICE, Snat::Automap, &MEMBERS[..1])],
+        )
+    };
+    Rig::each("ends", one, 1024, |rig| {
+        for port in 1000..1003 {
+            syn(rig, port);
+        }
+        let mut flows = rig.plane.flows();
+        // As if its record had gone to another flow since it was looked at.
+        flows[1].created = flows[1].created.wrapping_add(1);
+        let member = rig.member("mx", 0);
+        let cause = lb_common::event::Cause::Drained;
+        let slots =
+            |flows: &[FlowSnapshot]| -> Vec<u32> { flows.iter().map(|it| it.slot).collect() };
+        let ended = rig.plane.release_flows(member, &flows, cause).unwrap();
+        assert_eq!(slots(&ended), [flows[0].slot, flows[2].slot]);
+        assert_eq!(slots(&rig.plane.flows()), [flows[1].slot]);
+        let again = rig.plane.release_flows(member, &flows, cause).unwrap();
+        assert!(again.is_empty(), "{again:?}");
+    });
 }

@@ -440,6 +440,29 @@ impl KernelPlane {
         flows: &[FlowSnapshot],
         cause: Cause,
     ) -> Result<usize> {
+        let ended = self.release_flows(member, flows, cause)?;
+        let sender = self.resets.get_or_insert_with(reset::Sender::open);
+        for flow in &ended {
+            sender.send(&reset::to_client(flow));
+            for reset in reset::to_member(flow) {
+                sender.send(&reset);
+            }
+        }
+        Ok(ended.len())
+    }
+
+    /// Frees the records of flows of a member, at most [`ENDS`] of them, and tells nobody. Which ones it has ended; the
+    /// others had ended by themselves, and their records may be other flows' now.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run the program.
+    pub fn release_flows(
+        &mut self,
+        member: u16,
+        flows: &[FlowSnapshot],
+        cause: Cause,
+    ) -> Result<Vec<FlowSnapshot>> {
         let mut packet = Vec::with_capacity(4 * (3 + 2 * ENDS as usize));
         for word in [cause as u32, u32::from(member), flows.len() as u32] {
             packet.extend_from_slice(&word.to_ne_bytes());
@@ -451,21 +474,21 @@ impl KernelPlane {
         // The kernel wants an Ethernet header at least.
         packet.resize(packet.len().max(64), 0);
         let program: &mut SchedClassifier = loader::classifier(&mut self.ebpf, "end_flows")?;
+        let mut answer = vec![0; packet.len()];
         let options = TestRunOptions {
             data_in: Some(&packet),
+            data_out: Some(&mut answer),
             ..TestRunOptions::new()
         };
-        let result = program
+        program
             .test_run(options)
             .context("cannot run the program that ends flows")?;
-        let sender = self.resets.get_or_insert_with(reset::Sender::open);
-        for flow in flows {
-            sender.send(&reset::to_client(flow));
-            for reset in reset::to_member(flow) {
-                sender.send(&reset);
-            }
-        }
-        Ok(result.return_value as usize)
+        let answers = answer.chunks_exact(4).skip(3).step_by(2);
+        let ended = flows
+            .iter()
+            .zip(answers)
+            .filter(|(_, word)| *word == 1u32.to_ne_bytes());
+        Ok(ended.map(|(flow, _)| *flow).collect())
     }
 
     /// What this kernel or our privileges do not allow, and what follows from it.
