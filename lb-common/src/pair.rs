@@ -7,6 +7,7 @@
 use crate::{
     addr::Addr,
     atomic::{AtomicU32, AtomicU64},
+    index::MAX_SLOTS,
     map_record,
 };
 
@@ -24,6 +25,24 @@ pub const MAX_PORT_SETS: u32 = 256;
 pub const SOURCE_PAIRS: usize = 32;
 /// Sources of one generation. Number 0 means "none".
 pub const MAX_SOURCES: u32 = 4096;
+
+/// Slots of a lane: what a pair without an address lends.
+const LANE: u32 = 1 << 16;
+
+/// Chunks for so many flows, and one more that stays unused.
+pub fn chunks(flows: u32) -> u32 {
+    flows.min(MAX_SLOTS - CHUNK).div_ceil(CHUNK) + 1
+}
+
+/// Pairs for so many flows, number 0 included.
+pub fn pairs(flows: u32) -> u32 {
+    chunks(flows).clamp(64, MAX_PAIRS)
+}
+
+/// Pairs without an address that so many flows are spread over.
+pub fn lanes(flows: u32) -> usize {
+    (flows.div_ceil(LANE) as usize).min(SOURCE_PAIRS)
+}
 
 /// What a bit of a pair says of a place.
 #[repr(usize)]

@@ -156,7 +156,7 @@ fn sweep_flows(_: TcContext) -> i32 {
 /// Ends flows; the daemon runs it, no packet does. The packet is a list of words: why, the member, how many flows, then
 /// slot and tick of the first packet of each. Where the slot was it leaves 1 for a flow that it has ended, else 0.
 #[classifier]
-fn end_flows(mut context: TcContext) -> i32 {
+fn end_flows(context: TcContext) -> i32 {
     let word = |context: &TcContext, at: u32| context.load::<u32>(at as usize * 4).unwrap_or(0);
     let [cause, member, count] = [0, 1, 2].map(|at| word(&context, at));
     for place in 0..ENDS {

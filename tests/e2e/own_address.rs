@@ -14,6 +14,7 @@ use tests::{
     daemon::{
         Daemon,
         config::{ClientTls, Config},
+        refused,
     },
     lab::{Family, Host, Lab, Links, Plan, Topology},
     mail::{Message, Sizes},
@@ -259,5 +260,30 @@ fn what_an_earlier_daemon_has_added_is_mended_and_what_the_admin_has_stays() -> 
         ensure!(!list.contains(&format!(" {ours}/")), "{list}");
         ensure!(list.contains(&format!(" {admins}/128 ")), "{list}");
         Ok(())
+    })
+}
+
+#[test]
+fn the_address_that_the_box_comes_from_is_none_for_snat() -> Result<()> {
+    Lab::run(Plan::TWO_ARM, |lab| {
+        let _site = Site::start(lab, Mta::Sink)?;
+        // As on many a cloud machine: one address with all its bits, and a route without one.
+        ip(lab, "address del 10.72.0.1/24 dev srv0")?;
+        ip(lab, "address add 10.72.0.1/32 dev srv0")?;
+        ip(lab, "route add 10.72.0.0/24 dev srv0 src 10.72.0.1")?;
+        let config = |address: &str| {
+            let mut config = Config::new(lab, "tc");
+            config.raw(&format!("\n[snat.own]\naddresses = [\"{address}\"]"));
+            config.pool(lab, "tls", Family::V4, 465, None);
+            config.passthrough("smtps", Family::V4.virtual_address(), 465, "tls", "own");
+            config
+        };
+        let output = refused(lab, config("10.72.0.1").text())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(said.contains("an address of the box itself"), "{said}");
+        // Another one that the admin has set up for this alone serves.
+        ip(lab, "address add 10.72.0.9/32 dev srv0")?;
+        let mut daemon = Daemon::start(lab, config("10.72.0.9").text())?;
+        daemon.stop()
     })
 }

@@ -19,6 +19,7 @@ use super::{
     links::{LOOPBACK, check_interfaces},
     replies, routes,
     unmarked::Unmarked,
+    views::own_address_towards,
 };
 use crate::model::{Forward, Generation};
 
@@ -324,7 +325,8 @@ impl Addresses {
     }
 
     /// What the box's own addresses forbid. An address of a SNAT pool is refused, since connections of the box would share
-    /// its ports, unless it stands alone on the interface where it belongs, as we would add it.
+    /// its ports, unless it stands alone on the interface where it belongs, as we would add it, and the box does not come
+    /// from it itself.
     fn conflicts(
         &self,
         generation: &Generation,
@@ -337,12 +339,18 @@ impl Addresses {
             pools.flat_map(|pool| pool.addresses.iter().map(move |address| (pool, *address)));
         let used = generation.snat_addresses();
         let used = addresses.filter(|(_, address)| used.contains(address));
+        // The box's first address stands alone on many a cloud machine, and is its own all the same.
+        let members = generation.pools.values().flat_map(|pool| &pool.members);
+        let sources: BTreeSet<_> = members
+            .filter_map(|member| own_address_towards(member.address))
+            .collect();
         let taken = used.filter(|(_, address)| {
             let length = if address.is_ipv4() { 32 } else { 128 };
             own().any(|message| {
                 let header = &message.header;
-                let placed =
-                    header.prefix_len == length && wanted.get(address) == Some(&header.index);
+                let placed = header.prefix_len == length
+                    && wanted.get(address) == Some(&header.index)
+                    && !sources.contains(address);
                 address_of(message) == Some(*address) && !placed
             })
         });

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use lb_common::{
     addr::Addr,
     layout::{MAX_VIEWS, POOL_MEMBERS},
-    pair::SOURCE_PAIRS,
+    pair,
     service::Pool,
 };
 
@@ -19,9 +19,6 @@ use super::{
     tables::{Numbers, Tables},
 };
 use crate::model::{Forward, Generation, Method, Name, Snat};
-
-/// Slots of a lane: what a pair without an address lends.
-const LANE: u64 = 1 << 16;
 
 /// Of members with `snat = "automap"`: their source, and the own address that it was written for.
 pub(super) type Automap = Index<SocketAddr, (u16, Option<IpAddr>)>;
@@ -131,7 +128,7 @@ impl Tables {
         match snat {
             Snat::None => {
                 let all = Ports::all();
-                let lanes = self.flows_max().div_ceil(LANE).min(SOURCE_PAIRS as u64) as u16;
+                let lanes = pair::lanes(self.flows_max() as u32) as u16;
                 let pairs: Vec<_> = (1..=lanes)
                     .map(|lane| ((Addr::UNSET, Addr::UNSET, lane), &all))
                     .collect();
