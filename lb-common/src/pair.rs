@@ -7,6 +7,7 @@
 use crate::{
     addr::Addr,
     atomic::{AtomicU32, AtomicU64},
+    index::MAX_SLOTS,
     map_record,
 };
 
@@ -24,6 +25,21 @@ pub const MAX_PORT_SETS: u32 = 256;
 pub const SOURCE_PAIRS: usize = 32;
 /// Sources of one generation. Number 0 means "none".
 pub const MAX_SOURCES: u32 = 4096;
+
+/// Chunks for so many flows, and one more that stays unused.
+pub const fn chunks_for(flows: u32) -> u32 {
+    let most = MAX_SLOTS - CHUNK;
+    (if flows < most { flows } else { most }).div_ceil(CHUNK) + 1
+}
+
+/// Pairs that fit beside so many flows, number 0 included.
+pub const fn pairs_for(flows: u32) -> u32 {
+    match chunks_for(flows) {
+        ..64 => 64,
+        MAX_PAIRS.. => MAX_PAIRS,
+        chunks => chunks,
+    }
+}
 
 /// What a bit of a pair says of a place.
 #[repr(usize)]

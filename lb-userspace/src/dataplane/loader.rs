@@ -9,8 +9,8 @@ use aya::{
 };
 
 use lb_common::{
-    index::{MAX_SLOTS, WAYS},
-    pair::{CHUNK, MAX_PAIRS},
+    index::WAYS,
+    pair::{CHUNK, chunks_for, pairs_for},
 };
 
 use super::{FEW_FLOWS, bpffs::PinDirectory};
@@ -77,11 +77,11 @@ struct Capacities {
 
 impl Capacities {
     fn of(flows: u32) -> Self {
-        let chunks = flows.min(MAX_SLOTS - CHUNK).div_ceil(CHUNK) + 1;
+        let chunks = chunks_for(flows);
         Self {
             flows: chunks * CHUNK,
             chunks,
-            pairs: chunks.clamp(64, MAX_PAIRS),
+            pairs: pairs_for(flows),
             // A quarter full when the flow table is; twice that with `snat = "none"`, where a flow has two entries.
             buckets: (flows / (WAYS as u32 / 4)).max(16).next_power_of_two(),
         }

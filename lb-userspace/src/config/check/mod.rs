@@ -1,5 +1,6 @@
 //! Objects against each other: references, limits, contradictions. What passes becomes the model.
 
+mod capacity;
 mod network;
 mod policy;
 mod pool;
@@ -87,7 +88,7 @@ pub(super) fn generation(
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
-    Some(Generation {
+    let generation = Generation {
         mode: mode?,
         network: network?,
         log: log?,
@@ -99,7 +100,9 @@ pub(super) fn generation(
         snat_pools: snat_pools?.into_iter().collect(),
         timeouts: timeouts?,
         session: session?,
-    })
+    };
+    capacity::limits(&raw, &generation, faults);
+    Some(generation)
 }
 
 impl<'r, 'd> Known<'r, 'd> {
