@@ -1,6 +1,7 @@
 //! Objects against each other: references, limits, contradictions. What passes becomes the model.
 
 mod capacity;
+mod client_address;
 mod network;
 mod policy;
 mod pool;
@@ -88,6 +89,7 @@ pub(super) fn generation(
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
+    client_address::advise(&raw, &known, faults);
     let generation = Generation {
         mode: mode?,
         network: network?,
