@@ -6,12 +6,12 @@ use lb_common::{addr::Addr, tcp::Phase};
 use lb_userspace::model::{Generation, Method, Snat};
 
 use crate::{
-    packet::{ACK, PSH, Packet, RST, SYN, sequence, source_port},
+    packet::{ACK, PSH, Packet, RST, SYN, octets, sequence, source_port},
     rig::{CLIENT_MAC, MEMBER_MAC, Outcome, Rig, generation, mac},
 };
 
 /// Client, virtual address, member, the box towards members; with a PROXY header and without.
-const SITES: [([&str; 4], &str); 3] = [
+const SITES: [([&str; 4], &str); 4] = [
     (
         [
             "10.0.1.2:40000",
@@ -38,6 +38,15 @@ const SITES: [([&str; 4], &str); 3] = [
             "10.0.2.1:0",
         ],
         "told-four",
+    ),
+    (
+        [
+            "[fd00:1::2]:40000",
+            "[fd00:1::101]:465",
+            "[fd00:2::12]:4465",
+            "[fd00:2::1]:0",
+        ],
+        "told-six",
     ),
 ];
 const CLIENT_ISN: u32 = u32::MAX;
@@ -103,25 +112,46 @@ impl Client<'_> {
         packet
     }
 
+    /// The PROXY header of version 2 that the member gets.
+    fn header(&self) -> Vec<u8> {
+        if !self.told {
+            return Vec::new();
+        }
+        let ends = [octets(self.client.ip()), octets(self.service.ip())].concat();
+        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+        header.extend([if self.client.is_ipv4() { 0x11 } else { 0x21 }, 0]);
+        header.push(ends.len() as u8 + 4);
+        header.extend(ends);
+        header.extend(self.client.port().to_be_bytes());
+        header.extend(self.service.port().to_be_bytes());
+        header
+    }
+
     /// Sends a SYN and takes the cookie out of the answer, which is as it should be.
     fn cookie(&mut self) -> u32 {
+        self.cookie_in(Dress::Plain)
+    }
+
+    /// As [`Self::cookie`], for a client whose frames look like this.
+    fn cookie_in(&mut self, dress: Dress) -> u32 {
         let mut syn = self.syn();
         // Answers go where frames came from.
         syn.src_mac = CLIENT_MAC;
         syn.dst_mac = mac("c0");
         let flows = self.rig.plane.flows().len();
-        let (outcome, out) = self.rig.send(&syn.bytes(), "c0");
-        assert_eq!(outcome, Outcome::Sent);
-        let cookie = sequence(&out);
+        let (outcome, out) = self.rig.send(&dress.on(&syn), "c0");
+        assert_eq!(outcome, Outcome::Sent, "{dress:?}");
+        let cookie = sequence(&dress.off(&out));
         let mut expected = self.hears(SYN | ACK, cookie, CLIENT_ISN.wrapping_add(1));
         let size: u16 = match (self.service.is_ipv4(), self.told) {
             (true, false) => 1460,
             (true, true) => 1460 - 28,
-            (false, _) => 1440,
+            (false, false) => 1440,
+            (false, true) => 1440 - 52,
         };
         expected.window = 4096;
         expected.tcp_options = [&[2, 4], &size.to_be_bytes()[..]].concat();
-        assert_eq!(out, expected.bytes());
+        assert_eq!(out, dress.on(&expected), "{dress:?}");
         assert_eq!(
             self.rig.plane.flows().len(),
             flows,
@@ -138,6 +168,55 @@ impl Client<'_> {
             .iter()
             .find(|flow| (ends(flow.route.client()), ends(flow.route.address())) == wanted);
         ours.map(|flow| flow.phase)
+    }
+}
+
+/// What a client's frames have beside the plain headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dress {
+    Plain,
+    Tag,
+    TwoTags,
+    /// Options of IPv4, an extension header of IPv6: what has to be looked behind.
+    Deep,
+}
+
+impl Dress {
+    fn tags(self) -> &'static [u8] {
+        match self {
+            Self::Tag => &[0x81, 0, 0, 10],
+            Self::TwoTags => &[0x88, 0xa8, 0, 20, 0x81, 0, 0, 10],
+            Self::Plain | Self::Deep => &[],
+        }
+    }
+
+    fn on(self, packet: &Packet) -> Vec<u8> {
+        let mut packet = packet.clone();
+        if self == Self::Deep && packet.src.is_ipv4() {
+            // Router alert, then end of options (RFC 2113).
+            packet.options = vec![0x94, 4, 0, 0, 0, 0, 0, 0];
+        }
+        let mut frame = packet.bytes();
+        if self == Self::Deep && packet.src.is_ipv6() {
+            // Hop-by-hop options: padding (RFC 8200 §4.2).
+            let length = frame.len() as u16 - 54 + 8;
+            frame[18..20].copy_from_slice(&length.to_be_bytes());
+            frame[20] = 0;
+            frame.splice(54..54, [6, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        frame.splice(12..12, self.tags().iter().copied());
+        frame
+    }
+
+    /// The frame without all that; only good to read TCP from.
+    fn off(self, frame: &[u8]) -> Vec<u8> {
+        let mut frame = frame.to_vec();
+        frame.drain(12..12 + self.tags().len());
+        if self == Self::Deep {
+            let at = if frame[12] == 0x08 { 34 } else { 54 };
+            frame.drain(at..at + 8);
+        }
+        frame
     }
 }
 
@@ -189,17 +268,14 @@ fn a_client_that_exists_gets_in_by_a_cookie() {
 
         let mut answer = it.member_says(snat, SYN | ACK, MEMBER_ISN, first);
         answer.tcp_options = vec![2, 4, 5, 0xb4];
-        let length = if it.told { 28 } else { 0 };
+        let length = it.header().len() as u32;
         for _ in 0..2 {
             let (outcome, out) = it.rig.send(&answer.bytes(), "s0");
             let mut expected = it.member_hears(snat, ACK, first, MEMBER_ISN + 1);
             expected.window = 4096;
             if it.told {
                 expected.flags |= PSH;
-                expected.payload = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
-                expected.payload.extend([10, 0, 1, 2, 10, 0, 1, 101]);
-                expected.payload.extend(40000u16.to_be_bytes());
-                expected.payload.extend(465u16.to_be_bytes());
+                expected.payload = it.header();
             }
             assert_eq!((outcome, out), (Outcome::Sent, expected.bytes()));
             assert_eq!(it.flow(), Some(Phase::Established));
@@ -266,5 +342,56 @@ fn who_invents_a_cookie_leaves_nothing_behind() {
             assert_eq!(it.rig.send(&packet.bytes(), "c0").0, Outcome::Passed);
         }
         assert_eq!(it.rig.plane.flows().len(), before);
+    });
+}
+
+#[test]
+fn tagged_clients_and_those_with_options_get_in_by_a_cookie() {
+    each("cookie-dressed", |it| {
+        for (port, dress) in (40_010..).zip([Dress::Tag, Dress::TwoTags, Dress::Deep]) {
+            it.client.set_port(port);
+            let first = CLIENT_ISN.wrapping_add(1);
+            let cookie = it.cookie_in(dress);
+            let mut ack = it.says(ACK, first, cookie.wrapping_add(1));
+            (ack.src_mac, ack.dst_mac) = (CLIENT_MAC, mac("c0"));
+            // Tags are the client's network's; what is in the packet goes on.
+            let further = match dress {
+                Dress::Deep => Dress::Deep,
+                _ => Dress::Plain,
+            };
+            let (outcome, out) = it.rig.send(&dress.on(&ack), "c0");
+            let snat = source_port(&further.off(&out));
+            let mut expected = it.member_hears(snat, SYN, CLIENT_ISN, 0);
+            expected.window = ack.window;
+            expected.tcp_options = vec![2, 4, 0x05, 0xa0];
+            assert_eq!((outcome, out), (Outcome::Sent, further.on(&expected)));
+            assert_eq!(it.flow(), Some(Phase::Syn));
+
+            let answer = it.member_says(snat, SYN | ACK, MEMBER_ISN, first);
+            let (outcome, _) = it.rig.send(&answer.bytes(), "s0");
+            assert_eq!(outcome, Outcome::Sent);
+            assert_eq!(it.flow(), Some(Phase::Established));
+
+            let length = it.header().len() as u32;
+            let mut greeting = it.member_says(snat, ACK | PSH, MEMBER_ISN + 1, first + length);
+            greeting.payload = b"220 mx.example.org\r\n".to_vec();
+            let mut heard = it.hears(ACK | PSH, cookie.wrapping_add(1), first);
+            (heard.ttl, heard.payload) = (63, greeting.payload.clone());
+            // The tag that TC puts on last is beside the packet, where a test-run shows nothing.
+            let back = match (dress, it.rig.program) {
+                (Dress::Deep, _) | (Dress::Tag, "balance_tc") => Dress::Plain,
+                (Dress::TwoTags, "balance_tc") => Dress::Tag,
+                (tagged, _) => tagged,
+            };
+            let (outcome, out) = it.rig.send(&greeting.bytes(), "s0");
+            assert_eq!(
+                (outcome, out),
+                (Outcome::Sent, back.on(&heard)),
+                "{dress:?}"
+            );
+            let reset = it.says(RST, first, 0);
+            assert_eq!(it.rig.send(&dress.on(&reset), "c0").0, Outcome::Sent);
+            assert_eq!(it.flow(), Some(Phase::Reset));
+        }
     });
 }

@@ -1,11 +1,11 @@
 //! As many flows as there are ports, exactly; then refusals by name; then all of them again. And a million held.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use anyhow::{Result, ensure};
 use tests::bench::{
     population::{self, ACK, FIN, From, Population, SYN, packet_of},
-    replay::{Ends, Hook},
+    replay::{Ends, Hook, Replay},
 };
 
 /// Four addresses with 50,000 ports each, towards one member.
@@ -53,14 +53,69 @@ fn every_port_is_used_before_a_connection_is_refused_and_comes_back() -> Result<
         };
         site.send(forward.iter().map(ends), From::Clients)?;
         site.send(reverse.iter().map(ends), From::Members)?;
-        // Half of the records is the most that half-open flows may have.
-        let again = (PORTS..PORTS + PORTS / 2).map(|number| packet_of(number, SYN));
-        site.carry(again, From::Clients)?;
+        site.open_more(PORTS + MORE..2 * PORTS + MORE)?;
         ensure!(
             refused(&mut site)? == u64::from(MORE),
             "{} refused after every flow had ended",
             refused(&mut site)? - u64::from(MORE)
         );
+        let (_, reverse) = site.packets()?;
+        let sources: HashSet<_> = reverse.iter().map(|ends| ends.dst).collect();
+        ensure!(
+            sources.len() == PORTS as usize,
+            "{} of {PORTS} ports came back",
+            sources.len()
+        );
+        Ok(())
+    })
+}
+
+/// As many as may be half-open, so that they take every port before any is established.
+const FEW: u32 = 12_000;
+const THREADS: u32 = 4;
+const ROUNDS: u32 = 20;
+
+#[test]
+fn processors_at_once_take_every_port_and_refuse_nobody_before() -> Result<()> {
+    population::alone(|| {
+        let config = population::config(1, "out", &POOL.replace("59999", "12999"));
+        let mut site = Population::new(&config, 1 << 18, FEW)?;
+        let replays = (0..THREADS).map(|_| Replay::load(FEW.next_power_of_two()));
+        let mut replays: Vec<_> = replays.collect::<Result<_>>()?;
+        let lists = |numbers: Range<u32>| {
+            let of = |thread| {
+                let own = numbers.clone().filter(|number| number % THREADS == thread);
+                own.map(|number| packet_of(number, SYN)).collect()
+            };
+            (0..THREADS).map(of).collect()
+        };
+        let mut refusals = 0;
+        for round in 0..ROUNDS {
+            let from = round * (FEW + MORE);
+            site.send_at_once(&mut replays, lists(from..from + FEW), From::Clients)?;
+            let drops = site.plane()?.drops();
+            ensure!(
+                drops["ports-exhausted"] == refusals,
+                "round {round}: {} refused before every port was used",
+                drops["ports-exhausted"] - refusals
+            );
+            site.establish(FEW as usize)?;
+            let (forward, reverse) = site.packets()?;
+            let sources: HashSet<_> = reverse.iter().map(|ends| ends.dst).collect();
+            ensure!(sources.len() == FEW as usize, "{} different", sources.len());
+
+            let late = from + FEW..from + FEW + MORE;
+            site.send_at_once(&mut replays, lists(late), From::Clients)?;
+            refusals += u64::from(MORE);
+            ensure!(refused(&mut site)? == refusals, "round {round}");
+
+            let ends = |ends: &Ends| Ends {
+                flags: FIN | ACK,
+                ..*ends
+            };
+            site.send(forward.iter().map(ends), From::Clients)?;
+            site.send(reverse.iter().map(ends), From::Members)?;
+        }
         Ok(())
     })
 }

@@ -214,6 +214,7 @@ port = 465
 forward = "passthrough"
 pool = "mx-tls"
 snat = "automap"
+proxy_protocol = "none"
 
 [pool.mx-tls]
 monitor = "tcp"

@@ -17,7 +17,7 @@ use rtnetlink::Handle;
 use super::{
     announce::Announcements,
     links::{LOOPBACK, check_interfaces},
-    replies, routes,
+    own_members, replies, routes,
     unmarked::Unmarked,
     views::own_address_towards,
 };
@@ -366,6 +366,7 @@ impl Addresses {
         .collect();
         let own: Vec<_> = own().filter_map(address_of).collect();
         found.extend(routes::conflicts(generation, &own));
+        found.extend(own_members::conflicts(generation, &own));
         found
     }
 

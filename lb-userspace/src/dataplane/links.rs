@@ -6,11 +6,10 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         tc::TcAttachOptions,
     },
-    util::KernelVersion,
 };
 
 use super::{bpffs::PinDirectory, clsact, jumps::Jumps, loader};
@@ -295,9 +294,23 @@ fn adopt_xdp(program: &mut Xdp, path: &Path) -> Option<()> {
     program.attach_to_link(link.try_into().ok()?).ok().map(drop)
 }
 
-/// tcx links came with Linux 6.6.
+/// Has this kernel tcx links (Linux 6.6)?
 pub(super) fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+    answers_tcx() == Some(true)
+}
+
+/// As [`has_tcx`], `None` where the kernel may not be asked.
+pub(super) fn answers_tcx() -> Option<bool> {
+    match SchedClassifier::query_tcx(LOOPBACK, TcAttachType::Ingress) {
+        Ok(_) => Some(true),
+        Err(ProgramError::SyscallError(error)) if error.call == "bpf_prog_query" => {
+            let denied = error.io_error.kind() == std::io::ErrorKind::PermissionDenied;
+            (!denied).then_some(false)
+        }
+        // It has answered, and then did not show somebody else's program.
+        Err(ProgramError::SyscallError(_)) => Some(true),
+        Err(_) => None,
+    }
 }
 
 /// Attaches the steering program to the network namespace the daemon runs in. Two may be attached for a moment: both

@@ -11,6 +11,7 @@ mod flows;
 mod jumps;
 mod links;
 mod loader;
+mod own_members;
 mod pairs;
 mod policies;
 mod ports;

@@ -3,9 +3,11 @@
 use aya::{
     maps::MapType,
     programs::ProgramType,
-    sys::{is_map_supported, is_program_supported},
+    sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
     util::KernelVersion,
 };
+
+use super::links;
 
 /// Something of the kernel that smtplb uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct Feature {
     pub present: Option<bool>,
 }
 
-/// Asks the kernel.
+/// Asks the kernel; its version, where it has no answer.
 pub fn features() -> Vec<Feature> {
     let map = |kind| is_map_supported(kind).ok();
     let program = |kind| is_program_supported(kind).ok();
@@ -60,6 +62,14 @@ pub fn features() -> Vec<Feature> {
             since(5, 12),
         ),
         feature(
+            "interface of a connection that is steered",
+            (5, 17),
+            Some(
+                "policies do not judge proxy connections by interfaces that `client_interfaces` does not name",
+            ),
+            since(5, 17),
+        ),
+        feature(
             "verified size of programs",
             (5, 16),
             Some("`cargo xtask test prog` cannot watch it"),
@@ -69,9 +79,9 @@ pub fn features() -> Vec<Feature> {
             "XDP with frames of several pages (frags)",
             (5, 18),
             Some(
-                "XDP in the driver does not load; `attach = \"auto\"` takes TC, and xdp-generic works",
+                "no XDP program loads, in the driver or generic; `attach = \"auto\"` takes TC, which carries everything",
             ),
-            since(5, 18),
+            is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_xdp_load_bytes).ok(),
         ),
         feature(
             "marks on addresses (IFA_PROTO)",
@@ -82,16 +92,10 @@ pub fn features() -> Vec<Feature> {
             since(5, 18),
         ),
         feature(
-            "SYN cookies made by programs (bpf_tcp_raw_gen_syncookie)",
-            (6, 0),
-            Some("a SYN flood is not answered with cookies by the kernel plane"),
-            since(6, 0),
-        ),
-        feature(
             "tcx links",
             (6, 6),
             Some("TC filters sit in the clsact qdisc, and whoever flushes it removes them"),
-            since(6, 6),
+            links::answers_tcx(),
         ),
     ]
 }

@@ -9,11 +9,14 @@ use aya::{
     util::KernelVersion,
 };
 
+use super::links;
 use crate::admin::view::DegradedView;
 
-/// How the kernel tells whether it can do something. Helpers are asked for: distributions bring them to older kernels.
+/// How the kernel tells whether it can do something. It is asked where it answers, since distributions bring features to
+/// older kernels.
 enum Sign {
     Helper(ProgramType, BpfHelper),
+    Asked(fn() -> bool),
     Version(u8, u8),
 }
 
@@ -22,6 +25,7 @@ impl Sign {
     fn is_there(&self) -> bool {
         match *self {
             Self::Helper(program, helper) => is_helper_supported(program, helper).unwrap_or(true),
+            Self::Asked(ask) => ask(),
             Self::Version(major, minor) => KernelVersion::current()
                 .is_ok_and(|version| version >= KernelVersion::new(major, minor, 0)),
         }
@@ -37,16 +41,27 @@ struct Feature {
     loss: &'static str,
 }
 
-const FEATURES: [Feature; 2] = [
+const FEATURES: [Feature; 4] = [
     Feature {
         word: "tcx",
-        sign: Sign::Version(6, 6),
+        sign: Sign::Asked(links::has_tcx),
         loss: "TC programs hang on a clsact filter, which is no link: other tools may remove it (Linux 6.6)",
     },
     Feature {
         word: "xdp",
         sign: Sign::Helper(ProgramType::Xdp, BpfHelper::BPF_FUNC_xdp_load_bytes),
         loss: "no XDP, TC carries everything (Linux 5.18)",
+    },
+    Feature {
+        word: "address-marks",
+        sign: Sign::Version(5, 18),
+        loss: "which addresses are the daemon's is written down below --state; without that file, what a killed daemon left \
+               counts as the admin's (Linux 5.18)",
+    },
+    Feature {
+        word: "steered-interface",
+        sign: Sign::Version(5, 17),
+        loss: "proxy connections by interfaces that client_interfaces does not name are judged by no policy (Linux 5.17)",
     },
 ];
 

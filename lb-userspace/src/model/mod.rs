@@ -105,7 +105,7 @@ pub struct Network {
 }
 
 /// Ports from one to another, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortRange {
     /// The lowest.
     pub first: u16,

@@ -1,6 +1,6 @@
 //! The kernel plane in a namespace of its own, with as many flows as a test wants: opened by their own first packets.
 
-use std::{net::SocketAddrV4, path::PathBuf};
+use std::{net::SocketAddrV4, path::PathBuf, sync::Barrier};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::programs::ProgramFd;
@@ -203,6 +203,17 @@ impl Population {
     /// When not every one opens.
     pub fn open(&mut self, numbers: std::ops::Range<u32>) -> Result<(Vec<Ends>, Vec<Ends>)> {
         let wanted = self.flows()?.len() + numbers.len();
+        self.open_more(numbers)?;
+        let flows = self.flows()?;
+        ensure!(flows.len() == wanted, "{} of {wanted} flows", flows.len());
+        self.packets()
+    }
+
+    /// As [`Self::open`], where records of ended flows may be used again.
+    ///
+    /// # Errors
+    /// When not every one opens.
+    pub fn open_more(&mut self, numbers: std::ops::Range<u32>) -> Result<()> {
         let mut at = numbers.start;
         while at < numbers.end {
             // As in life, none stays half-open for long: old ones would make room for new ones.
@@ -212,10 +223,50 @@ impl Population {
             self.establish((upto - at) as usize)?;
             at = upto;
         }
+        Ok(())
+    }
+
+    /// Packets of every flow that is established, from clients and from members.
+    ///
+    /// # Errors
+    /// As [`Self::plane`].
+    pub fn packets(&mut self) -> Result<(Vec<Ends>, Vec<Ends>)> {
         let flows = self.flows()?;
-        ensure!(flows.len() == wanted, "{} of {wanted} flows", flows.len());
-        let packets: Vec<_> = flows.iter().map(packets).collect::<Result<_>>()?;
+        let open = flows.iter().filter(|flow| flow.phase == Phase::Established);
+        let packets: Vec<_> = open.map(packets).collect::<Result<_>>()?;
         Ok(packets.into_iter().unzip())
+    }
+
+    /// Sends lists of packets by TC, each by a thread and a replay of its own, all at the same time.
+    ///
+    /// # Errors
+    /// When the kernel refuses to.
+    pub fn send_at_once(
+        &mut self,
+        replays: &mut [Replay],
+        lists: Vec<Vec<Ends>>,
+        from: From,
+    ) -> Result<()> {
+        let (program, ingress) = (self.program(Hook::Tc)?, self.interfaces[from as usize]);
+        let counts: Vec<u32> = lists.iter().map(|list| list.len() as u32).collect();
+        for (replay, list) in replays.iter_mut().zip(lists) {
+            replay.fill(list.into_iter())?;
+        }
+        let start = Barrier::new(counts.len());
+        std::thread::scope(|scope| {
+            let threads = replays.iter_mut().zip(counts).map(|(replay, count)| {
+                let (start, program) = (&start, &program);
+                scope.spawn(move || {
+                    start.wait();
+                    replay.run(Hook::Tc, Some(program), count, ingress)
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            for thread in threads {
+                thread.join().map_err(|_| anyhow!("a thread has died"))??;
+            }
+            Ok(())
+        })
     }
 
     /// Completes the handshakes of all half-open flows.

@@ -42,6 +42,7 @@ pub(super) fn faults(repository: &Path) -> Result<Vec<String>> {
         }
     }
     faults.extend(undocumented_reasons(repository)?);
+    faults.extend(undocumented_series(repository)?);
     Ok(faults)
 }
 
@@ -83,6 +84,33 @@ fn undocumented_reasons(repository: &Path) -> Result<Vec<String>> {
     Ok(faults.collect())
 }
 
+/// An alert on a series that nobody makes never fires: each one, and each label's value, stands in `docs/metrics.md`.
+fn undocumented_series(repository: &Path) -> Result<Vec<String>> {
+    let [docs, alerts] = ["docs/metrics.md", "deploy/alerts.yml"].map(|path| repository.join(path));
+    let (Ok(docs), Ok(alerts)) = (fs::read_to_string(docs), fs::read_to_string(alerts)) else {
+        return Ok(Vec::new());
+    };
+    let faults = words_of_alerts(&alerts)
+        .filter(|word| !docs.contains(&format!("`{word}`")))
+        .map(|word| format!("deploy/alerts.yml: `{word}` is not explained in docs/metrics.md"));
+    Ok(faults.collect())
+}
+
+/// Names of series and values of labels in expressions.
+fn words_of_alerts(alerts: &str) -> impl Iterator<Item = &str> {
+    let expressions = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "));
+    expressions.flat_map(|expression| {
+        let other = |letter: char| !(letter.is_ascii_alphanumeric() || "-_\"".contains(letter));
+        let words = expression.split(other);
+        words.filter_map(|word| match word.strip_prefix('"') {
+            Some(value) => value.strip_suffix('"'),
+            None => word.starts_with("smtplb_").then_some(word),
+        })
+    })
+}
+
 /// String literals in kebab or snake case: the names that reasons go by outside.
 fn quoted_words(source: &str) -> impl Iterator<Item = &str> {
     source
@@ -101,6 +129,13 @@ fn quoted_words(source: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_the_words_of_alerts() {
+        let alerts = "# smtplb_not\n  expr: increase(smtplb_a{reason=\"b-c\"}[5m]) > 0.8 * smtplb_d\n  for: 5m\n";
+        let words: Vec<_> = words_of_alerts(alerts).collect();
+        assert_eq!(words, ["smtplb_a", "b-c", "smtplb_d"]);
+    }
 
     #[test]
     fn finds_the_names_of_reasons() {

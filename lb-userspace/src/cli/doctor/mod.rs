@@ -1,6 +1,7 @@
 //! `doctor`: what is wrong with this box, and what to do about it.
 
 mod checks;
+mod one_way;
 
 use std::{fmt::Write as _, path::Path};
 
@@ -13,7 +14,10 @@ use super::{
     read,
 };
 use crate::{
-    admin::client::{Client, ClientError},
+    admin::{
+        client::{Client, ClientError},
+        view::Status,
+    },
     config,
     failure::{Exit, Failure},
 };
@@ -94,7 +98,11 @@ pub(super) fn doctor(paths: &Paths, format: Format) -> Result<Ended, Failure> {
     if let Some(generation) = &generation {
         findings.extend(the_box.network(generation));
     }
-    findings.push(daemon(paths));
+    let status = Client::new(&paths.admin).status();
+    if let (Some(generation), Ok(status)) = (&generation, &status) {
+        findings.extend(one_way::members(generation, status));
+    }
+    findings.push(daemon(status));
     let worst = findings.iter().map(|finding| finding.level).max();
     code = match (code, worst) {
         (Exit::Ok, Some(Level::Wrong)) => Exit::Failed,
@@ -113,8 +121,8 @@ pub(super) fn doctor(paths: &Paths, format: Format) -> Result<Ended, Failure> {
 }
 
 /// That none runs is no fault: doctor is for the time before, too.
-fn daemon(paths: &Paths) -> Finding {
-    match Client::new(&paths.admin).status() {
+fn daemon(status: Result<Status, ClientError>) -> Finding {
+    match status {
         Ok(status) if status.kernel.degraded.is_empty() => Finding::ok(
             "daemon",
             format!(

@@ -1,6 +1,7 @@
 //! Objects against each other: references, limits, contradictions. What passes becomes the model.
 
 mod capacity;
+mod client_address;
 mod network;
 mod policy;
 mod pool;
@@ -20,7 +21,7 @@ use std::{
 use super::{
     DEFAULT_HELO,
     diagnostic::{Faults, did_you_mean, quoted},
-    raw::{self, ProbeKind, Raw},
+    raw::{self, Plane, ProbeKind, Raw},
     reader::{At, Field},
 };
 use crate::model::{Certificate, Generation, Log, Mode, Monitor, Name, Probe, policy::Range};
@@ -43,8 +44,12 @@ struct Known<'r, 'd> {
     policies: Vec<&'d str>,
     /// The first virtual server on each address, prefix length and port.
     addresses: BTreeMap<(IpAddr, u8, u16), &'r raw::VirtualServer<'d>>,
+    /// The first virtual server on each address and prefix length, whatever its port.
+    networks: BTreeMap<(IpAddr, u8), &'r raw::VirtualServer<'d>>,
     /// The first virtual server that names each pool.
     served: BTreeMap<&'d str, &'r raw::VirtualServer<'d>>,
+    /// The first that passes packets on to each pool.
+    passed: BTreeMap<&'d str, &'r raw::VirtualServer<'d>>,
 }
 
 /// Builds the model. Nothing only where a fault has been noted.
@@ -84,6 +89,7 @@ pub(super) fn generation(
     virtual_server::limit(&raw, faults);
     pool::limits(&raw, faults);
     advise(&raw, &known, faults);
+    client_address::advise(&raw, &known, faults);
     let generation = Generation {
         mode: mode?,
         network: network?,
@@ -130,11 +136,21 @@ impl<'r, 'd> Known<'r, 'd> {
                 .map(|policy| policy.name.value)
                 .collect(),
             addresses: BTreeMap::new(),
+            networks: BTreeMap::new(),
             served: BTreeMap::new(),
+            passed: BTreeMap::new(),
         };
         for server in &raw.virtual_servers {
             for place in server.places() {
                 known.addresses.entry(place).or_insert(server);
+            }
+            if let Some(network) = server.address.get() {
+                known.networks.entry(*network).or_insert(server);
+            }
+            if let (Some(Plane::Passthrough), Some(pool)) =
+                (server.forward.get(), server.pool.get())
+            {
+                known.passed.entry(pool).or_insert(server);
             }
             let pools = [&server.pool, &server.client.plaintext_pool];
             for pool in pools.into_iter().filter_map(Field::get) {
@@ -146,16 +162,26 @@ impl<'r, 'd> Known<'r, 'd> {
 
     /// The virtual server that takes connections to an address.
     fn server_at(&self, address: SocketAddr) -> Option<&'r raw::VirtualServer<'d>> {
-        let host = if address.is_ipv4() { 32 } else { 128 };
-        (0..=host).rev().find_map(|length| {
-            let network = Range::prefix(address.ip(), length).first;
-            let words = [96, 64, 32, 0].map(|shift| ((network >> shift) as u32).to_be());
-            let network = lb_common::addr::Addr(words).to_ip();
-            self.addresses
-                .get(&(network, length, address.port()))
-                .copied()
+        networks_of(address.ip()).find_map(|(network, length)| {
+            let place = (network, length, address.port());
+            self.addresses.get(&place).copied()
         })
     }
+
+    /// The first virtual server that has an address, whatever its port.
+    fn server_on(&self, address: IpAddr) -> Option<&'r raw::VirtualServer<'d>> {
+        networks_of(address).find_map(|network| self.networks.get(&network).copied())
+    }
+}
+
+/// Every prefix that holds an address, the longest first.
+fn networks_of(address: IpAddr) -> impl Iterator<Item = (IpAddr, u8)> {
+    let host = if address.is_ipv4() { 32 } else { 128 };
+    (0..=host).rev().map(move |length| {
+        let network = Range::prefix(address, length).first;
+        let words = [96, 64, 32, 0].map(|shift| ((network >> shift) as u32).to_be());
+        (lb_common::addr::Addr(words).to_ip(), length)
+    })
 }
 
 fn log(raw: &raw::Log) -> Option<Log> {

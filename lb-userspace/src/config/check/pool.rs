@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::layout::{MAX_MEMBERS, MAX_POOLS, POOL_MEMBERS};
@@ -12,7 +12,7 @@ use crate::{
     config::{
         diagnostic::{Faults, quoted},
         raw::{self, Raw},
-        reader::Field,
+        reader::{At, Field},
     },
     model::{Member, Method, Name, OnDown, Pool},
 };
@@ -112,7 +112,7 @@ fn members(raw: &raw::Pool<'_>, known: &Known<'_, '_>, faults: &mut Faults) -> O
     let mut addresses = BTreeMap::new();
     all(list.iter().map(|member| {
         let name = unique_name(member, &mut names, raw, faults);
-        let address = unique_address(member, &mut addresses, known, faults)?;
+        let address = unique_address(member, &mut addresses, raw, known, faults)?;
         let name = name?.map_or_else(|| address.to_string().into(), Name::from);
         Some(Member { name, address })
     }))
@@ -145,6 +145,7 @@ fn unique_name<'d>(
 fn unique_address<'r, 'd>(
     member: &'r raw::Member<'d>,
     addresses: &mut BTreeMap<SocketAddr, &'r raw::Member<'d>>,
+    pool: &raw::Pool<'_>,
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) -> Option<SocketAddr> {
@@ -162,6 +163,7 @@ fn unique_address<'r, 'd>(
         );
         return None;
     }
+    own_address(member, ip, pool, known, faults);
     if let Some(first) = addresses.get(&address) {
         faults.error(
             ip.at,
@@ -174,4 +176,32 @@ fn unique_address<'r, 'd>(
     }
     addresses.insert(address, member);
     Some(address)
+}
+
+/// The kernel plane sends packets on by the routing table, and never to the box itself.
+fn own_address(
+    member: &raw::Member<'_>,
+    ip: &At<IpAddr>,
+    pool: &raw::Pool<'_>,
+    known: &Known<'_, '_>,
+    faults: &mut Faults,
+) {
+    let Some(passing) = known.passed.get(pool.name.value) else {
+        return;
+    };
+    let found = match known.server_on(ip.value) {
+        _ if ip.value.is_loopback() => format!("has the address {}, which is loopback", ip.value),
+        Some(server) => format!("has the address of {}, at another port", server.described()),
+        None => return,
+    };
+    faults.error(
+        ip.at,
+        &member.object,
+        found,
+        "The box has this address itself, and the kernel plane passes no packet on to the box.",
+        format!(
+            "Write the address of the mail server itself, or set forward = \"proxy\" for {}.",
+            passing.object
+        ),
+    );
 }

@@ -1,6 +1,7 @@
 //! Faults are compared as full text, since the text is what the user gets.
 
 mod accepted;
+mod advice;
 mod capacity;
 mod files;
 mod hostile;

@@ -13,6 +13,8 @@ use crate::model::{
 fn a_proxy_has_terms_beside_tls() {
     let terms = |lines: &str| {
         let file = BASE.replace("proxy_protocol = \"none\"", lines);
+        let file = file.replace("type = \"smtp\"", "type = \"tcp\"");
+        let file = file.replace("helo = \"lb.example.org\"", "");
         match &accepted(&file).virtual_servers[1].forward {
             Forward::Proxy { terms, .. } => terms.clone(),
             Forward::Passthrough { .. } => panic!("a proxy"),
