@@ -118,6 +118,11 @@ fn echo_of_own_addresses_only_by_xdp() -> Result<()> {
 }
 
 #[test]
+fn echo_of_own_addresses_only_by_generic_xdp() -> Result<()> {
+    echo_of_own_addresses_only("xdp-generic")
+}
+
+#[test]
 fn redirects_are_dropped_by_tc() -> Result<()> {
     redirects_are_dropped("tc")
 }
@@ -125,4 +130,9 @@ fn redirects_are_dropped_by_tc() -> Result<()> {
 #[test]
 fn redirects_are_dropped_by_xdp() -> Result<()> {
     redirects_are_dropped("xdp")
+}
+
+#[test]
+fn redirects_are_dropped_by_generic_xdp() -> Result<()> {
+    redirects_are_dropped("xdp-generic")
 }

@@ -77,3 +77,8 @@ fn jumbo_frames_by_tc() -> Result<()> {
 fn jumbo_frames_by_xdp() -> Result<()> {
     jumbo_frames("xdp")
 }
+
+#[test]
+fn jumbo_frames_by_generic_xdp() -> Result<()> {
+    jumbo_frames("xdp-generic")
+}

@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Result, ensure};
 use tests::{
     client::{Held, Mode, Options, Storm},
-    daemon::config::Config,
-    lab::{Family, Plan},
-    member::Mta,
+    daemon::config::{Config, tag},
+    lab::{Family, Lab, Plan},
+    member::{Mta, Site},
     sink::Event,
     wait::wait_until,
 };
@@ -175,6 +175,38 @@ fn maintenance_ends_connections_at_once_and_nobody_probes() -> Result<()> {
         })?;
         both(scene, "ready", "m2", &[])?;
         scene.daemon.wait_for_member("m2", "up", PATIENCE)
+    })
+}
+
+/// Without SNAT the member's reset comes from the client's address, which is no address of the box.
+#[test]
+fn connections_without_snat_are_reset_on_both_sides() -> Result<()> {
+    let config = |lab: &Lab, _: &Site| {
+        let mut config = Config::new(lab, "tc");
+        for family in Family::ALL {
+            let name = format!("tls-{}", tag(family));
+            config.pool(lab, &name, family, 465, None);
+            config.passthrough(&name, family.virtual_address(), 465, &name, "none");
+        }
+        config
+    };
+    play(Plan::TWO_ARM, Mta::Sink, config, |scene| {
+        for family in Family::ALL {
+            let mut idle = idle(scene, family, 6)?;
+            wait_until(PATIENCE, "connections at the member", || {
+                sockets(scene, 0).is_ok_and(|count| count == 2)
+            })?;
+            let member = format!("tls-{}/m1", tag(family));
+            scene
+                .daemon
+                .good_verb(&["drain", &member, "--deadline", "0s"])?;
+            resets(&mut idle, 2)?;
+            wait_until(PATIENCE, "the member's sockets to go", || {
+                sockets(scene, 0).is_ok_and(|count| count == 0)
+            })?;
+            scene.daemon.good_verb(&["ready", &member])?;
+        }
+        Ok(())
     })
 }
 

@@ -150,3 +150,8 @@ fn small_links_are_found_by_tc() -> Result<()> {
 fn small_links_are_found_by_xdp() -> Result<()> {
     small_links("xdp", Links::ForXdp)
 }
+
+#[test]
+fn small_links_are_found_by_generic_xdp() -> Result<()> {
+    small_links("xdp-generic", Links::ForXdp)
+}

@@ -71,7 +71,12 @@ impl Case {
             plan,
             Mta::Sink,
             |lab, _| self.config(lab),
-            |scene| self.carry(scene),
+            |scene| {
+                if (self.topology, self.snat) == (Topology::OneArm, "none") {
+                    lead_back(scene.lab)?;
+                }
+                self.carry(scene)
+            },
         )
     }
 
@@ -134,6 +139,21 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// Members in the clients' network answer them by the box.
+fn lead_back(lab: &Lab) -> Result<()> {
+    for member in &lab.members {
+        let clients = lab.clients.iter();
+        let routes = clients.flat_map(|client| {
+            [
+                format!("route add {}/32 via 10.71.0.1", client.v4),
+                format!("route add {}/128 via fd71::1", client.v6),
+            ]
+        });
+        member.namespace.ip(&routes.collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 /// Open connections are listed, closed ones are not, and counters keep what was.
@@ -243,6 +263,26 @@ fn members_see_the_client_without_snat() -> Result<()> {
 #[test]
 fn members_see_the_client_without_snat_by_xdp() -> Result<()> {
     let case = Case::new(Topology::TwoArm, "xdp");
+    Case {
+        snat: "none",
+        ..case
+    }
+    .run()
+}
+
+#[test]
+fn members_on_one_arm_see_the_client_without_snat() -> Result<()> {
+    let case = Case::new(Topology::OneArm, "tc");
+    Case {
+        snat: "none",
+        ..case
+    }
+    .run()
+}
+
+#[test]
+fn members_on_one_arm_see_the_client_without_snat_by_xdp() -> Result<()> {
+    let case = Case::new(Topology::OneArm, "xdp");
     Case {
         snat: "none",
         ..case

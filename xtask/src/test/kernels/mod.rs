@@ -54,12 +54,16 @@ const CASES: [Case; 3] = [
     },
 ];
 
-/// Both planes, both hooks, and what happens to them when daemons and members die.
+/// Both planes, both hooks, and what happens to them when daemons and members die. The shortest of each subject.
 const SERVED: &[&str] = &[
     "refusal::every_kernel_is_served_or_refused_by_name",
     "passthrough::two_arms_by_tc",
     "passthrough::two_arms_by_xdp",
     "proxy::what_is_announced_follows_the_policy",
+    "proxy_protocol::haproxy_learns_every_client_by_generic_xdp",
+    "policies::every_action_reaches_the_client_by_tc",
+    "members::connections_without_snat_are_reset_on_both_sides",
+    "reload::what_is_removed_takes_nothing_new_and_its_connections_go_on",
     "member_down::nobody_is_sent_to_a_dead_member",
     "survival::a_killed_daemon_harms_no_connection",
     "survival::a_successor_takes_over_without_a_refused_connection",
