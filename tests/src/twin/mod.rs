@@ -271,6 +271,16 @@ fn explained(
         Packet::Error { damage, .. } if *damage != 0 && nft.is_empty() && own.len() == 1 => {
             Some("a damaged ICMP error is left to its receiver")
         }
+        Packet::Whole(segment) if segment.looks_unfinished(&connection.ends, connection.port) => {
+            let checksum = segment.ip_header(connection.ends.client.is_ipv6()) + 16;
+            let unsummed = |frames: &[Vec<u8>]| {
+                let mut bytes = ip(frames.first()?)?.to_vec();
+                bytes.get_mut(checksum..checksum + 2)?.fill(0);
+                Some(bytes)
+            };
+            (own.len() == 1 && unsummed(own) == unsummed(nft))
+                .then_some("a damaged segment looks as if a device had to finish it")
+        }
         _ if generated
             && !to_client
             && !own.is_empty()

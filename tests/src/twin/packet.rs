@@ -115,6 +115,14 @@ impl Segment {
         tcp
     }
 
+    /// Is it damaged, and its checksum by chance what a sender leaves to a device: the sum of the pseudo-header?
+    pub fn looks_unfinished(&self, ends: &Ends, port: u16) -> bool {
+        let (src, dst) = self.leg.ends(ends, port);
+        let tcp = self.tcp(ends, port);
+        let left = fold(pseudo(src.ip(), dst.ip(), 6, tcp.len()));
+        self.damage != 0 && tcp[16..18] == left.to_be_bytes()
+    }
+
     /// The packet from its IP header on.
     pub fn ip(&self, ends: &Ends, port: u16) -> Vec<u8> {
         let (src, dst) = self.leg.ends(ends, port);
