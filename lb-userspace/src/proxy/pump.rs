@@ -23,6 +23,7 @@ use lb_common::stats::TrafficCell;
 use super::{
     client::{ClientStream, Waiting},
     live::Entry,
+    splice::Splice,
     stall::{Held, Stalls, Stuck},
     upstream::Upstream,
 };
@@ -58,6 +59,8 @@ pub(super) struct Pump {
     pub(super) moved: Moved,
     /// How long a peer may leave our bytes.
     send: Duration,
+    /// Octets of a chunk, on their way to the member ahead of all that is queued for it.
+    splice: Splice,
     /// Bytes of the client that the machine left behind.
     backlog: Vec<u8>,
     backlog_at: usize,
@@ -120,6 +123,7 @@ impl Pump {
             member: None,
             moved: Moved::default(),
             send: timeouts.send,
+            splice: Splice::default(),
             backlog: Vec::new(),
             backlog_at: 0,
             client_ended: false,
@@ -197,8 +201,7 @@ impl Pump {
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> bool {
-        let congested = !self.session.to_member().is_empty() || self.member_unflushed;
-        if congested || self.session.to_client().len() > MAX_UNREAD {
+        if self.member_lacks() || self.session.to_client().len() > MAX_UNREAD {
             return false;
         }
         if self.backlog_at < self.backlog.len() {
@@ -214,6 +217,9 @@ impl Pump {
         }
         if self.client_ended {
             return false;
+        }
+        if let Some(moved) = self.splice_chunk(cx) {
+            return moved;
         }
         SCRATCH.with_borrow_mut(|scratch| match self.client.poll_fill(cx, scratch) {
             Poll::Pending => false,
@@ -327,7 +333,9 @@ impl Pump {
     pub(super) fn release_member(&mut self) {
         self.count();
         self.member_unflushed = false;
-        if let Some(member) = self.member.take() {
+        // A member that lacks octets of a chunk must not see an orderly end.
+        let whole = !self.splice.clear();
+        if let Some(member) = self.member.take().filter(|_| whole) {
             member.close();
         }
     }
@@ -350,6 +358,7 @@ impl Pump {
         self.count();
         self.member = None;
         self.member_unflushed = false;
+        self.splice.clear();
         // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();
     }
@@ -370,7 +379,7 @@ impl Pump {
     fn note_stalls(&mut self) {
         let held = Held {
             for_client: !self.session.to_client().is_empty() || self.unflushed,
-            for_member: !self.session.to_member().is_empty() || self.member_unflushed,
+            for_member: self.member_lacks(),
             unread: self.session.to_client().len() > MAX_UNREAD,
         };
         if self.stalls.note(held, self.session.awaits_member()) {

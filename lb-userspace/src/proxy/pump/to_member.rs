@@ -4,13 +4,65 @@ use std::{
     io::IoSlice,
     pin::Pin,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use tokio::io::AsyncWrite as _;
 
-use super::{Pump, take_front};
+use super::{
+    super::{client::ClientStream, splice::SPLICED_FROM},
+    Pump, take_front,
+};
 
 impl Pump {
+    /// Does the member lack what was taken from the client?
+    pub(super) fn member_lacks(&mut self) -> bool {
+        !self.session.to_member().is_empty() || self.member_unflushed || self.splice.holds()
+    }
+
+    /// Moves octets of a chunk past the machine, which only counts them, while the member lacks nothing. `None` when the
+    /// client has to be read.
+    pub(super) fn splice_chunk(&mut self, cx: &mut Context<'_>) -> Option<bool> {
+        let left = self.session.unseen();
+        let (ClientStream::Plain(client), Some(member)) = (&self.client, &self.member) else {
+            return None;
+        };
+        if left < SPLICED_FROM || member.link.plain().is_none() {
+            return None;
+        }
+        let Poll::Ready(filled) = self.splice.poll_fill(cx, client, left) else {
+            return Some(false);
+        };
+        self.session.take_unseen(filled?, Instant::now());
+        self.send_to_member(cx);
+        Some(true)
+    }
+
+    /// Hands over what is held of a chunk; true when something moved.
+    fn send_spliced(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while self.splice.holds() {
+            let member = self.member.as_ref();
+            let Some(tcp) = member.and_then(|member| member.link.plain()) else {
+                self.splice.clear();
+                break;
+            };
+            match self.splice.poll_drain(cx, tcp) {
+                Poll::Ready(Ok(count)) => {
+                    self.moved.to_member += count as u64;
+                    self.stalls.member_took();
+                    moved = true;
+                }
+                Poll::Ready(Err(_)) => {
+                    self.lose_member();
+                    return true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        moved
+    }
+
     /// Sends what is queued for the member and content behind it; queues what it does not take.
     pub(super) fn pass(&mut self, cx: &mut Context<'_>, verbatim: &[u8]) {
         let mut sent = 0;
@@ -40,7 +92,10 @@ impl Pump {
     }
 
     pub(super) fn send_to_member(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
+        let mut moved = self.send_spliced(cx);
+        if self.splice.holds() {
+            return moved;
+        }
         while !self.session.to_member().is_empty() {
             let Some(member) = &mut self.member else {
                 self.session.to_member().clear();
