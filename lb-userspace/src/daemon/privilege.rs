@@ -70,7 +70,7 @@ pub(super) fn raise_limits() {
     let _ = setrlimit(Resource::Memlock, unlimited);
 }
 
-/// Descriptors beside those of sessions: tables, listeners, monitors, the API.
+/// Descriptors beside those of sessions: tables, listeners, monitors, pipes, the API.
 const FILES_BESIDE: u64 = 1024;
 
 /// No more sessions than the system lets us have descriptors for: who comes then is told so, and not left waiting.

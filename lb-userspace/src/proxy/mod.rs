@@ -22,6 +22,7 @@ mod search;
 mod session;
 mod sockopt;
 mod source;
+mod splice;
 mod stall;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
 //! Moves bytes between the client, the machine and the member: one poll function, no tasks, and no
 //! buffer that an idle session would hold.
 
+mod to_member;
+
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -21,6 +23,7 @@ use lb_common::stats::TrafficCell;
 use super::{
     client::{ClientStream, Waiting},
     live::Entry,
+    splice::Splice,
     stall::{Held, Stalls, Stuck},
     upstream::Upstream,
 };
@@ -56,6 +59,8 @@ pub(super) struct Pump {
     pub(super) moved: Moved,
     /// How long a peer may leave our bytes.
     send: Duration,
+    /// Octets of a chunk, on their way to the member ahead of all that is queued for it.
+    splice: Splice,
     /// Bytes of the client that the machine left behind.
     backlog: Vec<u8>,
     backlog_at: usize,
@@ -118,6 +123,7 @@ impl Pump {
             member: None,
             moved: Moved::default(),
             send: timeouts.send,
+            splice: Splice::default(),
             backlog: Vec::new(),
             backlog_at: 0,
             client_ended: false,
@@ -195,8 +201,7 @@ impl Pump {
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> bool {
-        let congested = !self.session.to_member().is_empty() || self.member_unflushed;
-        if congested || self.session.to_client().len() > MAX_UNREAD {
+        if self.member_lacks() || self.session.to_client().len() > MAX_UNREAD {
             return false;
         }
         if self.backlog_at < self.backlog.len() {
@@ -212,6 +217,9 @@ impl Pump {
         }
         if self.client_ended {
             return false;
+        }
+        if let Some(moved) = self.splice_chunk(cx) {
+            return moved;
         }
         SCRATCH.with_borrow_mut(|scratch| match self.client.poll_fill(cx, scratch) {
             Poll::Pending => false,
@@ -261,74 +269,6 @@ impl Pump {
             }
         }
         used
-    }
-
-    /// Sends what is queued for the member and content behind it; queues what it does not take.
-    fn pass(&mut self, cx: &mut Context<'_>, verbatim: &[u8]) {
-        let mut sent = 0;
-        while sent < verbatim.len() {
-            let Some(member) = &mut self.member else {
-                self.session.to_member().clear();
-                return;
-            };
-            let queue = self.session.to_member();
-            let parts = [IoSlice::new(queue), IoSlice::new(&verbatim[sent..])];
-            match Pin::new(&mut member.link).poll_write_vectored(cx, &parts) {
-                Poll::Ready(Ok(count)) => {
-                    self.member_unflushed = true;
-                    let queued = count.min(queue.len());
-                    queue.drain(..queued);
-                    sent += count - queued;
-                    self.moved.to_member += count as u64;
-                }
-                Poll::Ready(Err(_)) => return self.lose_member(),
-                Poll::Pending => {
-                    queue.extend_from_slice(&verbatim[sent..]);
-                    return;
-                }
-            }
-        }
-        self.send_to_member(cx);
-    }
-
-    fn send_to_member(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
-        while !self.session.to_member().is_empty() {
-            let Some(member) = &mut self.member else {
-                self.session.to_member().clear();
-                break;
-            };
-            let queue = self.session.to_member();
-            match Pin::new(&mut member.link).poll_write(cx, queue) {
-                Poll::Ready(Ok(count)) => {
-                    take_front(queue, count);
-                    self.member_unflushed = true;
-                    self.moved.to_member += count as u64;
-                    self.stalls.member_took();
-                    moved = true;
-                }
-                Poll::Ready(Err(_)) => {
-                    self.lose_member();
-                    return true;
-                }
-                Poll::Pending => break,
-            }
-        }
-        if self.member_unflushed {
-            let flushed = match &mut self.member {
-                Some(member) => Pin::new(&mut member.link).poll_flush(cx),
-                None => Poll::Ready(Ok(())),
-            };
-            match flushed {
-                Poll::Ready(Ok(())) => self.member_unflushed = false,
-                Poll::Ready(Err(_)) => {
-                    self.lose_member();
-                    return true;
-                }
-                Poll::Pending => {}
-            }
-        }
-        moved
     }
 
     fn send_to_client(&mut self, cx: &mut Context<'_>) -> bool {
@@ -393,7 +333,9 @@ impl Pump {
     pub(super) fn release_member(&mut self) {
         self.count();
         self.member_unflushed = false;
-        if let Some(member) = self.member.take() {
+        // A member that lacks octets of a chunk must not see an orderly end.
+        let whole = !self.splice.clear();
+        if let Some(member) = self.member.take().filter(|_| whole) {
             member.close();
         }
     }
@@ -416,6 +358,7 @@ impl Pump {
         self.count();
         self.member = None;
         self.member_unflushed = false;
+        self.splice.clear();
         // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();
     }
@@ -436,7 +379,7 @@ impl Pump {
     fn note_stalls(&mut self) {
         let held = Held {
             for_client: !self.session.to_client().is_empty() || self.unflushed,
-            for_member: !self.session.to_member().is_empty() || self.member_unflushed,
+            for_member: self.member_lacks(),
             unread: self.session.to_client().len() > MAX_UNREAD,
         };
         if self.stalls.note(held, self.session.awaits_member()) {

@@ -9,6 +9,7 @@ mod members;
 mod peers;
 mod pressure;
 mod scout;
+mod splice;
 mod switch;
 mod unsent;
 mod waits;

@@ -193,6 +193,14 @@ impl Link {
         own.map_or(Ipv4Addr::UNSPECIFIED.into(), |own| own.ip())
     }
 
+    /// The stream, if what is written to it goes out as it is.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(tcp) => Some(tcp),
+            Stream::Tls(_) | Stream::Gone => None,
+        }
+    }
+
     fn tcp(&self) -> Option<&TcpStream> {
         match &self.stream {
             Stream::Plain(tcp) => Some(tcp),

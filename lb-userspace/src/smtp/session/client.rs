@@ -66,11 +66,7 @@ impl Session {
                 }
                 Client::Chunk(left) => {
                     let used = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                    *left -= used as u64;
-                    if *left == 0 {
-                        self.client = Client::Command;
-                    }
-                    self.advance(used, now);
+                    self.take_octets(used, now);
                     verbatim = at..at + used;
                     used
                 }
@@ -116,6 +112,32 @@ impl Session {
             consumed: at,
             verbatim,
         }
+    }
+
+    /// How many octets of the present chunk may go to the member without being offered here; 0 outside of a chunk, and
+    /// while other bytes have to go first.
+    pub fn unseen(&self) -> u64 {
+        match self.client {
+            Client::Chunk(left) if !self.backlog && self.to_member.is_empty() => left,
+            _ => 0,
+        }
+    }
+
+    /// So many of [`Self::unseen`] were taken from the client.
+    pub fn take_unseen(&mut self, octets: usize, now: Instant) {
+        self.take_octets(octets, now);
+        self.settle(now);
+    }
+
+    /// Octets of a chunk came in.
+    fn take_octets(&mut self, octets: usize, now: Instant) {
+        if let Client::Chunk(left) = &mut self.client {
+            *left = left.saturating_sub(octets as u64);
+            if *left == 0 {
+                self.client = Client::Command;
+            }
+        }
+        self.advance(octets, now);
     }
 
     /// Was DATA just refused? The shell then looks for bytes of the client, before it sends the

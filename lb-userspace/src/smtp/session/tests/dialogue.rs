@@ -109,6 +109,31 @@ fn chunks_are_counted_and_untouched() {
 }
 
 #[test]
+fn octets_of_a_chunk_may_pass_unseen_and_nothing_else() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.sends(MESSAGE);
+    assert_eq!(lab.session.unseen(), 0);
+    lab.sends("BDAT 5000\r\nabc");
+    assert_eq!(lab.session.unseen(), 4997);
+    // Enough of it starts the wait anew, as if it had been seen.
+    let before = lab.session.deadline();
+    lab.now += Duration::from_secs(1);
+    lab.session.take_unseen(1000, lab.now);
+    assert_eq!(lab.session.deadline(), before);
+    lab.session.take_unseen(21, lab.now);
+    assert_eq!(
+        lab.session.deadline(),
+        before.map(|it| it + Duration::from_secs(1))
+    );
+    assert_eq!((lab.session.unseen(), lab.phase()), (3976, Phase::Bdat));
+    lab.session.take_unseen(3976, lab.now);
+    assert_eq!(lab.session.unseen(), 0);
+    lab.reached();
+    lab.sends("RSET\r\n");
+    assert_eq!(lab.reached(), "RSET\r\n");
+}
+
+#[test]
 fn an_auth_exchange_passes_and_its_lines_are_no_commands() {
     let mut lab = Lab::greeted(ClientSecurity::Implicit);
     lab.exchange("AUTH LOGIN\r\n", "334 VXNlcg==\r\n");
