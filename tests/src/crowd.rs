@@ -43,8 +43,9 @@ pub struct Crowd {
 const THREADS: usize = 8;
 /// Room that memory may take beyond what it was when the first messages had passed, in KiB.
 const SLACK: u64 = 8 * 1024;
-/// Open files beside those of the idle sessions: two for each of the threads that send, and the daemon's own.
-const FILES_BESIDE: u64 = 512;
+/// Open files beside those of the idle sessions: 1,024 that the daemon keeps for other things than sessions, and two for
+/// each of 64 that come or are just going.
+const FILES_BESIDE: u64 = 1024 + 2 * 64;
 
 /// Holds the idle ones while the others come and go.
 ///
