@@ -214,10 +214,12 @@ fn xdp_verdict(
         let _ = jumped(context, jumps, Jump::Answer);
         return XDP_DROP;
     }
-    match refused(context, reason, reason.to_stack()) {
-        true => XDP_PASS,
-        false => XDP_DROP,
+    // On its way to the stack it meets the TC program behind this one, which counts it.
+    if reason.to_stack() {
+        return XDP_PASS;
     }
+    refused(context, reason, false);
+    XDP_DROP
 }
 
 /// Leaves for another program; comes back with a reason only when there is none. Then the packet is dropped: the stack

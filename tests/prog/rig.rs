@@ -129,6 +129,11 @@ impl Rig {
         }
     }
 
+    /// How often a packet that the stack gets is counted: what XDP passes on, by the TC program behind it.
+    pub fn counts_passed(&self) -> u64 {
+        u64::from(self.program == "balance_tc")
+    }
+
     /// One frame in by an interface; what became of it, and the frame afterwards.
     pub fn send(&mut self, frame: &[u8], interface: &str) -> (Outcome, Vec<u8>) {
         let (code, out) = self
