@@ -1,6 +1,6 @@
 //! Every way of TLS towards clients, with every way towards members, to Postfix, OpenSMTPD and Exim.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
@@ -30,14 +30,22 @@ const CLIENT: [(&str, ClientTls, &[Mode]); 4] = [
 /// Towards members: `server_tls`, and the port that speaks so.
 const SERVER: [(&str, u16); 3] = [("none", 25), ("implicit", 465), ("starttls", 587)];
 
-/// Pipelined or in strict alternation.
-const PIPELINING: [bool; 2] = [true, false];
+/// Pipelined or in strict alternation, by DATA or in chunks of so many bytes.
+const WAYS: [(bool, Option<NonZeroUsize>); 4] = [
+    (true, None),
+    (false, None),
+    (true, NonZeroUsize::new(7_001)),
+    (false, NonZeroUsize::new(7_001)),
+];
+/// Of a large message: the kernel moves so much from socket to socket by itself.
+const LARGE_CHUNK: Option<NonZeroUsize> = NonZeroUsize::new(1 << 20);
 
 /// One virtual server.
 struct Point<'a> {
     client: (&'static str, ClientTls, &'static [Mode]),
     server: (&'static str, u16),
     member: &'a Host,
+    mta: Mta,
     family: Family,
     port: u16,
 }
@@ -64,13 +72,14 @@ impl Point<'_> {
 
 fn points(lab: &Lab) -> Vec<Point<'_>> {
     let mut points = Vec::new();
-    for (m, member) in (0..).zip(&lab.members) {
+    for ((m, member), mta) in (0..).zip(&lab.members).zip(MTAS) {
         for (c, client) in (0..).zip(CLIENT) {
             for (s, server) in (0..).zip(SERVER) {
                 points.extend(Family::ALL.map(|family| Point {
                     client,
                     server,
                     member,
+                    mta,
                     family,
                     port: 2000 + 100 * m + 10 * c + s,
                 }));
@@ -108,32 +117,46 @@ fn config(lab: &Lab, site: &Site) -> Config {
     config
 }
 
-/// What one point carries; each outcome with whether its member must have seen TLS.
+/// What one point carries, in every way that the member knows; each outcome with whether its member must have seen TLS.
 fn carry(scene: &Scene<'_>, point: &Point<'_>) -> Result<Vec<Outcome>> {
     let server = SocketAddr::new(point.family.virtual_address(), point.port);
     let mut sent = Vec::new();
     for &mode in point.client.2 {
-        for pipelining in PIPELINING {
-            let run = format!("{}-{mode:?}-{pipelining}", point.name()).to_lowercase();
+        for (pipelining, chunk) in WAYS {
+            if chunk.is_some() && point.mta == Mta::OpenSmtpd {
+                continue;
+            }
+            let by = chunk.map_or("data", |_| "bdat");
+            let run = format!("{}-{mode:?}-{pipelining}-{by}", point.name()).to_lowercase();
             let options = Options {
                 mode,
                 count: 2,
                 sizes: Sizes::Exactly(20_000),
                 run,
                 pipelining,
+                chunk,
                 ..Options::to(server)
             };
             sent.extend(scene.send(&scene.lab.clients[0], &options)?);
         }
         if point.is_telling() {
-            let options = Options {
+            let large = Options {
                 mode,
                 sizes: Sizes::Exactly(LARGEST),
                 run: format!("{}-{mode:?}-large", point.name()).to_lowercase(),
                 pipelining: true,
                 ..Options::to(server)
             };
-            sent.extend(scene.send(&scene.lab.clients[1], &options)?);
+            sent.extend(scene.send(&scene.lab.clients[1], &large)?);
+            let plain = (point.client.0, point.server.0) == ("none", "none");
+            if plain && point.mta != Mta::OpenSmtpd {
+                let chunked = Options {
+                    run: format!("{}-bdat", large.run),
+                    chunk: LARGE_CHUNK,
+                    ..large
+                };
+                sent.extend(scene.send(&scene.lab.clients[1], &chunked)?);
+            }
         }
     }
     for outcome in &sent {

@@ -5,6 +5,7 @@ mod session;
 
 use std::{
     net::SocketAddr,
+    num::NonZeroUsize,
     path::PathBuf,
     str::FromStr,
     sync::{
@@ -70,6 +71,9 @@ pub struct Options {
     /// Send MAIL, RCPT and DATA in one go where the server allows it (RFC 2920)
     #[arg(long)]
     pub pipelining: bool,
+    /// Send messages by BDAT (RFC 3030) in chunks of so many bytes; a server without CHUNKING gets nothing
+    #[arg(long)]
+    pub chunk: Option<NonZeroUsize>,
     /// Try again this often after a 4yz reply or a lost connection, as mail servers do
     #[arg(long, default_value_t = 0)]
     pub retry: u32,
@@ -97,6 +101,7 @@ impl Options {
             concurrency: 1,
             per_session: 10,
             pipelining: false,
+            chunk: None,
             retry: 0,
             ca: None,
             name: certs::MAIL_NAME.to_owned(),
@@ -240,7 +245,10 @@ impl Sender<'_> {
         session.greeting().clone_into(&mut outcome.greeting);
         outcome.tls = session.tls().map(|tls| tls.version.clone());
         outcome.certificate = session.tls().and_then(|tls| tls.peer_certificate.clone());
-        let reply = session.send(text, self.options.pipelining)?;
+        let reply = match self.options.chunk {
+            Some(size) => session.send_chunks(text, size, self.options.pipelining)?,
+            None => session.send(text, self.options.pipelining)?,
+        };
         *sent += 1;
         if *sent >= self.options.per_session {
             self.close();

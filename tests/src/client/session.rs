@@ -4,6 +4,7 @@ use std::{
     fmt,
     io::{self, BufRead, BufReader, Write as _},
     net::TcpStream,
+    num::NonZeroUsize,
     sync::Arc,
     time::Duration,
 };
@@ -128,27 +129,55 @@ impl Session {
     /// # Errors
     /// When it was not taken.
     pub fn send(&mut self, text: &[u8], pipelining: bool) -> Outcome<String> {
-        const COMMANDS: [(&str, &str, char); 3] = [
-            ("MAIL", "MAIL FROM:<sender@lab.example>", '2'),
-            ("RCPT", "RCPT TO:<inbox@lab.example>", '2'),
-            ("DATA", "DATA", '3'),
-        ];
-        if pipelining && self.can("PIPELINING") {
-            let all: String = COMMANDS
-                .iter()
-                .map(|(_, line, _)| format!("{line}\r\n"))
-                .collect();
-            self.write(all.as_bytes(), "MAIL, RCPT, DATA")?;
-            for (name, _, good) in COMMANDS {
-                self.expect(name, good)?;
-            }
-        } else {
-            for (name, line, good) in COMMANDS {
-                self.command(name, line, good)?;
-            }
-        }
+        let mut commands = envelope();
+        commands.push(Step::new("DATA", b"DATA\r\n", '3'));
+        self.run(&commands, pipelining)?;
         self.write(&stuffed(text), "message")?;
         self.expect("end of message", '2')
+    }
+
+    /// Sends one message by BDAT and returns the reply that took it (RFC 3030 §2).
+    ///
+    /// # Errors
+    /// When it was not taken, or the server does not offer CHUNKING.
+    pub fn send_chunks(
+        &mut self,
+        text: &[u8],
+        size: NonZeroUsize,
+        pipelining: bool,
+    ) -> Outcome<String> {
+        if !self.can("CHUNKING") {
+            return Err(Refusal::Reply {
+                to: "EHLO",
+                reply: "500 CHUNKING is not offered".to_owned(),
+            });
+        }
+        let mut commands = envelope();
+        let count = text.len().div_ceil(size.get());
+        for (number, chunk) in text.chunks(size.get()).enumerate() {
+            let last = if number + 1 == count { " LAST" } else { "" };
+            let mut bytes = format!("BDAT {}{last}\r\n", chunk.len()).into_bytes();
+            bytes.extend_from_slice(chunk);
+            commands.push(Step::new("BDAT", &bytes, '2'));
+        }
+        self.run(&commands, pipelining)
+    }
+
+    /// Sends commands one by one, or in one go where the server allows it, and returns the last reply.
+    fn run(&mut self, steps: &[Step], pipelining: bool) -> Outcome<String> {
+        let together = pipelining && self.can("PIPELINING");
+        if together {
+            let all: Vec<u8> = steps.iter().flat_map(|step| step.bytes.clone()).collect();
+            self.write(&all, "commands in one go")?;
+        }
+        let mut reply = String::new();
+        for step in steps {
+            if !together {
+                self.write(&step.bytes, step.name)?;
+            }
+            reply = self.expect(step.name, step.good)?;
+        }
+        Ok(reply)
     }
 
     /// Asks for a sign of life.
@@ -229,6 +258,31 @@ impl Session {
             }
         }
     }
+}
+
+/// A command, with what follows it.
+struct Step {
+    name: &'static str,
+    bytes: Vec<u8>,
+    /// How a reply begins that lets the message go on.
+    good: char,
+}
+
+impl Step {
+    fn new(name: &'static str, bytes: &[u8], good: char) -> Self {
+        Self {
+            name,
+            bytes: bytes.to_vec(),
+            good,
+        }
+    }
+}
+
+fn envelope() -> Vec<Step> {
+    vec![
+        Step::new("MAIL", b"MAIL FROM:<sender@lab.example>\r\n", '2'),
+        Step::new("RCPT", b"RCPT TO:<inbox@lab.example>\r\n", '2'),
+    ]
 }
 
 fn shake(wire: Wire, options: &Options, tls: Option<&Arc<ClientConfig>>) -> Outcome<Wire> {

@@ -89,6 +89,19 @@ fn pause(time: Duration) {
     let _ = nothing.recv_timeout(time);
 }
 
+/// Answers when it has seen some of the chunk, and takes the rest all the same; reports whether that came whole.
+fn judges_early(member: &mut Member) {
+    let size = up_to_chunk(member).unwrap();
+    take_some(member);
+    member.say("552 5.3.4 too much\r\n");
+    let mut rest = member.tcp().take((size - SOME) as u64);
+    let taken = std::io::copy(&mut rest, &mut std::io::sink()).unwrap();
+    let whole = taken == (size - SOME) as u64 && member.line().as_deref() == Some(b"QUIT\r\n");
+    member.say("221 bye\r\n");
+    let said = if whole { "WHOLE" } else { "LOST" };
+    let _ = member.log.send(said.as_bytes().to_vec());
+}
+
 /// As [`stops`], until it may go on; reports how the connection ended.
 fn waits(member: &mut Member) {
     up_to_chunk(member);
@@ -270,6 +283,20 @@ fn a_member_that_dies_within_a_chunk_is_a_temporary_failure() {
     assert_eq!(lab.end().end, End::MemberClosed);
     client.rest();
     writing.join().unwrap();
+}
+
+#[test]
+fn a_member_that_answers_within_a_chunk_gets_the_rest_and_is_heard_once() {
+    let lab = Lab::new(Kind::Plain, &[judges_early]);
+    let mut client = begun(&lab);
+    let command = format!("BDAT {LARGE} LAST\r\n");
+    let all = [command.as_bytes(), &octets(LARGE), b"QUIT\r\n"].concat();
+    let writing = sending(&client, all);
+    let replies = String::from_utf8(client.rest()).unwrap();
+    assert_eq!(replies, "552 5.3.4 too much\r\n221 bye\r\n");
+    writing.join().unwrap();
+    assert_eq!(lab.seen(), "WHOLE");
+    assert_eq!(lab.end().end, End::Quit);
 }
 
 #[test]
