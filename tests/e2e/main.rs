@@ -10,6 +10,7 @@ mod icmp;
 mod install;
 mod jumbo;
 mod line_endings;
+mod many_flows;
 mod member_down;
 mod members;
 mod mtu;

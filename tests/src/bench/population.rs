@@ -1,6 +1,10 @@
 //! The kernel plane in a namespace of its own, with as many flows as a test wants: opened by their own first packets.
 
-use std::{net::SocketAddrV4, path::PathBuf, sync::Barrier};
+use std::{
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+    sync::Barrier,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::programs::ProgramFd;
@@ -133,6 +137,12 @@ impl Population {
     /// Never, while the value lives.
     pub fn plane(&mut self) -> Result<&mut KernelPlane> {
         self.plane.as_mut().context("the plane is gone")
+    }
+
+    /// Lets go of the plane, as a daemon that dies does; where the next one finds it.
+    pub fn leave(&mut self) -> &Path {
+        self.plane = None;
+        &self.bpffs
     }
 
     /// Every flow.
