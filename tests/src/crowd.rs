@@ -24,7 +24,7 @@ use crate::{
     lab::{Family, Lab, Plan},
     mail::{Message, Sizes},
     member::{Mta, Site},
-    wait::{pause, wait_until},
+    wait::{patience, pause, wait_until},
     wire,
 };
 
@@ -33,7 +33,7 @@ use crate::{
 pub struct Crowd {
     /// Sessions that do nothing behind STARTTLS and EHLO.
     pub idle: usize,
-    /// Others that come in a second, each with one message.
+    /// Others that come in a second, each with one message; fewer where everything takes longer ([`patience`]).
     pub rate: u32,
     /// For how long these come.
     pub time: Duration,
@@ -103,7 +103,8 @@ pub fn endure(mut crowd: Crowd) -> Result<()> {
             "memory grew from {first} to {last} KiB"
         );
         // Nine of ten, so that a busy machine is no failure; what came at all was taken.
-        let expected = f64::from(crowd.rate) * crowd.time.as_secs_f64() * 0.9;
+        let rate = f64::from(crowd.rate) / f64::from(patience());
+        let expected = rate * crowd.time.as_secs_f64() * 0.9;
         ensure!(
             came.sent as f64 >= expected,
             "{} of {expected} came",
@@ -196,7 +197,7 @@ fn come_and_go(lab: &Lab, daemon: &Daemon<'_>, crowd: Crowd) -> Result<Came> {
     let (sent, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let over = AtomicBool::new(false);
     let began = Instant::now();
-    let gap = Duration::from_secs(1) / crowd.rate;
+    let gap = Duration::from_secs(1) * patience() / crowd.rate;
     let mut resident_at = Vec::new();
     thread::scope(|scope| {
         for thread in 0..THREADS {
