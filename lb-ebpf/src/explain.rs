@@ -37,6 +37,8 @@ pub fn explain<F: Frame, T: Tables>(frame: &mut F, tables: &T) {
         && let Some(config) = tables.config()
         && let Some(service) =
             service::find(tables, config, &deep.packet.key.dst, deep.packet.key.dport)
+        // What is left of one that was removed takes nothing new.
+        && service.forward != Service::GONE
     {
         // The record of the parser lies in a map, the frame is free again.
         let knock = Knock::new(frame, deep, service.virtual_server);
