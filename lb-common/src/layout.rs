@@ -1,7 +1,7 @@
 //! Versions, capacities and the shape rule of every record in a map.
 
 /// Changes with any change of a record or a map; names the directory of the pins.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Members of all pools together. Number 0 means "none".
 pub const MAX_MEMBERS: u32 = 1024;

@@ -88,6 +88,8 @@ reasons! {
     Unexpected = 21 "unexpected",
     /// The first packet of a connection was met on two processors at once, and this was the later one; the client repeats it.
     Raced = 22 "raced",
+    /// A first fragment that ends within the TCP header, or IPv6 extension headers that do not end where they should, for a virtual address: what cannot be read cannot be judged.
+    HiddenHeader = 23 "hidden-header",
 }
 
 /// Capacity of the counter array; room for reasons to come.

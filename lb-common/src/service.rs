@@ -157,7 +157,7 @@ impl Config {
     #[inline(always)]
     pub const fn idle_limit(&self, phase: Phase) -> u32 {
         match phase {
-            Phase::Free | Phase::Claimed => u32::MAX,
+            Phase::Free | Phase::Claimed | Phase::Forgotten => u32::MAX,
             Phase::Syn => self.limits[Limit::Syn as usize],
             Phase::Established => self.limits[Limit::Established as usize],
             Phase::FinClient | Phase::FinMember => self.limits[Limit::HalfClosed as usize],

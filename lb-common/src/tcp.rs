@@ -78,6 +78,8 @@ pub enum Phase {
     Reset = 6,
     /// Being filled or taken apart; nobody else may touch it.
     Claimed = 7,
+    /// The connection was taken apart since its client has begun another one; its port towards the member rests on.
+    Forgotten = 8,
 }
 
 impl Phase {
@@ -92,6 +94,7 @@ impl Phase {
             4 => Self::FinMember,
             5 => Self::Closing,
             6 => Self::Reset,
+            8 => Self::Forgotten,
             _ => Self::Claimed,
         }
     }
@@ -102,7 +105,7 @@ impl Phase {
     pub const fn after(self, direction: Direction, flags: Flags) -> Self {
         if flags.any(Flags::RST) {
             return match self {
-                Self::Free | Self::Claimed | Self::Closing => self,
+                Self::Free | Self::Claimed | Self::Forgotten | Self::Closing => self,
                 _ => Self::Reset,
             };
         }
@@ -116,6 +119,12 @@ impl Phase {
             (Self::Syn, _) if flags.any(Flags::ACK) && !flags.any(Flags::SYN) => Self::Established,
             _ => self,
         }
+    }
+
+    /// Does a record with this number carry a connection, be it one that has ended?
+    #[inline(always)]
+    pub const fn is_live(number: u32) -> bool {
+        number.wrapping_sub(Self::Syn as u32) <= Self::Reset as u32 - Self::Syn as u32
     }
 
     /// Has the connection ended, so that it no longer counts as active?
@@ -135,6 +144,7 @@ impl Phase {
             Self::Closing => "closing",
             Self::Reset => "reset",
             Self::Claimed => "claimed",
+            Self::Forgotten => "forgotten",
         }
     }
 }
@@ -295,8 +305,11 @@ mod tests {
 
     #[test]
     fn numbers_round_trip() {
-        for number in 0..=7 {
-            assert_eq!(Phase::from_u32(number) as u32, number);
+        for number in 0..=8 {
+            let phase = Phase::from_u32(number);
+            assert_eq!(phase as u32, number);
+            let live = !matches!(phase, Free | Claimed | Forgotten);
+            assert_eq!(Phase::is_live(number), live, "{phase:?}");
         }
         assert_eq!(Phase::from_u32(99), Claimed);
     }

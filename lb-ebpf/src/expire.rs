@@ -126,8 +126,7 @@ pub(crate) fn retake<T: Tables>(tables: &T, record: &Flow, slot: u32) -> bool {
     if phase.ended() {
         return tables.release(slot, phase, Cause::Reclaimed);
     }
-    phase == Phase::Free
-        && atomic::swap_if(&record.phase, Phase::Free as u32, Phase::Claimed as u32)
+    phase == Phase::Forgotten && atomic::swap_if(&record.phase, phase as u32, Phase::Claimed as u32)
 }
 
 /// Releases the expired flows of the next chunk.
@@ -176,8 +175,11 @@ pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
     };
     let now = tables.now();
     let phase = Phase::from_u32(record.phase.load(Relaxed));
-    if phase == Phase::Free {
-        return rested(tables, config, record, slot, now);
+    match phase {
+        // One that is being taken clears its free bit, so its chunk is not empty.
+        Phase::Free => return true,
+        Phase::Forgotten => return rested(tables, config, record, slot, now),
+        _ => {}
     }
     // Its port rests on, but nobody has to wait for the log line until then.
     if phase.ended() && !record.is_reported() && idle(record, now) > LAST_WORDS {
@@ -195,16 +197,9 @@ pub(crate) fn end<T: Tables>(tables: &T, slot: u32) -> bool {
 /// A port whose connection was forgotten rests as long as if it had not been.
 #[inline(always)]
 fn rested<T: Tables>(tables: &T, config: &Config, record: &Flow, slot: u32, now: u64) -> bool {
-    let resting = tables
-        .chunk(slot / CHUNK)
-        .is_some_and(|chunk| chunk.resting.load(Relaxed) >> (slot % CHUNK) & 1 != 0);
-    // Neither free nor resting: an excluded port, or one that is being claimed. The latter's chunk is not empty: its
-    // free bit is clear.
-    if !resting {
-        return true;
-    }
+    let (forgotten, claimed) = (Phase::Forgotten as u32, Phase::Claimed as u32);
     if idle(record, now) <= config.idle_limit(Phase::Closing)
-        || !atomic::swap_if(&record.phase, Phase::Free as u32, Phase::Claimed as u32)
+        || !atomic::swap_if(&record.phase, forgotten, claimed)
     {
         return false;
     }

@@ -424,13 +424,13 @@ pub fn end<T: Tables>(tables: &T, slot: u32, created: u32, member: u32, cause: C
     let Some(flow) = tables.flow(slot) else {
         return false;
     };
-    let phase = Phase::from_u32(flow.phase.load(Relaxed));
+    let number = flow.phase.load(Relaxed);
     let (owner, _) = split_owners(flow.owners.load(Relaxed));
     let known = u32::from(owner) == member && flow.created.load(Relaxed) == created;
-    if !known || matches!(phase, Phase::Free | Phase::Claimed) {
+    if !known || !Phase::is_live(number) {
         return false;
     }
-    if !tables.release(slot, phase, cause) {
+    if !tables.release(slot, Phase::from_u32(number), cause) {
         return false;
     }
     expire::restore(tables, flow, slot);
@@ -447,7 +447,9 @@ pub(crate) fn forget<T: Tables>(tables: &T, slot: u32) -> bool {
     let phase = Phase::from_u32(flow.phase.load(Relaxed));
     let ended = phase.ended() && tables.release(slot, phase, Cause::Reused);
     if ended {
-        flow.phase.store(Phase::Free as u32, Relaxed);
+        flow.phase.store(Phase::Forgotten as u32, Relaxed);
+        // Who was looking for a resting port may have met the claimed record, and taken the mark off.
+        tables.put_port(slot, Mark::Resting);
     }
     ended
 }

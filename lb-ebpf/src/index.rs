@@ -45,7 +45,7 @@ pub(crate) fn find<T: Tables>(
             let slot = entry(bucket, twins) & 0x00ff_ffff;
             twins &= twins - 1;
             if let Some(flow) = tables.flow(slot)
-                && live(flow)
+                && Phase::is_live(flow.phase.load(Relaxed))
                 && matches(&flow.route, direction, key)
             {
                 return slot;
@@ -53,12 +53,6 @@ pub(crate) fn find<T: Tables>(
         }
     }
     0
-}
-
-#[inline(always)]
-fn live(flow: &Flow) -> bool {
-    let phase = flow.phase.load(Relaxed);
-    phase != Phase::Free as u32 && phase != Phase::Claimed as u32
 }
 
 /// As [`Route::matches`], with what tells most flows apart first.
@@ -162,7 +156,8 @@ pub(crate) fn same<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
     let (Some(one), Some(other)) = (tables.flow(one), tables.flow(other)) else {
         return false;
     };
-    other.phase.load(Relaxed) != Phase::Free as u32
+    let phase = other.phase.load(Relaxed);
+    (phase == Phase::Claimed as u32 || Phase::is_live(phase))
         && (equal_keys(&one.route.leave[1], &other.route.leave[1])
             || equal_keys(&one.route.leave[0], &other.route.leave[0]))
 }

@@ -8,12 +8,12 @@ use lb_common::{
     layout::Jump,
     reason::DropReason,
     service::Service,
-    tcp::{Direction, Flags, Phase, tick},
+    tcp::{Direction, Flags, Phase, plausible, tick},
     vlan::outer,
 };
 
 use crate::{
-    Egress, Frame, Tables, Verdict,
+    Egress, Frame, Packet, Tables, Verdict,
     flow::{self, Note},
     forward,
     parse::{Deep, Link, Part},
@@ -38,11 +38,17 @@ pub fn odd<F: Frame, T: Tables>(
     let Some(config) = tables.config() else {
         return Ok(Verdict::Pass);
     };
+    if deep.part == Part::Cut {
+        return match config.concerns(&deep.packet.key.dst) {
+            true => Err(DropReason::HiddenHeader),
+            false => Ok(Verdict::Pass),
+        };
+    }
     let hit = match deep.part {
         Part::Later => tables
             .fragment(&deep.fragment())
             .filter(|hit| belongs(tables, *hit, deep)),
-        Part::Whole | Part::First => flow::find(tables, &deep.packet),
+        Part::Whole | Part::First | Part::Cut => flow::find(tables, &deep.packet),
     };
     let Some(hit) = hit else {
         if deep.part == Part::Later {
@@ -108,7 +114,7 @@ pub(crate) fn carry<F: Frame, T: Tables>(
         return Ok(Verdict::Pass);
     }
     if direction == Direction::Forward {
-        note_way_back(frame, flow, &deep.link, now)?;
+        note_way_back(frame, flow, deep, now)?;
     }
     let to = &flow.route.leave[direction as usize & 1];
     if deep.part == Part::Later {
@@ -157,29 +163,31 @@ pub(crate) fn leave<F: Frame>(
 }
 
 /// Remembers where packets come from of a client that no routing table leads to: a tagged one, or one on the box itself.
-/// Replies go back the same way, until one comes without tags.
+/// Replies go back the same way, until one comes by another.
 #[inline(always)]
 pub(crate) fn note_way_back<F: Frame>(
     frame: &F,
     flow: &Flow,
-    link: &Link,
+    deep: &Deep,
     now: u64,
 ) -> Result<(), DropReason> {
     let interface = frame.ingress();
     let vlan = if interface == LOOPBACK_INTERFACE {
         LOOPBACK
     } else {
-        link.vlan
+        deep.link.vlan
     };
     let way = &flow.ways[Direction::Reverse as usize];
-    if vlan == 0 {
-        if flow.vlan.load(Relaxed) != 0 {
-            way.resolved.store(0, Relaxed);
-            flow.vlan.store(0, Relaxed);
-        }
+    let same = flow.vlan.load(Relaxed) == vlan;
+    if same && (vlan == 0 || way.resolved.load(Relaxed) == tick(now)) {
         return Ok(());
     }
-    if flow.vlan.load(Relaxed) == vlan && way.resolved.load(Relaxed) == tick(now) {
+    if !is_client(flow, &deep.packet) {
+        return Ok(());
+    }
+    if vlan == 0 {
+        way.resolved.store(0, Relaxed);
+        flow.vlan.store(0, Relaxed);
         return Ok(());
     }
     let [a, b, c, d, e, f]: [u16; 6] = frame.load(0)?;
@@ -192,6 +200,19 @@ pub(crate) fn note_way_back<F: Frame>(
     way.resolved.store(tick(now), Relaxed);
     flow.vlan.store(vlan, Relaxed);
     Ok(())
+}
+
+/// Does a packet know how far both sides are? Nobody can tell by its addresses who has sent it, and replies shall not be led
+/// away by a guess. A client whose connection is half-open has nothing to show yet.
+#[inline(always)]
+fn is_client(flow: &Flow, packet: &Packet) -> bool {
+    let [own, other] = [0, 1].map(|side| flow.next[side].load(Relaxed));
+    let heard = packet
+        .acknowledgement
+        .wrapping_sub(flow.shift[1].load(Relaxed));
+    let knows =
+        packet.flags.any(Flags::ACK) & plausible(packet.sequence, own) & plausible(heard, other);
+    knows | (flow.phase.load(Relaxed) == Phase::Syn as u32)
 }
 
 /// Index of the interface `lo`, the same in every network namespace (linux/net_namespace.h).
@@ -213,7 +234,6 @@ fn belongs<T: Tables>(tables: &T, hit: Hit, deep: &Deep) -> bool {
         return false;
     };
     let other = &flow.route.leave[(hit.direction() as usize & 1) ^ 1];
-    let phase = Phase::from_u32(flow.phase.load(Relaxed));
-    let live = !matches!(phase, Phase::Free | Phase::Claimed);
+    let live = Phase::is_live(flow.phase.load(Relaxed));
     live && other.src == deep.packet.key.dst && other.dst == deep.packet.key.src
 }

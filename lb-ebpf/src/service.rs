@@ -99,9 +99,7 @@ fn of_pair<T: Tables>(tables: &T, number: u32, key: &FlowKey) -> u32 {
     let Some(flow) = tables.flow(slot) else {
         return 0;
     };
-    let phase = flow.phase.load(Relaxed);
-    if phase == Phase::Free as u32
-        || phase == Phase::Claimed as u32
+    if !Phase::is_live(flow.phase.load(Relaxed))
         || !index::matches(&flow.route, Direction::Reverse, key)
     {
         return 0;

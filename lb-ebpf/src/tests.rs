@@ -277,7 +277,7 @@ impl MemoryTables {
 
     fn live(&self) -> Vec<u32> {
         (0..self.flows.borrow().len() as u32)
-            .filter(|slot| !matches!(self.phase(*slot), Phase::Free | Phase::Claimed))
+            .filter(|slot| Phase::is_live(self.phase(*slot) as u32))
             .collect()
     }
 

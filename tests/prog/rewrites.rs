@@ -281,6 +281,14 @@ fn what_is_ours_but_cannot_go_is_counted_by_name() {
                 );
                 assert_eq!(rig.drops("no-flow"), before + rig.counts_passed());
             }
+            // The rest would come in another fragment, and the stack put it together.
+            let mut hiding = Packet::new(at(CLIENT), at(SERVICE), SYN).bytes();
+            hiding.truncate(34 + 8);
+            hiding[16..18].copy_from_slice(&28u16.to_be_bytes());
+            hiding[20..22].copy_from_slice(&0x2000u16.to_be_bytes());
+            hiding.resize(60, 0);
+            assert_eq!(rig.send(&hiding, "c0").0, Outcome::Dropped);
+            assert_eq!(rig.drops("hidden-header"), 1);
             let mut old = Packet::new(at(CLIENT), at(SERVICE), SYN);
             old.ttl = 1;
             let (outcome, out) = rig.send(&old.bytes(), "c0");

@@ -42,6 +42,9 @@ pub enum Part {
     First = 1,
     /// A later one, without.
     Later = 2,
+    /// Something whose TCP header, if it has one, cannot be read: of a first fragment that is cut before its end, or behind
+    /// more extension headers than anybody needs. The stack would put it together and read it, past everything that judges.
+    Cut = 3,
 }
 
 /// A TCP packet or a fragment of one. The ports of a later fragment are 0, and its flags none.
@@ -85,10 +88,14 @@ pub(crate) fn deep<F: Frame>(frame: &mut F, deep: &mut Deep) -> Result<bool, Dro
         kind if kind == EtherType::Ipv6 as u16 => v6(frame, deep)?,
         _ => false,
     };
-    if !tcp || deep.part == Part::Later {
+    if !tcp || deep.part == Part::Later || deep.part == Part::Cut {
         return Ok(tcp);
     }
-    segment(frame, &mut deep.packet)?;
+    match segment(frame, &mut deep.packet) {
+        // RFC 1858 §3; RFC 7112 §5.
+        Err(_) if deep.part == Part::First => deep.part = Part::Cut,
+        found => found?,
+    }
     Ok(true)
 }
 
@@ -131,8 +138,10 @@ fn v6<F: Frame>(frame: &mut F, deep: &mut Deep) -> Result<bool, DropReason> {
         next: ip.next_hdr,
         ..Walk::default()
     };
-    if walk_extensions(frame, &mut walk).is_err() {
-        return Ok(false);
+    if walk_extensions(frame, &mut walk).is_err() || walked(walk.next) && walk.field & OFFSET6 == 0
+    {
+        deep.part = Part::Cut;
+        return Ok(true);
     }
     packet.l4 = walk.at;
     deep.id = walk.id;
@@ -173,8 +182,7 @@ pub(crate) struct Walk {
 #[inline(always)]
 pub(crate) fn walk_extensions<F: Frame>(frame: &mut F, walk: &mut Walk) -> Result<(), DropReason> {
     for _ in 0..EXTENSIONS {
-        let number = u32::from(walk.next);
-        if number > 63 || WALKED >> number & 1 == 0 || walk.field & OFFSET6 != 0 {
+        if !walked(walk.next) || walk.field & OFFSET6 != 0 {
             break;
         }
         let at = place(walk.at)?;
@@ -191,6 +199,11 @@ pub(crate) fn walk_extensions<F: Frame>(frame: &mut F, walk: &mut Walk) -> Resul
     }
     walk.at = place(walk.at)?;
     Ok(())
+}
+
+#[inline(always)]
+const fn walked(number: u8) -> bool {
+    number < 64 && WALKED >> number & 1 != 0
 }
 
 /// A place that headers may begin at, with its bound where the verifier sees it: before Linux 6.8 it forgets what was

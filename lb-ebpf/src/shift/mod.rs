@@ -99,7 +99,7 @@ pub fn shift<F: Reshape, T: Tables>(
         return Err(DropReason::Internal);
     }
     if came as u32 == Direction::Forward as u32 {
-        odd::note_way_back(frame, flow, &deep.link, now)?;
+        odd::note_way_back(frame, flow, deep, now)?;
     }
     if !once::decide(workspace, (hit.slot(), flow), packet, came, now) {
         return Err(DropReason::Unexpected);

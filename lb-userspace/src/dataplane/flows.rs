@@ -126,7 +126,7 @@ impl FlowTable {
     fn snapshot(self, slot: u32) -> Option<FlowSnapshot> {
         let flow = self.flows.get(slot as usize)?;
         let phase = Phase::from_u32(flow.phase.load(Relaxed));
-        if matches!(phase, Phase::Free | Phase::Claimed) {
+        if matches!(phase, Phase::Free | Phase::Claimed | Phase::Forgotten) {
             return None;
         }
         let created = flow.created.load(Relaxed);
