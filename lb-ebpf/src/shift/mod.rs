@@ -236,8 +236,10 @@ fn back_to_member(flow: &Flow, packet: &Packet, now: u64, plan: &mut Plan) -> bo
     }
     let told = flow.shift[0].load(Relaxed) != 0;
     if !waiting {
-        // Once more, not another: the client has been told of the first.
-        if packet.sequence.wrapping_add(1) != flow.next[1].load(Relaxed) {
+        // Once more, not another: the client has been told of the first. None is noted where XDP had no room for the answer
+        // and left it to us.
+        let noted = flow.next[1].load(Relaxed);
+        if noted != 0 && packet.sequence.wrapping_add(1) != noted {
             return false;
         }
     } else {

@@ -494,9 +494,12 @@ fn the_members_answer_to_a_cookie_is_acknowledged_with_the_header() {
         let mut connection = redeemed(connection, 2);
         let mut answer = Segment::new(THEIRS, SYN | ACK, 0);
         (answer.ack, answer.options) = (FIRST, vec![2, 4, 5, 0xb4]);
-        for round in 0..2 {
+        for round in 0..3 {
             let back = connection.reverse(&answer);
-            connection.flow.next[1].store(THEIRS.wrapping_add(1), Relaxed);
+            // The first time nobody notes it: XDP had no room and left the packet to TC.
+            if round > 0 {
+                connection.flow.next[1].store(THEIRS.wrapping_add(1), Relaxed);
+            }
             let mut expected = connection.header(&back);
             expected.ack = THEIRS.wrapping_add(1);
             expected.options = Vec::new();
