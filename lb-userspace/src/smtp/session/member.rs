@@ -207,10 +207,8 @@ impl Session {
 
     /// The member said without XCLIENT what the client wants to hear.
     fn answer_held(&mut self, reply: &Reply) {
-        let Some(held) = self.held.take() else { return };
-        match held.verb {
-            Verb::Helo => self.take_helo_answer(reply),
-            verb => self.take_command_answer(verb, reply),
+        if let Some(held) = self.held.take() {
+            self.take_command_answer(held.verb, reply);
         }
     }
 

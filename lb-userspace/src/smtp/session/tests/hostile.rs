@@ -91,12 +91,9 @@ fn nobody_logs_in_by_the_certificate_of_the_proxy() {
 fn a_member_for_plaintext_that_refuses_the_introduction_is_passed_over() {
     for refusal in ["421 bye\r\n", "550 no\r\n"] {
         let mut lab = Lab::new(Terms {
-            plan: Plan {
-                xclient: Some(([192, 0, 2, 7], 4711).into()),
-                ..Plan::default()
-            },
+            client: ALLOW,
             switches: true,
-            ..Terms::from(ALLOW)
+            ..introducing()
         });
         lab.ehlo();
         lab.sends("MAIL FROM:<a@b>\r\n");
@@ -108,6 +105,92 @@ fn a_member_for_plaintext_that_refuses_the_introduction_is_passed_over() {
         assert_eq!((lab.connects, lab.end), (3, None), "{refusal:?}");
         assert_eq!((lab.reached(), lab.heard()), Default::default());
     }
+}
+
+const XCLIENT: &str = "250-mx1\r\n250 XCLIENT ADDR HELO PROTO\r\n";
+
+fn introducing() -> Terms {
+    Terms {
+        plan: Plan {
+            xclient: Some(([192, 0, 2, 7], 4711).into()),
+            ..Plan::default()
+        },
+        ..Terms::from(ClientSecurity::None)
+    }
+}
+
+#[test]
+fn a_refused_introduction_does_not_hide_the_client() {
+    let mut lab = Lab::new(introducing());
+    for (hello, probe, refusal) in [
+        ("EHLO\r\n", "EHLO \r\n", "501 name?\r\n"),
+        ("EHLO c\r\n", "EHLO c\r\n", "450 later\r\n"),
+        ("EHLO c\r\n", "EHLO c\r\n", "500 what\r\n"),
+        ("HELO\r\n", "EHLO \r\n", "501 name?\r\n"),
+        ("HELO c\r\n", "EHLO c\r\n", "550 no\r\n"),
+    ] {
+        lab.sends(hello);
+        assert_eq!(lab.reached(), probe);
+        lab.says(refusal);
+        assert_eq!(lab.heard(), refusal, "{hello:?}");
+        lab.refused("MAIL FROM:<a@b>\r\n", "503 5.5.1 ");
+        lab.refused("VRFY a\r\n", "503 5.5.1 ");
+    }
+    lab.sends("EHLO c\r\nMAIL FROM:<a@b>\r\n");
+    assert_eq!(lab.reached(), "EHLO c\r\n");
+    lab.says(XCLIENT);
+    assert_eq!(
+        lab.reached(),
+        "XCLIENT ADDR=192.0.2.7 HELO=c PROTO=ESMTP\r\n"
+    );
+    lab.says("220 mx1\r\n");
+    assert_eq!(lab.reached(), "EHLO c\r\n");
+    lab.says(XCLIENT);
+    assert_eq!(
+        (lab.heard(), lab.reached()),
+        ("250 mx1\r\n".into(), "MAIL FROM:<a@b>\r\n".into())
+    );
+}
+
+#[test]
+fn helo_introduces_the_client_unless_the_member_knows_no_ehlo() {
+    let mut lab = Lab::new(introducing());
+    // A member that knows no EHLO, and does not like this name.
+    lab.sends("HELO x\r\n");
+    assert_eq!(lab.reached(), "EHLO x\r\n");
+    lab.says("502 what\r\n");
+    assert_eq!(
+        (lab.reached().as_str(), lab.heard().as_str()),
+        ("HELO x\r\n", "")
+    );
+    lab.says("550-no\r\n550 no\r\n");
+    assert_eq!(lab.heard(), "550-no\r\n550 no\r\n");
+    lab.refused("MAIL FROM:<a@b>\r\n", "503 ");
+    let mut old = lab;
+    old.sends("HELO c\r\n");
+    old.says("500 what\r\n");
+    assert_eq!(old.reached(), "EHLO c\r\nHELO c\r\n");
+    old.says("250-mx1\r\n250 hi\r\n");
+    assert_eq!(old.heard(), "250 mx1\r\n");
+    old.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+    old.exchange("HELO c\r\n", "250 mx1\r\n");
+    // One that knows it, at the second name.
+    let mut lab = Lab::new(introducing());
+    lab.sends("HELO x\r\n");
+    lab.says("501 no\r\n");
+    let said = (lab.reached(), lab.heard());
+    assert_eq!(said, ("EHLO x\r\n".into(), "501 no\r\n".into()));
+    lab.refused("MAIL FROM:<a@b>\r\n", "503 ");
+    lab.sends("HELO c\r\n");
+    lab.says(XCLIENT);
+    lab.says("220 mx1\r\n");
+    assert_eq!(
+        lab.reached(),
+        "EHLO c\r\nXCLIENT ADDR=192.0.2.7 HELO=c PROTO=SMTP\r\nHELO c\r\n"
+    );
+    lab.says("250 mx1\r\n");
+    lab.heard();
+    lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
 }
 
 #[test]
