@@ -83,6 +83,24 @@ pub enum Fault {
     StartTls,
     /// It offers XCLIENT and refuses it.
     Xclient,
+    /// It heard by XCLIENT who the client is, and greets it with something else than 220.
+    Client,
+}
+
+impl Fault {
+    /// Behind XCLIENT comes a greeting, as this client would have had it, unless the command itself is refused: by what
+    /// RFC 5321 §4.2.2 says of commands, or since this box is not allowed to (550).
+    const fn of_introduction(code: u16) -> Self {
+        match code {
+            ..400 | 500..=504 | 550 => Self::Xclient,
+            _ => Self::Client,
+        }
+    }
+
+    /// Is it the member's word on the client, and nothing that the operator could mend?
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Self::Greeting | Self::Client)
+    }
 }
 
 /// The attributes that a member lists behind XCLIENT, as far as we know them.
@@ -144,7 +162,7 @@ impl Approach {
                 Step::Greeting => Fault::Greeting,
                 Step::Hello | Step::Probe | Step::Helo | Step::Replay => Fault::Hello,
                 Step::StartTls => Fault::StartTls,
-                Step::Introduction => Fault::Xclient,
+                Step::Introduction => Fault::of_introduction(reply.code),
                 Step::Tls | Step::Ready => Fault::Unasked,
             }),
         }
@@ -311,6 +329,7 @@ impl fmt::Display for Fault {
             Self::NoStartTls => "it does not offer STARTTLS",
             Self::StartTls => "it refuses STARTTLS",
             Self::Xclient => "it refuses XCLIENT",
+            Self::Client => "it does not greet the client with 220",
         })
     }
 }
@@ -397,14 +416,36 @@ mod tests {
             let (_, next) = play(&mut approach(true, false), replies);
             assert_eq!(next, Next::Fault(fault), "{replies:?}");
         }
-        let mut member = approach(false, true);
-        play(&mut member, &["220 hi\r\n"]);
-        member.probe(b"c", &mut Vec::new());
-        play(&mut member, &["250-mx\r\n250 XCLIENT ADDR\r\n"]);
-        assert_eq!(
-            play(&mut member, &["550 no\r\n"]).1,
-            Next::Fault(Fault::Xclient)
-        );
+    }
+
+    #[test]
+    fn behind_xclient_the_client_is_greeted_or_not() {
+        for (replies, fault) in [
+            (
+                &["250 ok\r\n", "500 no\r\n", "501 no\r\n", "502 no\r\n"][..],
+                Fault::Xclient,
+            ),
+            (
+                &["503 no\r\n", "504 no\r\n", "550 no\r\n", "354 no\r\n"],
+                Fault::Xclient,
+            ),
+            (
+                &["421 no\r\n", "450 no\r\n", "521 no\r\n", "554 no\r\n"],
+                Fault::Client,
+            ),
+        ] {
+            for reply in replies {
+                let mut member = approach(false, true);
+                play(&mut member, &["220 hi\r\n"]);
+                member.probe(b"c", &mut Vec::new());
+                play(&mut member, &["250-mx\r\n250 XCLIENT ADDR\r\n"]);
+                assert_eq!(
+                    play(&mut member, &[reply]).1,
+                    Next::Fault(fault),
+                    "{reply:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{Action, Client, ClientSecurity, Expect, Held, Hello, Member, Pending
 use crate::{
     model::StartTls,
     smtp::{
-        approach::{Approach, Fault, Next},
+        approach::{Approach, Next},
         body::Body,
         capability::{Capabilities, Filter},
         command::Verb,
@@ -44,11 +44,13 @@ impl Session {
 
     /// No member is left.
     ///
-    /// The client hears what the last of them said; a permanent refusal only where all agree on it.
+    /// The client hears what the last of them said, for its greeting or for the answer to its EHLO; a permanent refusal
+    /// only where all agree on it.
     pub fn no_member(&mut self) {
-        let unheard = self.facts.last_code == 0;
+        let held = self.held.as_deref().map(|held| held.verb);
+        let awaited = self.facts.last_code == 0 || matches!(held, Some(Verb::Ehlo | Verb::Helo));
         let refusal = self.refusal.take();
-        match refusal.filter(|reply| unheard && (reply.is_transient() || !self.member_missed)) {
+        match refusal.filter(|reply| awaited && (reply.is_transient() || !self.member_missed)) {
             Some(reply) => {
                 self.pass(&reply);
                 self.close_now(None, End::NoMember);
@@ -132,6 +134,12 @@ impl Session {
         self.actions.push_back(Action::Connect { afresh: false });
     }
 
+    /// A member greets: its words are the client's now. Of the others it is known whether they might serve later.
+    fn forget_refusal(&mut self) {
+        let refusal = self.refusal.take();
+        self.member_missed |= refusal.is_some_and(|reply| reply.is_transient());
+    }
+
     fn take_reply(&mut self, reply: &Reply, now: Instant) {
         if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.take_preparation(reply, now);
@@ -154,15 +162,11 @@ impl Session {
         let hello = hello.map(|hello| (hello.verb, hello.arguments()));
         let next = approach.take(reply, rest, hello, &mut self.to_member);
         match (self.member, next) {
-            (Member::Greeting { .. }, Next::Fault(fault)) => {
-                if fault != Fault::Greeting {
-                    self.actions.push_back(Action::Complain(fault));
-                }
-                let refuses = fault == Fault::Greeting && reply.code >= 400;
-                return self.pass_over(refuses.then_some(reply));
+            (_, Next::Fault(fault)) if fault.is_refusal() => {
+                return self.pass_over((reply.code >= 400).then_some(reply));
             }
-            (Member::Greeting { relay }, _) => {
-                self.refusal = None;
+            (Member::Greeting { relay }, _) if !matches!(next, Next::Fault(_)) => {
+                self.forget_refusal();
                 if relay {
                     // Whatever is still to be settled with the member: nothing in it depends on that.
                     self.greeted = true;

@@ -132,6 +132,8 @@ impl Session {
         self.approach = None;
         self.stale = false;
         self.sought = None;
+        // All are asked again.
+        (self.refusal, self.member_missed) = (None, false);
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect { afresh: true });

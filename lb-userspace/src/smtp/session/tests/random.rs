@@ -230,13 +230,12 @@ fn no_dialogue_breaks_the_rules() {
 
 /// What a member says that knows XCLIENT, and that accepts names as the dice fall.
 fn says_to(line: &str, dice: &mut Dice) -> &'static str {
-    const REFUSALS: &[&str] = &["501 no\r\n", "504 no\r\n", "550 no\r\n", "450 later\r\n"];
+    const REFUSALS: [&str; 4] = ["501 no\r\n", "504 no\r\n", "550 no\r\n", "450 later\r\n"];
+    const VERDICTS: [&str; 3] = ["501 no\r\n", "554 no\r\n", "421 no\r\n"];
     match line.get(..4) {
-        Some("EHLO" | "HELO") if dice.roll(2) == 0 => *dice.pick(REFUSALS),
+        Some("EHLO" | "HELO") if dice.roll(2) == 0 => REFUSALS[dice.roll(4)],
         Some("EHLO") => "250-mx\r\n250-PIPELINING\r\n250 XCLIENT ADDR HELO\r\n",
-        Some("XCLI") if dice.roll(4) == 0 => {
-            *dice.pick(&["501 no\r\n", "554 no\r\n", "421 no\r\n"])
-        }
+        Some("XCLI") if dice.roll(4) == 0 => VERDICTS[dice.roll(3)],
         Some("XCLI") => "220 mx\r\n",
         Some("DATA") => "503 no\r\n",
         Some("QUIT") => "221 bye\r\n",
