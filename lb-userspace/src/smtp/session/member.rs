@@ -220,7 +220,7 @@ impl Session {
     pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
         if matches!(verb, Verb::Ehlo | Verb::Helo) {
             self.member_greeted = true;
-            self.switch.remember(line, verb);
+            self.switch.ask(line, verb);
             let held = || {
                 let line = line.to_vec();
                 Some(Box::new(Held { line, verb }))
@@ -241,10 +241,12 @@ impl Session {
         self.forward(line, Expect::Command(verb), hold || self.switch.is_open());
     }
 
-    /// Must the client introduce itself before this, since the member has to hear who it is?
+    /// Must the client introduce itself before this, since the member has to hear who it is, or the one of the other
+    /// pool that this leads to?
     pub(super) fn is_unknown_to_member(&self, verb: Verb) -> bool {
         let idle = matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit);
-        !idle && self.approach.as_ref().is_some_and(|it| it.has_more())
+        let unknown = self.approach.as_ref().is_some_and(|it| it.has_more());
+        !idle && (unknown || self.plan.xclient.is_some() && self.switch.is_nameless())
     }
 
     fn take_answer(&mut self, expect: Expect, reply: &Reply) {
@@ -284,6 +286,9 @@ impl Session {
             return self.renew_member();
         }
         self.budget.answered(verb, reply.code);
+        if matches!(verb, Verb::Ehlo | Verb::Helo) {
+            self.switch.answered(reply.is_positive());
+        }
         match verb {
             Verb::Data => return self.take_data_answer(reply),
             Verb::Auth | Verb::Other => return self.take_auth_answer(reply),

@@ -193,6 +193,70 @@ fn helo_introduces_the_client_unless_the_member_knows_no_ehlo() {
     lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
 }
 
+/// The client asks for mail, and the member of the other pool is there.
+fn switch(lab: &mut Lab) {
+    lab.reached();
+    lab.heard();
+    lab.sends("MAIL FROM:<a@b>\r\n");
+    assert_eq!((lab.connects, lab.reached().as_str()), (2, ""));
+    lab.session.member_connected(OWN, lab.now);
+    lab.says("220 legacy\r\n");
+}
+
+#[test]
+fn a_refused_introduction_is_not_said_to_another_member() {
+    let choosing = || {
+        Lab::new(Terms {
+            switches: true,
+            ..Terms::from(ALLOW)
+        })
+    };
+    for refused in ["EHLO\r\n", "HELO x\r\n"] {
+        // The one before it holds.
+        let mut lab = choosing();
+        lab.ehlo();
+        lab.exchange(refused, "501 no\r\n");
+        switch(&mut lab);
+        assert_eq!(lab.reached(), "EHLO c.example\r\n", "{refused:?}");
+        lab.says(CAPABLE);
+        assert_eq!(lab.reached(), "MAIL FROM:<a@b>\r\n");
+        // There was none: it is for the member to say what it wants.
+        let mut lab = choosing();
+        lab.exchange(refused, "501 no\r\n");
+        switch(&mut lab);
+        assert_eq!(lab.reached(), "MAIL FROM:<a@b>\r\n", "{refused:?}");
+        lab.says("503 hello?\r\n");
+        assert_eq!(lab.heard(), "503 hello?\r\n");
+    }
+    let mut lab = choosing();
+    lab.exchange("HELO c\r\n", "250 mx1\r\n");
+    switch(&mut lab);
+    assert_eq!(lab.reached(), "HELO c\r\n");
+}
+
+#[test]
+fn nobody_gets_to_the_other_pool_without_a_name_where_that_is_told_of_the_client() {
+    let mut lab = Lab::new(Terms {
+        client: ALLOW,
+        switches: true,
+        ..introducing()
+    });
+    // Its first member knows the client, and accepted nothing.
+    lab.sends("EHLO x\r\n");
+    lab.says(XCLIENT);
+    lab.says("220 mx1\r\n");
+    lab.says("550 no\r\n");
+    assert!(lab.reached().ends_with("EHLO x\r\n"));
+    assert_eq!(lab.heard(), "550 no\r\n");
+    lab.refused("MAIL FROM:<a@b>\r\n", "503 5.5.1 ");
+    lab.sends("EHLO c\r\n");
+    lab.says(XCLIENT);
+    switch(&mut lab);
+    assert_eq!(lab.reached(), "EHLO c\r\n");
+    lab.says(XCLIENT);
+    assert!(lab.reached().starts_with("XCLIENT ADDR=192.0.2.7 "));
+}
+
 #[test]
 fn who_says_helo_gets_no_list() {
     let mut lab = Lab::new(REQUIRE);
