@@ -311,7 +311,7 @@ impl Session {
             }
             return;
         }
-        self.budget.chunk(chunk.size);
+        self.budget.chunk(chunk);
         self.check_budget();
         if matches!(self.client, Client::Closed) {
             return;

@@ -557,10 +557,13 @@ fn floods_are_bounded() {
     assert!(lab.heard().ends_with("421 4.7.0 Too many errors\r\n"));
 
     // What delivers nothing, with the most of it that is borne.
+    let [small, large] = [1023, 1024].map(|size| format!("BDAT {size}\r\n{}", "x".repeat(size)));
     for (client, member, most) in [
         ("BDAT 0\r\n", "250 ok\r\n", 98),
-        ("BDAT 1\r\nx", "503 no mail\r\n", 201),
-        ("BDAT 1\r\nx", "452 no space\r\n", 201),
+        ("BDAT 1\r\nx", "250 ok\r\n", 98),
+        (&small, "250 ok\r\n", 98),
+        (&large, "503 no mail\r\n", 201),
+        (&large, "452 no space\r\n", 201),
         ("RCPT TO:<c@d>\r\n", "450 later\r\n", 1001),
         ("RCPT TO:<c@d>\r\n", "550 nobody\r\n", 201),
         ("DATA\r\n", "554 no\r\n", 201),
@@ -584,6 +587,20 @@ fn floods_are_bounded() {
             "{client:?}, {member:?}"
         );
     }
+
+    // Large chunks are progress, and so is a message that the member accepts.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    for _ in 0..3 {
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        for _ in 0..200 {
+            lab.exchange(&large, "250 ok\r\n");
+        }
+        for _ in 0..95 {
+            lab.exchange("BDAT 1\r\nx", "250 ok\r\n");
+        }
+        lab.exchange("BDAT 1 LAST\r\nx", "250 taken\r\n");
+    }
+    assert_eq!(lab.end, None);
 
     // Pipelined: what the queue does not hold stays with the client.
     let mut lab = Lab::greeted(ClientSecurity::None);
