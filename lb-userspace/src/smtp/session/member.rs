@@ -408,13 +408,12 @@ impl Session {
         if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.pass_over(None);
         }
-        let reply = if self.is_within_message() || self.awaits(Expect::EndOfData) {
-            LOST_IN_MESSAGE
-        } else if self.awaits(Expect::Command(Verb::Quit)) {
+        if self.awaits(Expect::Command(Verb::Quit)) {
             return self.close_now(Some(GOODBYE), End::Quit);
-        } else {
-            LOST
-        };
+        }
+        // Before it has said 354 to DATA, there is no message.
+        let begun = self.is_within_message() || self.chunked || self.awaits(Expect::EndOfData);
+        let reply = if begun { LOST_IN_MESSAGE } else { LOST };
         self.close_now(Some(reply), end);
     }
 }

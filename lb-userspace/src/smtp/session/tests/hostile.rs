@@ -418,10 +418,41 @@ fn a_lost_member_is_never_a_250() {
     lab.offer();
     assert!(lab.heard().starts_with("451 4.4.2 "));
 
-    let mut lab = Lab::greeted(ClientSecurity::None);
-    lab.session.member_closed(lab.now);
-    lab.offer();
-    assert!(lab.heard().starts_with("421 4.4.2 "));
+    // Of chunks: within one, before its answer, between two, before the answer to all.
+    for (chunks, answers) in [
+        ("BDAT 9\r\nhalf", ""),
+        ("BDAT 4\r\nhalf", ""),
+        ("BDAT 4\r\nhalf", "250 ok\r\n"),
+        ("BDAT 4\r\nhalf", "250 ok\r\n250 ok\r\n"),
+        ("BDAT 4\r\nhalfBDAT 0 LAST\r\n", "250 ok\r\n250 ok\r\n"),
+    ] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.sends(format!("MAIL FROM:<a@b>\r\n{chunks}"));
+        lab.says(answers);
+        assert_eq!(lab.heard(), answers);
+        lab.session.member_closed(lab.now);
+        lab.offer();
+        assert!(lab.heard().starts_with("451 4.4.2 "), "{chunks:?}");
+        assert_eq!((lab.end, lab.aborted), (Some(End::MemberClosed), true));
+    }
+
+    // None has begun, or all is answered.
+    for (commands, answers) in [
+        ("", ""),
+        ("MAIL FROM:<a@b>\r\nDATA\r\n", "250 ok\r\n"),
+        (
+            "MAIL FROM:<a@b>\r\nBDAT 4 LAST\r\nfull",
+            "250 ok\r\n250 taken\r\n",
+        ),
+    ] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.sends(commands);
+        lab.says(answers);
+        assert_eq!(lab.heard(), answers);
+        lab.session.member_closed(lab.now);
+        lab.offer();
+        assert!(lab.heard().starts_with("421 4.4.2 "), "{commands:?}");
+    }
 
     let mut lab = Lab::greeted(ClientSecurity::None);
     lab.sends("QUIT\r\n");
