@@ -205,57 +205,6 @@ fn a_greeting_that_refuses_is_passed_on_when_nobody_else_is_left() {
     assert_eq!(lab.heard(), OURS);
 }
 
-/// What members say to the client behind XCLIENT, each in its turn, and what the client hears to its hello.
-fn introduced(hello: &str, verdicts: &[&str]) -> (Lab, String) {
-    let mut lab = Lab::new(Terms {
-        plan: Plan {
-            xclient: Some(([192, 0, 2, 7], 4711).into()),
-            ..Plan::default()
-        },
-        ..Terms::from(ClientSecurity::None)
-    });
-    for (at, verdict) in verdicts.iter().enumerate() {
-        match at {
-            0 => lab.sends(hello),
-            _ => {
-                lab.session.member_connected(OWN, lab.now);
-                lab.says("220 mx1\r\n");
-            }
-        }
-        lab.says("250-mx1\r\n250 XCLIENT ADDR\r\n");
-        assert_eq!(lab.reached(), "EHLO c\r\nXCLIENT ADDR=192.0.2.7\r\n");
-        lab.says(verdict);
-        assert_eq!((lab.connects, lab.heard().as_str()), (at + 2, ""));
-    }
-    lab.session.no_member();
-    lab.offer();
-    assert_eq!(lab.end, Some(End::NoMember));
-    let heard = lab.heard();
-    (lab, heard)
-}
-
-#[test]
-fn a_client_that_members_do_not_want_hears_so() {
-    const OURS: &str = "421 4.3.2 No mail server available\r\n";
-    for (verdicts, heard) in [
-        (&["554-go\r\n554 away\r\n"][..], "554-go\r\n554 away\r\n"),
-        (&["421 busy\r\n"], "421 busy\r\n"),
-        (&["554 no\r\n", "554 never\r\n"], "554 never\r\n"),
-        (&["554 no\r\n", "450 later\r\n"], "450 later\r\n"),
-        // They do not agree.
-        (&["450 later\r\n", "554 no\r\n"], OURS),
-        (&["550 you may not\r\n", "554 no\r\n"], OURS),
-        (&["junk\r\n", "554 no\r\n"], OURS),
-    ] {
-        for hello in ["EHLO c\r\n", "HELO c\r\n"] {
-            let (lab, said) = introduced(hello, verdicts);
-            assert_eq!(said, heard, "{verdicts:?}");
-            let refused = verdicts[0].starts_with("550").then_some(Fault::Xclient);
-            assert_eq!(lab.complaint, refused, "{verdicts:?}");
-        }
-    }
-}
-
 #[test]
 fn a_client_that_pipes_everything_and_closes_its_side_is_served() {
     let mut lab = Lab::silent(ClientSecurity::None);
