@@ -224,11 +224,14 @@ fn servers_learn_the_client_by_xclient() -> Result<()> {
         let mut clients = BTreeMap::new();
         for family in Family::ALL {
             for (s, c) in (0..SERVER.len()).flat_map(|s| (0..CLIENT.len()).map(move |c| (s, c))) {
-                for &mode in CLIENT[c].2 {
+                let modes = CLIENT[c].2.iter();
+                // A refused introduction must not make the box the client.
+                for (&mode, stumble) in modes.flat_map(|mode| [(mode, false), (mode, true)]) {
                     let options = Options {
                         mode,
-                        run: format!("{s}-{c}-{mode:?}-{}", tag(family)).to_lowercase(),
+                        run: format!("{s}-{c}-{mode:?}-{stumble}-{}", tag(family)).to_lowercase(),
                         helo: "xclient.lab.example".to_owned(),
+                        stumble,
                         ..Options::to((family.virtual_address(), port(s, c)).into())
                     };
                     let client = &lab.clients[c % 2];

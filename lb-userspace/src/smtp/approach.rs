@@ -4,7 +4,9 @@
 //! Greeting ──220──┬───────────────────────────────────────────────────────────────────────▶ Ready
 //!                 └─▶ Hello ──250, STARTTLS──▶ StartTls ──220──▶ Tls ──secured────────────▶ Ready
 //! Ready ──the client's EHLO──▶ Probe ──250, XCLIENT──▶ Introduction ──220──▶ Ready, and the EHLO once more
-//!                                └──without XCLIENT──▶ Ready, and the EHLO is answered
+//!                                ├──250, no XCLIENT──▶ Ready, and the EHLO is answered
+//!                                ├──refused──▶ Ready, the EHLO is answered, and the next one is a probe again
+//!                                └──500, 502 where the client said HELO──▶ Helo ──▶ Ready, and the HELO is answered
 //! Ready ──the client stays in plaintext──▶ Replay ──250──▶ Ready
 //! ```
 //!
@@ -45,6 +47,7 @@ enum Step {
     StartTls,
     Tls,
     Probe,
+    Helo,
     Introduction,
     Replay,
     Ready,
@@ -80,6 +83,24 @@ pub enum Fault {
     StartTls,
     /// It offers XCLIENT and refuses it.
     Xclient,
+    /// It heard by XCLIENT who the client is, and greets it with something else than 220.
+    Client,
+}
+
+impl Fault {
+    /// Behind XCLIENT comes a greeting, as this client would have had it, unless the command itself is refused: by what
+    /// RFC 5321 §4.2.2 says of commands, or since this box is not allowed to (550).
+    const fn of_introduction(code: u16) -> Self {
+        match code {
+            ..400 | 500..=504 | 550 => Self::Xclient,
+            _ => Self::Client,
+        }
+    }
+
+    /// Is it the member's word on the client, and nothing that the operator could mend?
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Self::Greeting | Self::Client)
+    }
 }
 
 /// The attributes that a member lists behind XCLIENT, as far as we know them.
@@ -134,16 +155,14 @@ impl Approach {
                 Next::Secure
             }
             (Step::Probe, code) if code != 421 => self.take_probe(reply, hello, out),
+            (Step::Helo, code) if code != 421 => self.take_helo(reply),
             (Step::Greeting | Step::Introduction, 220) => self.ready(),
-            (Step::Replay, 250) => {
-                self.step = Step::Ready;
-                Next::Answered
-            }
+            (Step::Replay, 250) => self.answered(),
             (step, _) => Next::Fault(match step {
                 Step::Greeting => Fault::Greeting,
-                Step::Hello | Step::Probe | Step::Replay => Fault::Hello,
+                Step::Hello | Step::Probe | Step::Helo | Step::Replay => Fault::Hello,
                 Step::StartTls => Fault::StartTls,
-                Step::Introduction => Fault::Xclient,
+                Step::Introduction => Fault::of_introduction(reply.code),
                 Step::Tls | Step::Ready => Fault::Unasked,
             }),
         }
@@ -167,18 +186,17 @@ impl Approach {
     /// Says the client's EHLO, or for its HELO an EHLO of the same name: the reply tells whether there is XCLIENT.
     pub fn probe(&mut self, name: &[u8], out: &mut Vec<u8>) {
         self.step = Step::Probe;
-        out.extend_from_slice(b"EHLO ");
-        out.extend_from_slice(name);
-        out.extend_from_slice(b"\r\n");
+        say(b"EHLO ", name, out);
     }
 
     /// Says again what the client said to another member.
     pub fn replay(&mut self, hello: &[u8], out: &mut Vec<u8>) {
         self.step = Step::Replay;
-        out.extend_from_slice(hello);
-        out.extend_from_slice(b"\r\n");
+        say(b"", hello, out);
     }
 
+    /// The client is forgotten with an EHLO that the member accepts, and no other: who could have it refused and go on
+    /// would be taken for this box.
     fn take_probe(
         &mut self,
         reply: &Reply,
@@ -186,21 +204,31 @@ impl Approach {
         out: &mut Vec<u8>,
     ) -> Next {
         let offered = Capabilities::of(reply).xclient;
-        match (self.client.take(), offered, hello) {
-            (Some(client), Some(attributes), Some(hello))
-                if reply.code == 250 && attributes.address =>
-            {
-                attributes.write(client, hello, out);
-                self.step = Step::Introduction;
-                Next::Reply
+        match (reply.code, hello) {
+            (250, Some(hello)) => {
+                if let (Some(client), Some(attributes)) =
+                    (self.client.take(), offered.filter(|it| it.address))
+                {
+                    attributes.write(client, hello, out);
+                    self.step = Step::Introduction;
+                    return Next::Reply;
+                }
             }
-            // It knows HELO alone, and no XCLIENT.
-            (_, _, Some((Verb::Helo, _))) if reply.code != 250 => self.ready(),
-            _ => {
-                self.step = Step::Ready;
-                Next::Answered
+            // RFC 5321 §4.2.4: it is the command that it does not know; any other code is about this name or this time.
+            (500 | 502, Some((Verb::Helo, name))) => {
+                say(b"HELO ", name, out);
+                self.step = Step::Helo;
+                return Next::Reply;
             }
+            _ => {}
         }
+        self.answered()
+    }
+
+    /// A member without EHLO has no XCLIENT to offer.
+    fn take_helo(&mut self, reply: &Reply) -> Next {
+        self.client.take_if(|_| reply.is_positive());
+        self.answered()
     }
 
     fn say_hello(&mut self, out: &mut Vec<u8>) {
@@ -217,6 +245,17 @@ impl Approach {
         self.step = Step::Ready;
         Next::Ready
     }
+
+    fn answered(&mut self) -> Next {
+        self.step = Step::Ready;
+        Next::Answered
+    }
+}
+
+fn say(verb: &[u8], name: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(verb);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b"\r\n");
 }
 
 impl Attributes {
@@ -290,6 +329,7 @@ impl fmt::Display for Fault {
             Self::NoStartTls => "it does not offer STARTTLS",
             Self::StartTls => "it refuses STARTTLS",
             Self::Xclient => "it refuses XCLIENT",
+            Self::Client => "it does not greet the client with 220",
         })
     }
 }
@@ -376,14 +416,36 @@ mod tests {
             let (_, next) = play(&mut approach(true, false), replies);
             assert_eq!(next, Next::Fault(fault), "{replies:?}");
         }
-        let mut member = approach(false, true);
-        play(&mut member, &["220 hi\r\n"]);
-        member.probe(b"c", &mut Vec::new());
-        play(&mut member, &["250-mx\r\n250 XCLIENT ADDR\r\n"]);
-        assert_eq!(
-            play(&mut member, &["550 no\r\n"]).1,
-            Next::Fault(Fault::Xclient)
-        );
+    }
+
+    #[test]
+    fn behind_xclient_the_client_is_greeted_or_not() {
+        for (replies, fault) in [
+            (
+                &["250 ok\r\n", "500 no\r\n", "501 no\r\n", "502 no\r\n"][..],
+                Fault::Xclient,
+            ),
+            (
+                &["503 no\r\n", "504 no\r\n", "550 no\r\n", "354 no\r\n"],
+                Fault::Xclient,
+            ),
+            (
+                &["421 no\r\n", "450 no\r\n", "521 no\r\n", "554 no\r\n"],
+                Fault::Client,
+            ),
+        ] {
+            for reply in replies {
+                let mut member = approach(false, true);
+                play(&mut member, &["220 hi\r\n"]);
+                member.probe(b"c", &mut Vec::new());
+                play(&mut member, &["250-mx\r\n250 XCLIENT ADDR\r\n"]);
+                assert_eq!(
+                    play(&mut member, &[reply]).1,
+                    Next::Fault(fault),
+                    "{reply:?}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -416,16 +478,55 @@ mod tests {
 
     #[test]
     fn without_xclient_the_probe_is_the_answer() {
-        for reply in [
-            "250-mx\r\n250 SIZE\r\n",
-            "250 mx\r\n",
-            "250-mx\r\n250 XCLIENT NAME\r\n",
-            "501 no\r\n",
+        for (reply, told) in [
+            ("250-mx\r\n250 SIZE\r\n", true),
+            ("250 mx\r\n", true),
+            ("250-mx\r\n250 XCLIENT NAME\r\n", true),
+            ("501 no\r\n", false),
+            ("502 no\r\n", false),
+            ("450-later\r\n450 XCLIENT ADDR\r\n", false),
         ] {
             let mut member = approach(false, true);
             assert_eq!(play(&mut member, &["220 hi\r\n"]).1, Next::Ready);
             member.probe(b"c", &mut Vec::new());
             assert_eq!(play(&mut member, &[reply]), (String::new(), Next::Answered));
+            assert_eq!(member.has_more(), !told, "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_helo_goes_as_it_is_where_ehlo_is_unknown_and_is_the_last_word_when_accepted() {
+        for (probe, helo, has_more) in [
+            ("500 what\r\n", Some("250 mx\r\n"), false),
+            (
+                "502 what\r\n",
+                Some("250-mx\r\n250 XCLIENT ADDR\r\n"),
+                false,
+            ),
+            ("500 what\r\n", Some("501 no\r\n"), true),
+            ("502 what\r\n", Some("450 later\r\n"), true),
+            ("501 no\r\n", None, true),
+            ("504 no\r\n", None, true),
+            ("550 no\r\n", None, true),
+            ("450 later\r\n", None, true),
+        ] {
+            let (mut member, mut out) = (approach(false, true), Vec::new());
+            play(&mut member, &["220 hi\r\n"]);
+            member.probe(b"c", &mut Vec::new());
+            let mut next = Next::Reply;
+            for reply in std::iter::once(probe).chain(helo) {
+                assert_eq!(next, Next::Reply, "{probe:?}");
+                let mut parser = ReplyParser::new();
+                let reply = parser.push(reply.as_bytes()).unwrap().unwrap();
+                next = member.take(&reply, false, Some((Verb::Helo, b"c")), &mut out);
+            }
+            let said = helo.map_or("", |_| "HELO c\r\n");
+            assert_eq!(String::from_utf8_lossy(&out), said, "{probe:?}");
+            assert_eq!(
+                (next, member.has_more()),
+                (Next::Answered, has_more),
+                "{probe:?}"
+            );
         }
     }
 }

@@ -86,6 +86,9 @@ pub struct Options {
     /// The name to say in EHLO
     #[arg(long, default_value = "client.lab.example")]
     pub helo: String,
+    /// Say EHLO without a name before, which is refused
+    #[arg(long)]
+    pub stumble: bool,
 }
 
 impl Options {
@@ -102,6 +105,7 @@ impl Options {
             per_session: 10,
             pipelining: false,
             chunk: None,
+            stumble: false,
             retry: 0,
             ca: None,
             name: certs::MAIL_NAME.to_owned(),

@@ -90,6 +90,9 @@ impl Session {
             capabilities: Vec::new(),
         };
         session.greeting = session.expect("greeting", '2')?;
+        if options.stumble {
+            session.command("EHLO without a name", "EHLO", '5')?;
+        }
         session.ehlo(&options.helo)?;
         if options.mode == Mode::Starttls {
             if !session.can("STARTTLS") {

@@ -1,6 +1,9 @@
 //! What a session may spend without delivering anything.
 
-use crate::smtp::command::Verb;
+use crate::smtp::{
+    command::{Chunk, Verb},
+    timeouts::DATA_BLOCK,
+};
 
 /// Commands that we or the member could not make sense of, per session.
 pub(super) const MAX_ERRORS: u32 = 20;
@@ -34,9 +37,9 @@ impl Budget {
         }
     }
 
-    /// A chunk of so many octets goes to the member.
-    pub(super) fn chunk(&mut self, size: u64) {
-        if size == 0 {
+    /// A chunk goes to the member. So little of a message is no progress, not by a command of its own, either.
+    pub(super) fn chunk(&mut self, chunk: Chunk) {
+        if chunk.size == 0 || !chunk.last && chunk.size < DATA_BLOCK as u64 {
             self.idle += 1;
         }
     }

@@ -212,7 +212,8 @@ impl Session {
 
     /// `None` while no command may be read.
     fn take_line(&mut self, rest: &[u8], now: Instant) -> Option<usize> {
-        if self.hold || self.queue.len() >= MAX_QUEUE || self.member != Member::Ready {
+        let full = self.queue.len() >= MAX_QUEUE;
+        if self.hold || full || self.member != Member::Ready || self.is_last_message() {
             let early_hello = !self.tls && self.lines.is_at_start() && rest.starts_with(&[0x16, 3]);
             if early_hello && self.queue.is_empty() {
                 self.close_now(None, End::ClientHelloInClear);
@@ -310,7 +311,7 @@ impl Session {
             }
             return;
         }
-        self.budget.chunk(chunk.size);
+        self.budget.chunk(chunk);
         self.check_budget();
         if matches!(self.client, Client::Closed) {
             return;

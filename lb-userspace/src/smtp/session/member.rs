@@ -6,7 +6,7 @@ use super::{Action, Client, ClientSecurity, Expect, Held, Hello, Member, Pending
 use crate::{
     model::StartTls,
     smtp::{
-        approach::{Approach, Fault, Next},
+        approach::{Approach, Next},
         body::Body,
         capability::{Capabilities, Filter},
         command::Verb,
@@ -44,11 +44,13 @@ impl Session {
 
     /// No member is left.
     ///
-    /// The client hears what the last of them said; a permanent refusal only where all agree on it.
+    /// The client hears what the last of them said, for its greeting or for the answer to its EHLO; a permanent refusal
+    /// only where all agree on it.
     pub fn no_member(&mut self) {
-        let unheard = self.facts.last_code == 0;
+        let held = self.held.as_deref().map(|held| held.verb);
+        let awaited = self.facts.last_code == 0 || matches!(held, Some(Verb::Ehlo | Verb::Helo));
         let refusal = self.refusal.take();
-        match refusal.filter(|reply| unheard && (reply.is_transient() || !self.member_missed)) {
+        match refusal.filter(|reply| awaited && (reply.is_transient() || !self.member_missed)) {
             Some(reply) => {
                 self.pass(&reply);
                 self.close_now(None, End::NoMember);
@@ -132,6 +134,12 @@ impl Session {
         self.actions.push_back(Action::Connect { afresh: false });
     }
 
+    /// A member greets: its words are the client's now. Of the others it is known whether they might serve later.
+    fn forget_refusal(&mut self) {
+        let refusal = self.refusal.take();
+        self.member_missed |= refusal.is_some_and(|reply| reply.is_transient());
+    }
+
     fn take_reply(&mut self, reply: &Reply, now: Instant) {
         if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.take_preparation(reply, now);
@@ -154,15 +162,11 @@ impl Session {
         let hello = hello.map(|hello| (hello.verb, hello.arguments()));
         let next = approach.take(reply, rest, hello, &mut self.to_member);
         match (self.member, next) {
-            (Member::Greeting { .. }, Next::Fault(fault)) => {
-                if fault != Fault::Greeting {
-                    self.actions.push_back(Action::Complain(fault));
-                }
-                let refuses = fault == Fault::Greeting && reply.code >= 400;
-                return self.pass_over(refuses.then_some(reply));
+            (_, Next::Fault(fault)) if fault.is_refusal() => {
+                return self.pass_over((reply.code >= 400).then_some(reply));
             }
-            (Member::Greeting { relay }, _) => {
-                self.refusal = None;
+            (Member::Greeting { relay }, _) if !matches!(next, Next::Fault(_)) => {
+                self.forget_refusal();
                 if relay {
                     // Whatever is still to be settled with the member: nothing in it depends on that.
                     self.greeted = true;
@@ -207,10 +211,8 @@ impl Session {
 
     /// The member said without XCLIENT what the client wants to hear.
     fn answer_held(&mut self, reply: &Reply) {
-        let Some(held) = self.held.take() else { return };
-        match held.verb {
-            Verb::Helo => self.take_helo_answer(reply),
-            verb => self.take_command_answer(verb, reply),
+        if let Some(held) = self.held.take() {
+            self.take_command_answer(held.verb, reply);
         }
     }
 
@@ -218,7 +220,7 @@ impl Session {
     pub(super) fn send(&mut self, line: &[u8], verb: Verb) {
         if matches!(verb, Verb::Ehlo | Verb::Helo) {
             self.member_greeted = true;
-            self.switch.remember(line, verb);
+            self.switch.ask(line, verb);
             let held = || {
                 let line = line.to_vec();
                 Some(Box::new(Held { line, verb }))
@@ -239,10 +241,12 @@ impl Session {
         self.forward(line, Expect::Command(verb), hold || self.switch.is_open());
     }
 
-    /// Must the client introduce itself before this, since the member has to hear who it is?
+    /// Must the client introduce itself before this, since the member has to hear who it is, or the one of the other
+    /// pool that this leads to?
     pub(super) fn is_unknown_to_member(&self, verb: Verb) -> bool {
         let idle = matches!(verb, Verb::Noop | Verb::Rset | Verb::Help | Verb::Quit);
-        !idle && self.approach.as_ref().is_some_and(|it| it.has_more())
+        let unknown = self.approach.as_ref().is_some_and(|it| it.has_more());
+        !idle && (unknown || self.plan.xclient.is_some() && self.switch.is_nameless())
     }
 
     fn take_answer(&mut self, expect: Expect, reply: &Reply) {
@@ -282,6 +286,9 @@ impl Session {
             return self.renew_member();
         }
         self.budget.answered(verb, reply.code);
+        if matches!(verb, Verb::Ehlo | Verb::Helo) {
+            self.switch.answered(reply.is_positive());
+        }
         match verb {
             Verb::Data => return self.take_data_answer(reply),
             Verb::Auth | Verb::Other => return self.take_auth_answer(reply),
@@ -401,13 +408,12 @@ impl Session {
         if matches!(self.member, Member::Greeting { .. } | Member::Preparing) {
             return self.pass_over(None);
         }
-        let reply = if self.is_within_message() || self.awaits(Expect::EndOfData) {
-            LOST_IN_MESSAGE
-        } else if self.awaits(Expect::Command(Verb::Quit)) {
+        if self.awaits(Expect::Command(Verb::Quit)) {
             return self.close_now(Some(GOODBYE), End::Quit);
-        } else {
-            LOST
-        };
+        }
+        // Before it has said 354 to DATA, there is no message.
+        let begun = self.is_within_message() || self.chunked || self.awaits(Expect::EndOfData);
+        let reply = if begun { LOST_IN_MESSAGE } else { LOST };
         self.close_now(Some(reply), end);
     }
 }

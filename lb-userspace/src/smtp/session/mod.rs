@@ -474,7 +474,14 @@ impl Session {
             // Whatever the client has sent by now, no member has heard of it.
             return self.close_now(Some(SHUTDOWN), End::Drained);
         }
-        if self.backlog || self.held.is_some() {
+        if self.held.is_some() {
+            return;
+        }
+        if self.draining && self.is_between_messages() && (self.backlog || !self.client_eof) {
+            // The same is true of what was left behind: a client that always has more to say would never be between two.
+            return self.close_now(Some(SHUTDOWN), End::Drained);
+        }
+        if self.backlog {
             return;
         }
         match &self.client {
@@ -485,11 +492,25 @@ impl Session {
             }
             Client::Closed | Client::Border(_) => {}
             _ if self.client_eof => self.close_now(None, End::ClientClosed),
-            Client::Command if self.draining && !self.transaction && self.lines.is_at_start() => {
-                self.close_now(Some(SHUTDOWN), End::Drained);
-            }
             _ => {}
         }
+    }
+
+    /// Is there neither a message nor a part of a command? What was asked before is answered.
+    fn is_between_messages(&self) -> bool {
+        let commands = matches!(self.client, Client::Command);
+        commands && !self.transaction && self.lines.is_at_start()
+    }
+
+    /// Does the session end with a message that has come whole? No command behind it is heard.
+    fn is_last_message(&self) -> bool {
+        let ends = |pending: &Pending| {
+            let Pending::Member(expect) = pending else {
+                return false;
+            };
+            matches!(expect, Expect::EndOfData | Expect::Chunk { last: true })
+        };
+        self.draining && self.queue.iter().any(ends)
     }
 
     /// Sends our own replies that are next in turn.

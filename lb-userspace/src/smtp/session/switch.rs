@@ -21,8 +21,10 @@ struct Way {
     done: bool,
     /// What all members of the other pool announce.
     offers: Option<Arc<Offers>>,
-    /// How the client introduced itself.
+    /// How the client introduced itself, since a member accepted it.
     hello: Option<Held>,
+    /// How it does now; no member has answered.
+    asked: Option<Held>,
     /// The other member has to hear it.
     due: bool,
 }
@@ -61,11 +63,26 @@ impl Switch {
         way.hello.as_ref()
     }
 
-    pub(super) fn remember(&mut self, line: &[u8], verb: Verb) {
+    /// The client introduces itself.
+    pub(super) fn ask(&mut self, line: &[u8], verb: Verb) {
         if let Some(way) = self.0.as_mut().filter(|way| !way.done) {
             let line = line.to_vec();
-            way.hello = Some(Held { line, verb });
+            way.asked = Some(Held { line, verb });
         }
+    }
+
+    /// The member has answered: what it refused changes nothing (RFC 5321 §4.1.4), and no other shall hear it.
+    pub(super) fn answered(&mut self, accepted: bool) {
+        if let Some(way) = &mut self.0 {
+            let asked = way.asked.take();
+            way.hello = asked.filter(|_| accepted).or(way.hello.take());
+        }
+    }
+
+    /// May the client still choose, and would the other member not hear who it is?
+    pub(super) fn is_nameless(&self) -> bool {
+        let way = self.0.as_ref().filter(|way| !way.done);
+        way.is_some_and(|way| way.hello.is_none())
     }
 }
 
@@ -132,6 +149,8 @@ impl Session {
         self.approach = None;
         self.stale = false;
         self.sought = None;
+        // All are asked again.
+        (self.refusal, self.member_missed) = (None, false);
         self.replies = crate::smtp::reply::ReplyParser::new();
         self.to_member.clear();
         self.actions.push_back(Action::Connect { afresh: true });

@@ -4,6 +4,7 @@ mod border;
 mod dialogue;
 mod endings;
 mod hostile;
+mod introduction;
 mod limits;
 mod random;
 

@@ -241,6 +241,36 @@ fn draining_ends_between_messages_only() {
     assert!(!lab.aborted);
 }
 
+#[test]
+fn draining_ends_a_client_that_always_has_more_to_say() {
+    const SHUTDOWN: &str = "421 4.3.2 Service is shutting down\r\n";
+    for end in [".\r\n", "BDAT 2 LAST\r\nxx"] {
+        let mut lab = Lab::greeted(ClientSecurity::None);
+        lab.exchange(MESSAGE, "250 a\r\n250 b\r\n");
+        if end == ".\r\n" {
+            lab.exchange("DATA\r\n", "354 c\r\n");
+        }
+        lab.session.drain(lab.now);
+        lab.sends(format!("{end}{MESSAGE}DATA\r\n"));
+        assert_eq!((lab.reached().as_str(), lab.end), (end, None));
+        lab.says("250 taken\r\n");
+        assert_eq!(lab.heard(), format!("250 taken\r\n{SHUTDOWN}"));
+        assert_eq!((lab.end, lab.aborted), (Some(End::Drained), false));
+        lab.sends("x\r\n.\r\n");
+        assert_eq!((lab.reached(), lab.heard()), Default::default());
+        assert!(lab.backlog.is_empty());
+    }
+    // It closed its side meanwhile.
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange(MESSAGE, "250 a\r\n250 b\r\n");
+    lab.exchange("DATA\r\n", "354 c\r\n");
+    lab.sends("x\r\n.\r\nQUIT\r\n");
+    lab.session.client_closed(lab.now);
+    lab.session.drain(lab.now);
+    lab.says("250 taken\r\n");
+    assert_eq!(lab.heard(), format!("250 taken\r\n{SHUTDOWN}"));
+}
+
 /// Every outcome of a dialogue, whatever pieces it came in.
 fn play(
     security: ClientSecurity,

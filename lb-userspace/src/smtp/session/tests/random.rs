@@ -227,3 +227,83 @@ fn no_dialogue_breaks_the_rules() {
         }
     }
 }
+
+/// What a member says that knows XCLIENT, and that accepts names as the dice fall.
+fn says_to(line: &str, dice: &mut Dice) -> &'static str {
+    const REFUSALS: [&str; 4] = ["501 no\r\n", "504 no\r\n", "550 no\r\n", "450 later\r\n"];
+    const VERDICTS: [&str; 3] = ["501 no\r\n", "554 no\r\n", "421 no\r\n"];
+    match line.get(..4) {
+        Some("EHLO" | "HELO") if dice.roll(2) == 0 => REFUSALS[dice.roll(4)],
+        Some("EHLO") => "250-mx\r\n250-PIPELINING\r\n250 XCLIENT ADDR HELO\r\n",
+        Some("XCLI") if dice.roll(4) == 0 => VERDICTS[dice.roll(3)],
+        Some("XCLI") => "220 mx\r\n",
+        Some("DATA") => "503 no\r\n",
+        Some("QUIT") => "221 bye\r\n",
+        _ => "250 ok\r\n",
+    }
+}
+
+#[test]
+fn nobody_gets_by_a_member_that_offers_xclient_without_it() {
+    const CLIENT: &[&str] = &[
+        "EHLO c\r\n",
+        "EHLO\r\n",
+        "HELO c\r\n",
+        "HELO\r\n",
+        "MAIL FROM:<a@b>\r\n",
+        "RCPT TO:<c@d>\r\n",
+        "DATA\r\n",
+        "VRFY a\r\n",
+        "AUTH PLAIN =\r\n",
+        "FOO\r\n",
+        "RSET\r\n",
+        "NOOP\r\n",
+        "STARTTLS\r\n",
+    ];
+    let mut mails = 0;
+    for seed in 1..=5_000_u64 {
+        let mut dice = Dice::new(seed);
+        let security = *dice.pick(&[ClientSecurity::None, REQUIRE, ALLOW]);
+        let mut lab = Lab::silent(Terms {
+            plan: Plan {
+                starttls: false,
+                xclient: Some("192.0.2.7:25".parse().unwrap()),
+            },
+            switches: security == ALLOW && dice.roll(2) == 0,
+            ..Terms::from(security)
+        });
+        let (mut known, mut connects) = (false, lab.connects);
+        lab.says("220 mx\r\n");
+        for _ in 0..40 {
+            // Groups are what a client would hide something in.
+            let group: String = (0..=dice.roll(3)).map(|_| *dice.pick(CLIENT)).collect();
+            lab.sends(group);
+            loop {
+                if lab.session.open_border(lab.now) {
+                    lab.session.tls_established(lab.now);
+                    lab.offer();
+                }
+                if lab.connects > connects {
+                    (known, connects) = (false, lab.connects);
+                    lab.member.clear();
+                    lab.session.member_connected(OWN, lab.now);
+                    lab.says("220 mx\r\n");
+                }
+                let said = lab.reached();
+                if said.is_empty() {
+                    break;
+                }
+                for line in said.lines() {
+                    let verb = line.split(' ').next().unwrap_or_default();
+                    let free = ["EHLO", "HELO", "RSET", "NOOP", "XCLIENT"].contains(&verb);
+                    assert!(known || free, "seed {seed}: {line:?} of somebody unknown");
+                    mails += usize::from(verb == "MAIL");
+                    let reply = says_to(line, &mut dice);
+                    known |= verb == "XCLIENT" && reply.starts_with("220");
+                    lab.says(reply);
+                }
+            }
+        }
+    }
+    assert!(mails > 1000, "{mails}");
+}
