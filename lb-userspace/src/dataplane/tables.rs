@@ -202,12 +202,23 @@ impl Tables {
     }
 
     fn members_in_use(&self, epoch: u32) -> Vec<u16> {
-        let pools =
-            (1..MAX_VIEWS).filter_map(|pool| self.pools.get(&(epoch * MAX_VIEWS + pool), 0).ok());
-        pools
-            .flat_map(|pool| pool.0.members)
+        self.pools_of(epoch)
+            .flat_map(|pool| pool.members)
             .filter(|number| *number != 0)
             .collect()
+    }
+
+    /// Where new flows to the members of an epoch's pools come from.
+    fn sources_in_use(&self, epoch: u32) -> BTreeSet<u16> {
+        self.pools_of(epoch)
+            .flat_map(|pool| pool.sources)
+            .filter(|source| *source != 0)
+            .collect()
+    }
+
+    fn pools_of(&self, epoch: u32) -> impl Iterator<Item = Pool> {
+        let pools = (1..MAX_VIEWS).map(move |pool| epoch * MAX_VIEWS + pool);
+        pools.filter_map(|pool| Some(self.pools.get(&pool, 0).ok()?.0))
     }
 
     /// The state that the programs know of a member; `None` for a number that was never written.
@@ -236,7 +247,8 @@ impl Tables {
         let applied = self.build_and_flip(generation, numbers, up, config);
         if applied.is_err() {
             // Pairs that it has made are needed by nobody.
-            self.pairs.begin(self.next_epoch() ^ 1)?;
+            self.pairs
+                .begin(&self.sources_in_use(self.next_epoch() ^ 1))?;
         }
         applied
     }
@@ -258,7 +270,7 @@ impl Tables {
             Some(_) => self.services.read(in_use)?,
             None => Vec::new(),
         };
-        self.pairs.begin(in_use)?;
+        self.pairs.begin(&self.sources_in_use(in_use))?;
         let local_ports = LocalPorts::read(generation);
         let views = self.write_pools(generation, numbers, epoch, &local_ports)?;
         let mut placed = Vec::new();
