@@ -149,18 +149,22 @@ pub(super) fn left_behind(shared: &Shared) -> Vec<Lingering> {
         .collect()
 }
 
-/// Starts the proxy, takes the steering over and flips the tables.
+/// Builds the tables, starts the proxy, takes the steering over and flips. What does not fit is found before an earlier
+/// daemon's listeners are steered to no more.
 fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
     let running = shared.running();
+    let (generation, numbers) = (&running.generation, &running.numbers);
     shared.services.replace(running.services.iter().cloned());
+    let built = shared
+        .plane()
+        .build(generation, numbers, listeners.len() as u32)?;
     start_proxy(shared, listeners)?;
-    let workers = workers(shared);
     let mut plane = shared.plane();
-    plane.apply(
-        &running.generation,
-        &running.numbers,
+    plane.flip(
+        generation,
+        numbers,
         |number| running.takes_new(number),
-        workers,
+        built,
     )?;
     shared.services.set_generation(plane.generation().into());
     // A probe may have ended between the two.

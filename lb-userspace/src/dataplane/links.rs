@@ -313,19 +313,26 @@ pub(super) fn answers_tcx() -> Option<bool> {
     }
 }
 
-/// Attaches the steering program to the network namespace the daemon runs in. Two may be attached for a moment: both
-/// read the same tables.
+/// Attaches the steering program to the network namespace the daemon runs in, until its link is dropped.
 ///
 /// # Errors
 ///
 /// When the kernel refuses the program or the attachment (Linux before 5.9).
-pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()> {
+pub(super) fn attach_steering(ebpf: &mut Ebpf) -> Result<FdLink> {
     let program = loader::sk_lookup(ebpf, "steer_sessions")?;
     let namespace = fs::File::open("/proc/self/ns/net")?;
     let id = program
         .attach(&namespace)
         .context("cannot attach the steering program (needs Linux 5.9)")?;
-    let link: FdLink = program.take_link(id)?.into();
+    Ok(program.take_link(id)?.into())
+}
+
+/// Pins the steering program's link, in place of that of an earlier process.
+///
+/// # Errors
+///
+/// When the pin cannot be made.
+pub(super) fn pin_steering(link: FdLink, pins: &PinDirectory) -> Result<()> {
     pins.unpin(STEERING)?;
     link.pin(pins.pin(STEERING))?;
     Ok(())

@@ -66,7 +66,11 @@ pub use self::{
     tables::{Held, Numbers},
 };
 use self::{
-    beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
+    beside::Beside,
+    bpffs::PinDirectory,
+    jumps::Jumps,
+    links::Hook,
+    policies::{FilledPolicies, PolicyTables},
     tables::Tables,
 };
 use crate::{
@@ -101,6 +105,12 @@ pub struct KernelPlane {
     exhausted: [u64; 2],
     /// Tells this daemon from every other.
     instance: u32,
+}
+
+/// A generation in the kernel's tables that is not in use yet.
+pub struct Built {
+    tables: tables::Built,
+    policies: FilledPolicies,
 }
 
 impl KernelPlane {
@@ -215,7 +225,7 @@ impl KernelPlane {
         &self.tables.service_cells[usize::from(number)]
     }
 
-    /// Flips the tables to a generation.
+    /// Builds a generation and flips the tables to it.
     ///
     /// # Errors
     ///
@@ -227,6 +237,21 @@ impl KernelPlane {
         up: impl Fn(u16) -> bool,
         workers: u32,
     ) -> Result<()> {
+        let built = self.build(generation, numbers, workers)?;
+        self.flip(generation, numbers, up, built)
+    }
+
+    /// Builds a generation beside the one in use. What does not fit is found here.
+    ///
+    /// # Errors
+    ///
+    /// When a table has no room, or refuses a record; the generation in use stays in use.
+    pub fn build(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        workers: u32,
+    ) -> Result<Built> {
         let timeouts = &generation.timeouts;
         let config = Config {
             epoch: 0,
@@ -251,14 +276,34 @@ impl KernelPlane {
             cookie: [0; 2],
             filter: [0; 8],
         };
-        let filled = self
+        let policies = self
             .policies
             .fill(generation, numbers, self.tables.next_epoch())
             .context("cannot fill the policies of the kernel plane")?;
-        self.tables
-            .apply(generation, numbers, up, config)
+        let tables = self
+            .tables
+            .build(generation, numbers, config)
             .context("cannot fill the tables of the kernel plane")?;
-        self.policies.flipped(filled);
+        Ok(Built { tables, policies })
+    }
+
+    /// Flips to the generation that [`Self::build`] has made of the same `generation` and `numbers`; `up` says of a
+    /// member's number whether it may have new connections.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub fn flip(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        up: impl Fn(u16) -> bool,
+        built: Built,
+    ) -> Result<()> {
+        self.tables
+            .flip(generation, numbers, up, built.tables)
+            .context("cannot fill the tables of the kernel plane")?;
+        self.policies.flipped(built.policies);
         Ok(())
     }
 
@@ -360,6 +405,8 @@ impl KernelPlane {
         &mut self,
         listeners: &[(V4, Option<V6>)],
     ) -> Result<()> {
+        // Two programs may be attached for a moment: both read the same tables.
+        let steering = links::attach_steering(&mut self.ebpf)?;
         for (slot, (v4, v6)) in (0u32..MAX_WORKERS).zip(listeners) {
             self.listeners
                 .set(slot, v4, 0)
@@ -368,7 +415,7 @@ impl KernelPlane {
                 self.listeners.set(MAX_WORKERS + slot, v6, 0)?;
             }
         }
-        links::attach_steering(&mut self.ebpf, &self.pins)
+        links::pin_steering(steering, &self.pins)
     }
 
     /// Tells the programs what a monitor found.
