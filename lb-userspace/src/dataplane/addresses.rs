@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
@@ -16,6 +15,7 @@ use rtnetlink::Handle;
 
 use super::{
     announce::Announcements,
+    forwarding::{Forwarding, read},
     links::{LOOPBACK, check_interfaces},
     own_members, replies, routes,
     unmarked::Unmarked,
@@ -26,15 +26,10 @@ use crate::model::{Forward, Generation};
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. What an older kernel forgets is in [`Unmarked`].
 const OURS: u8 = b'm';
 
-/// Keeps what forwarding was set to, in case this daemon ends without setting it back.
-const FORWARDING_FILE: &str = "forwarding";
-
 /// The box's addresses, by netlink, and its forwarding.
 pub struct Addresses {
     handle: Handle,
-    state: PathBuf,
-    /// Settings we changed, and what they were.
-    forwarding: Vec<(String, String)>,
+    forwarding: Forwarding,
     announcements: Announcements,
     unmarked: Unmarked,
 }
@@ -49,16 +44,9 @@ impl Addresses {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
-        let remembered = fs::read_to_string(state.join(FORWARDING_FILE)).unwrap_or_default();
         Ok(Self {
             handle,
-            state: state.to_owned(),
-            forwarding: remembered
-                .lines()
-                .filter_map(|line| line.split_once(' '))
-                .filter(|(path, _)| path.starts_with("/proc/sys/net/ipv"))
-                .map(|(path, old)| (path.to_owned(), old.to_owned()))
-                .collect(),
+            forwarding: Forwarding::load(state),
             announcements: Announcements::default(),
             unmarked: Unmarked::load(state),
         })
@@ -237,16 +225,17 @@ impl Addresses {
                 .chain(&network.server_interfaces)
             {
                 if family == "ipv6" && read(&conf(family, interface, "accept_ra")) == "1" {
-                    self.set(&conf(family, interface, "accept_ra"), "2")?;
+                    self.forwarding
+                        .set(&conf(family, interface, "accept_ra"), "2")?;
                 }
                 let local = conf(family, interface, "accept_local");
                 if interface == LOOPBACK && read(&local) == "0" {
                     // Replies to clients on the box come from a virtual address, which is the box's own (IPv4 only).
-                    self.set(&local, "1")?;
+                    self.forwarding.set(&local, "1")?;
                 }
                 let switch = conf(family, interface, "forwarding");
                 if read(&switch) == "0" {
-                    self.set(&switch, "1")?;
+                    self.forwarding.set(&switch, "1")?;
                     log::info!("forwarding of {family} on {interface} was off, switched on");
                 }
             }
@@ -256,53 +245,17 @@ impl Addresses {
 
     /// How many settings were changed until now, for [`Self::restore_forwarding_since`].
     pub fn forwarding(&self) -> usize {
-        self.forwarding.len()
+        self.forwarding.count()
     }
 
     /// Sets back what was changed since there were so many.
     pub fn restore_forwarding_since(&mut self, count: usize) {
-        let count = count.min(self.forwarding.len());
-        if count == self.forwarding.len() {
-            return;
-        }
-        for (path, old) in self.forwarding.drain(count..).rev() {
-            if let Err(error) = fs::write(&path, &old) {
-                log::warn!("cannot set {path} back to {old}: {error}");
-            }
-        }
-        self.remember();
+        self.forwarding.restore_since(count);
     }
 
     /// Sets forwarding back to what it was.
     pub fn restore_forwarding(&mut self) {
-        self.restore_forwarding_since(0);
-        let _ = fs::remove_file(self.state.join(FORWARDING_FILE));
-    }
-
-    fn set(&mut self, path: &str, value: &str) -> Result<()> {
-        let old = read(path);
-        fs::write(path, value).with_context(|| {
-            format!("cannot write {value} to {path}; passthrough needs forwarding, switch it on with sysctl")
-        })?;
-        self.forwarding.push((path.to_owned(), old));
-        self.remember();
-        Ok(())
-    }
-
-    fn remember(&self) {
-        let lines: Vec<_> = self
-            .forwarding
-            .iter()
-            .map(|(path, old)| format!("{path} {old}\n"))
-            .collect();
-        let written = fs::create_dir_all(&self.state)
-            .and_then(|()| fs::write(self.state.join(FORWARDING_FILE), lines.concat()));
-        if let Err(error) = written {
-            log::warn!(
-                "cannot remember forwarding in {}: {error}",
-                self.state.display()
-            );
-        }
+        self.forwarding.restore();
     }
 
     /// Adds an address, or with `again` says anew what holds for one that is there.
@@ -421,13 +374,6 @@ pub fn address_conflicts(generation: &Generation) -> Result<Vec<String>> {
 
 fn conf(family: &str, interface: &str, name: &str) -> String {
     format!("/proc/sys/net/{family}/conf/{interface}/{name}")
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
 
 fn is_marked(message: &AddressMessage) -> bool {

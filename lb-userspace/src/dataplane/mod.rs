@@ -8,6 +8,7 @@ mod clsact;
 mod ends;
 mod explain;
 mod flows;
+mod forwarding;
 mod jumps;
 mod links;
 mod loader;
