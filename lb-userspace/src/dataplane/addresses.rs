@@ -34,6 +34,16 @@ pub struct Addresses {
     unmarked: Unmarked,
 }
 
+/// What of ours is on the box at some moment, for [`Addresses::restore`].
+#[derive(Debug)]
+pub struct Present {
+    addresses: Vec<(IpAddr, u32)>,
+    routes: Vec<routes::Key>,
+    replies: Vec<replies::Way>,
+    /// Settings that were changed until then.
+    forwarding: usize,
+}
+
 impl Addresses {
     /// Opens the netlink connection; needs a running tokio runtime. `state` is where changed settings are remembered.
     ///
@@ -110,8 +120,8 @@ impl Addresses {
             false => self.list().await?,
         };
         for message in present.iter().filter(|message| !is_marked(message)) {
-            let place = address_of(message).map(|address| (address, message.header.index));
-            if let Some((address, index)) = place.filter(|place| added.contains(place)) {
+            if let Some((address, index)) = place_of(message).filter(|place| added.contains(place))
+            {
                 self.unmarked.add(address, index);
             }
         }
@@ -192,6 +202,40 @@ impl Addresses {
         for message in self.list().await? {
             if let Some(address) = address_of(&message).filter(|_| self.is_ours(&message)) {
                 self.delete(address, message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What of ours is there now.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell it.
+    pub async fn present(&self) -> Result<Present> {
+        let ours = self.list().await?.into_iter();
+        let ours = ours.filter(|message| self.is_ours(message));
+        Ok(Present {
+            addresses: ours.filter_map(|message| place_of(&message)).collect(),
+            routes: routes::present(&self.handle).await?,
+            replies: replies::present(&self.handle).await?,
+            forwarding: self.forwarding.count(),
+        })
+    }
+
+    /// Takes back what was added and changed since.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn restore(&mut self, before: &Present) -> Result<()> {
+        self.forwarding.restore_since(before.forwarding);
+        replies::remove_others(&self.handle, &before.replies).await?;
+        routes::remove_others(&self.handle, &before.routes).await?;
+        for message in self.list().await? {
+            let place = place_of(&message).filter(|_| self.is_ours(&message));
+            if let Some(place) = place.filter(|place| !before.addresses.contains(place)) {
+                self.delete(place.0, message).await?;
             }
         }
         Ok(())
@@ -388,6 +432,11 @@ fn is_deprecated(message: &AddressMessage) -> bool {
         .attributes
         .iter()
         .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Deprecated)))
+}
+
+/// Its address and the index of its interface.
+fn place_of(message: &AddressMessage) -> Option<(IpAddr, u32)> {
+    address_of(message).map(|address| (address, message.header.index))
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {

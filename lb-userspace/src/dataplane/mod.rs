@@ -31,6 +31,7 @@ mod unmarked;
 mod views;
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -54,7 +55,7 @@ use lb_common::{
 };
 
 pub use self::{
-    addresses::{Addresses, address_conflicts},
+    addresses::{Addresses, Present, address_conflicts},
     ends::FlowEnds,
     explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
@@ -106,6 +107,14 @@ pub struct KernelPlane {
     exhausted: [u64; 2],
     /// Tells this daemon from every other.
     instance: u32,
+}
+
+/// Where an earlier daemon's programs are attached, for [`KernelPlane::restore`].
+#[derive(Debug)]
+pub struct Attached {
+    links: BTreeSet<String>,
+    /// Indices of the interfaces there.
+    judged: BTreeSet<u32>,
 }
 
 /// A generation in the kernel's tables that is not in use yet.
@@ -325,6 +334,32 @@ impl KernelPlane {
             .iter()
             .map(|place| place.interface.as_str());
         self.policies.set_judged(judged)
+    }
+
+    /// Where programs are attached now.
+    pub fn attached(&self) -> Attached {
+        Attached {
+            links: links::pinned(&self.pins),
+            judged: self.policies.judged(),
+        }
+    }
+
+    /// After a start that failed beside an earlier daemon: programs are attached where they were before
+    /// [`Self::attach`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn restore(&mut self, before: &Attached, generation: &Generation) -> Result<()> {
+        let mut kept = generation.network.clone();
+        for names in [&mut kept.client_interfaces, &mut kept.server_interfaces] {
+            names.retain(|name| {
+                policies::interface_index(name).is_some_and(|index| before.judged.contains(&index))
+            });
+        }
+        links::detach_filters(&generation.network, Some(&kept));
+        self.policies.restore_judged(&before.judged)?;
+        links::restore(&mut self.ebpf, &self.pins, &mut self.jumps, &before.links)
     }
 
     /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
