@@ -2,6 +2,7 @@
 
 mod addresses;
 mod announce;
+mod apply;
 mod beside;
 mod bpffs;
 mod clsact;
@@ -47,15 +48,13 @@ use aya::{
 };
 use lb_common::{
     event::Cause,
-    index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
-    service::Config,
     stats::TrafficCell,
-    tcp,
 };
 
 pub use self::{
     addresses::{Addresses, Present, address_conflicts},
+    apply::Built,
     ends::FlowEnds,
     explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
@@ -68,11 +67,7 @@ pub use self::{
     tables::{Held, Numbers},
 };
 use self::{
-    beside::Beside,
-    bpffs::PinDirectory,
-    jumps::Jumps,
-    links::Hook,
-    policies::{FilledPolicies, PolicyTables},
+    beside::Beside, bpffs::PinDirectory, jumps::Jumps, links::Hook, policies::PolicyTables,
     tables::Tables,
 };
 use crate::{
@@ -115,12 +110,6 @@ pub struct Attached {
     links: BTreeSet<String>,
     /// Indices of the interfaces there.
     judged: BTreeSet<u32>,
-}
-
-/// A generation in the kernel's tables that is not in use yet.
-pub struct Built {
-    tables: tables::Built,
-    policies: FilledPolicies,
 }
 
 impl KernelPlane {
@@ -233,88 +222,6 @@ impl KernelPlane {
     /// Counters of a virtual server.
     pub fn service_cell(&self, number: u16) -> &'static TrafficCell {
         &self.tables.service_cells[usize::from(number)]
-    }
-
-    /// Builds a generation and flips the tables to it.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record; the generation in use stays in use.
-    pub fn apply(
-        &mut self,
-        generation: &Generation,
-        numbers: &Numbers,
-        up: impl Fn(u16) -> bool,
-        workers: u32,
-    ) -> Result<()> {
-        let built = self.build(generation, numbers, workers)?;
-        self.flip(generation, numbers, up, built)
-    }
-
-    /// Builds a generation beside the one in use. What does not fit is found here.
-    ///
-    /// # Errors
-    ///
-    /// When a table has no room, or refuses a record; the generation in use stays in use.
-    pub fn build(
-        &mut self,
-        generation: &Generation,
-        numbers: &Numbers,
-        workers: u32,
-    ) -> Result<Built> {
-        let timeouts = &generation.timeouts;
-        let config = Config {
-            epoch: 0,
-            generation: 0,
-            chunks: 0,
-            flow_mask: 0,
-            embryonic: 0,
-            by_key: 0,
-            limits: [
-                timeouts.syn,
-                timeouts.established,
-                timeouts.half_closed,
-                timeouts.closing,
-            ]
-            .map(|limit| tcp::ticks(limit.as_millis() as u64)),
-            workers,
-            owner: std::process::id(),
-            instance: self.instance,
-            prefixes: 0,
-            seeds: [0; 2],
-            hash: [0; HASH_KEYS],
-            cookie: [0; 2],
-            filter: [0; 8],
-        };
-        let policies = self
-            .policies
-            .fill(generation, numbers, self.tables.next_epoch())
-            .context("cannot fill the policies of the kernel plane")?;
-        let tables = self
-            .tables
-            .build(generation, numbers, config)
-            .context("cannot fill the tables of the kernel plane")?;
-        Ok(Built { tables, policies })
-    }
-
-    /// Flips to the generation that [`Self::build`] has made of the same `generation` and `numbers`; `up` says of a
-    /// member's number whether it may have new connections.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record.
-    pub fn flip(
-        &mut self,
-        generation: &Generation,
-        numbers: &Numbers,
-        up: impl Fn(u16) -> bool,
-        built: Built,
-    ) -> Result<()> {
-        self.tables
-            .flip(generation, numbers, up, built.tables)
-            .context("cannot fill the tables of the kernel plane")?;
-        self.policies.flipped(built.policies);
-        Ok(())
     }
 
     /// Attaches the packet programs, or swaps them in place.
