@@ -27,6 +27,7 @@ mod sandbox;
 mod scene;
 mod snat;
 mod soak;
+mod succession;
 mod survival;
 mod the_box;
 mod the_lab;

@@ -14,5 +14,6 @@ mod prefixes;
 mod rewrites;
 mod rig;
 mod stack;
+mod turnover;
 mod unfit;
 mod vlans;

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use super::socket::bind;
+pub use super::socket::{Place, bind, listen_aside};
 use super::{
     MemberOrder, Refusal, RefusalKind, Source,
     query::{self, FlowQuery},

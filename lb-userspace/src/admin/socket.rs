@@ -28,6 +28,16 @@ const BACKLOG: i32 = 128;
 /// When `path` is something else than a socket, too long for one (107 bytes, with the process id appended),
 /// or its directory cannot be made or written.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    let (listener, place) = listen_aside(path)?;
+    place.take()?;
+    Ok(listener)
+}
+
+/// As [`bind`], but whoever is at `path` stays there until [`Place::take`].
+///
+/// # Errors
+/// As [`bind`].
+pub fn listen_aside(path: &Path) -> io::Result<(UnixListener, Place)> {
     if let Some(parent) = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -39,14 +49,36 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     refuse_other_files(path)?;
 
-    let aside = aside(path);
+    let place = Place {
+        aside: aside(path),
+        path: path.to_owned(),
+    };
     // A killed process of the same id may have left its own.
-    remove_if_present(&aside)?;
-    let bound = listen(&aside).and_then(|listener| fs::rename(&aside, path).map(|()| listener));
-    if bound.is_err() {
-        let _ = remove_if_present(&aside);
+    remove_if_present(&place.aside)?;
+    Ok((listen(&place.aside)?, place))
+}
+
+/// The path that a socket is to have, which still has a name of its own. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Place {
+    aside: PathBuf,
+    path: PathBuf,
+}
+
+impl Place {
+    /// From now on clients come to this socket.
+    ///
+    /// # Errors
+    /// When the file cannot be renamed.
+    pub fn take(self) -> io::Result<()> {
+        fs::rename(&self.aside, &self.path)
     }
-    bound
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = remove_if_present(&self.aside);
+    }
 }
 
 fn refuse_other_files(path: &Path) -> io::Result<()> {
@@ -122,6 +154,18 @@ mod tests {
             io::ErrorKind::WouldBlock
         );
         newer.accept().unwrap();
+    }
+
+    #[test]
+    fn who_gives_up_its_place_leaves_it_to_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let older = bind(&path).unwrap();
+        let (_newer, place) = listen_aside(&path).unwrap();
+        drop(place);
+        let _client = UnixStream::connect(&path).unwrap();
+        older.accept().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

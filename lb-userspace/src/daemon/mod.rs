@@ -1,7 +1,7 @@
 //! Wires the rooms: start, the seconds between, reload, stop.
 //!
 //! Start changes nothing until everything that can be wrong has been looked at; a start that fails afterwards takes back
-//! what it did, unless an earlier daemon's work is there: that stays as it is.
+//! what it did. An earlier daemon's work, where it is there, stays as it was.
 
 mod answers;
 mod certificates;
@@ -133,6 +133,10 @@ async fn serve(
     let (adopted, beside) = (plane.adopted(), plane.has_others());
     let remover = plane.remover();
     let mut addresses = Addresses::open(&options.state)?;
+    let before = match adopted || beside {
+        true => Some(addresses.present().await?),
+        false => None,
+    };
     let started = start::start(
         &options,
         generation.clone(),
@@ -144,13 +148,19 @@ async fn serve(
     let (shared, watches, orders, listener) = match started.await {
         Ok(started) => started,
         Err(failure) => {
-            if beside && !adopted {
-                // Addresses and forwarding are what the other layout lives by, too.
-                if let Err(error) = remover.remove_own() {
-                    log::error!("after the failed start: {error:#}");
+            match before {
+                // What was there is what another one lives by.
+                Some(before) => {
+                    let restored = addresses.restore(&before).await;
+                    let removed = match adopted {
+                        true => Ok(()),
+                        false => remover.remove_own(),
+                    };
+                    for error in [restored.err(), removed.err()].into_iter().flatten() {
+                        log::error!("after the failed start: {error:#}");
+                    }
                 }
-            } else if !adopted {
-                take_back(&remover, &generation, &mut addresses).await;
+                None => take_back(&remover, &generation, &mut addresses).await,
             }
             return Err(failure);
         }

@@ -78,6 +78,32 @@ pub(super) async fn start(
     let numbers: Vec<u16> = targets.iter().map(|target| target.member.id).collect();
     watches.set(targets);
     first_probes(&shared, &numbers).await;
+    let before = {
+        let plane = shared.plane();
+        plane.adopted().then(|| plane.attached())
+    };
+    let begun = begin(options, &shared, &mut watches, addresses, listeners).await;
+    if let (Err(_), Some(before)) = (&begun, before) {
+        let running = shared.running();
+        let restored = shared.plane().restore(&before, &running.generation);
+        if let Err(error) = restored {
+            log::error!("after the failed start: {error:#}");
+        }
+    }
+    Ok((shared, watches, orders, begun?))
+}
+
+/// From where the box changes to where this daemon serves.
+async fn begin(
+    options: &RunOptions,
+    shared: &Arc<Shared>,
+    watches: &mut Watches,
+    addresses: &mut Addresses,
+    listeners: Vec<WorkerListeners>,
+) -> Result<UnixListener, Failure> {
+    let no_socket = || format!("cannot open the admin socket {}", options.admin.display());
+    let (listener, place) = admin::server::listen_aside(&options.admin).with_context(no_socket)?;
+    let listener = UnixListener::from_std(listener).with_context(no_socket)?;
     let running = shared.running();
     addresses.add_all(&running.generation).await?;
     addresses.enable_forwarding(&running.generation)?;
@@ -86,14 +112,15 @@ pub(super) async fn start(
     if needs_packets(&running.generation) {
         shared.plane().attach(&running.generation)?;
     }
-    let listener = admin::server::bind(&options.admin)
-        .and_then(UnixListener::from_std)
-        .with_context(|| format!("cannot open the admin socket {}", options.admin.display()))?;
-    heed_roster(&shared, &options.state, &mut watches);
-    apply(&shared, listeners)?;
+    heed_roster(shared, &options.state, watches);
+    apply(shared, listeners)?;
+    // An earlier daemon answers until here.
+    if let Err(error) = place.take() {
+        log::error!("{}: {error}", no_socket());
+    }
     lock(&shared.roster).forget_others(&running.generation);
     log::debug!("configuration {} is in use", options.config.display());
-    Ok((shared, watches, orders, listener))
+    Ok(listener)
 }
 
 pub(super) async fn first_probes(shared: &Shared, numbers: &[u16]) {
@@ -149,18 +176,22 @@ pub(super) fn left_behind(shared: &Shared) -> Vec<Lingering> {
         .collect()
 }
 
-/// Starts the proxy, takes the steering over and flips the tables.
+/// Builds the tables, starts the proxy, takes the steering over and flips. What does not fit is found before an earlier
+/// daemon's listeners are steered to no more.
 fn apply(shared: &Arc<Shared>, listeners: Vec<WorkerListeners>) -> Result<(), Failure> {
     let running = shared.running();
+    let (generation, numbers) = (&running.generation, &running.numbers);
     shared.services.replace(running.services.iter().cloned());
+    let built = shared
+        .plane()
+        .build(generation, numbers, listeners.len() as u32)?;
     start_proxy(shared, listeners)?;
-    let workers = workers(shared);
     let mut plane = shared.plane();
-    plane.apply(
-        &running.generation,
-        &running.numbers,
+    plane.flip(
+        generation,
+        numbers,
         |number| running.takes_new(number),
-        workers,
+        built,
     )?;
     shared.services.set_generation(plane.generation().into());
     // A probe may have ended between the two.

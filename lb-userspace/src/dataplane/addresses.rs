@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
@@ -16,6 +15,7 @@ use rtnetlink::Handle;
 
 use super::{
     announce::Announcements,
+    forwarding::{Forwarding, read},
     links::{LOOPBACK, check_interfaces},
     own_members, replies, routes,
     unmarked::Unmarked,
@@ -26,17 +26,22 @@ use crate::model::{Forward, Generation};
 /// Marks our addresses (`IFA_PROTO`, Linux 5.18): 'm' for mail. What an older kernel forgets is in [`Unmarked`].
 const OURS: u8 = b'm';
 
-/// Keeps what forwarding was set to, in case this daemon ends without setting it back.
-const FORWARDING_FILE: &str = "forwarding";
-
 /// The box's addresses, by netlink, and its forwarding.
 pub struct Addresses {
     handle: Handle,
-    state: PathBuf,
-    /// Settings we changed, and what they were.
-    forwarding: Vec<(String, String)>,
+    forwarding: Forwarding,
     announcements: Announcements,
     unmarked: Unmarked,
+}
+
+/// What of ours is on the box at some moment, for [`Addresses::restore`].
+#[derive(Debug)]
+pub struct Present {
+    addresses: Vec<(IpAddr, u32)>,
+    routes: Vec<routes::Key>,
+    replies: Vec<replies::Way>,
+    /// Settings that were changed until then.
+    forwarding: usize,
 }
 
 impl Addresses {
@@ -49,16 +54,9 @@ impl Addresses {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
-        let remembered = fs::read_to_string(state.join(FORWARDING_FILE)).unwrap_or_default();
         Ok(Self {
             handle,
-            state: state.to_owned(),
-            forwarding: remembered
-                .lines()
-                .filter_map(|line| line.split_once(' '))
-                .filter(|(path, _)| path.starts_with("/proc/sys/net/ipv"))
-                .map(|(path, old)| (path.to_owned(), old.to_owned()))
-                .collect(),
+            forwarding: Forwarding::load(state),
             announcements: Announcements::default(),
             unmarked: Unmarked::load(state),
         })
@@ -122,8 +120,8 @@ impl Addresses {
             false => self.list().await?,
         };
         for message in present.iter().filter(|message| !is_marked(message)) {
-            let place = address_of(message).map(|address| (address, message.header.index));
-            if let Some((address, index)) = place.filter(|place| added.contains(place)) {
+            if let Some((address, index)) = place_of(message).filter(|place| added.contains(place))
+            {
                 self.unmarked.add(address, index);
             }
         }
@@ -209,6 +207,40 @@ impl Addresses {
         Ok(())
     }
 
+    /// What of ours is there now.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell it.
+    pub async fn present(&self) -> Result<Present> {
+        let ours = self.list().await?.into_iter();
+        let ours = ours.filter(|message| self.is_ours(message));
+        Ok(Present {
+            addresses: ours.filter_map(|message| place_of(&message)).collect(),
+            routes: routes::present(&self.handle).await?,
+            replies: replies::present(&self.handle).await?,
+            forwarding: self.forwarding.count(),
+        })
+    }
+
+    /// Takes back what was added and changed since.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn restore(&mut self, before: &Present) -> Result<()> {
+        self.forwarding.restore_since(before.forwarding);
+        replies::remove_others(&self.handle, &before.replies).await?;
+        routes::remove_others(&self.handle, &before.routes).await?;
+        for message in self.list().await? {
+            let place = place_of(&message).filter(|_| self.is_ours(&message));
+            if let Some(place) = place.filter(|place| !before.addresses.contains(place)) {
+                self.delete(place.0, message).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Switches forwarding on for the interfaces that passthrough flows cross, and remembers where it was off.
     ///
     /// Per interface, never for the whole box. Where IPv6 router advertisements were accepted, they still are.
@@ -237,16 +269,17 @@ impl Addresses {
                 .chain(&network.server_interfaces)
             {
                 if family == "ipv6" && read(&conf(family, interface, "accept_ra")) == "1" {
-                    self.set(&conf(family, interface, "accept_ra"), "2")?;
+                    self.forwarding
+                        .set(&conf(family, interface, "accept_ra"), "2")?;
                 }
                 let local = conf(family, interface, "accept_local");
                 if interface == LOOPBACK && read(&local) == "0" {
                     // Replies to clients on the box come from a virtual address, which is the box's own (IPv4 only).
-                    self.set(&local, "1")?;
+                    self.forwarding.set(&local, "1")?;
                 }
                 let switch = conf(family, interface, "forwarding");
                 if read(&switch) == "0" {
-                    self.set(&switch, "1")?;
+                    self.forwarding.set(&switch, "1")?;
                     log::info!("forwarding of {family} on {interface} was off, switched on");
                 }
             }
@@ -256,53 +289,17 @@ impl Addresses {
 
     /// How many settings were changed until now, for [`Self::restore_forwarding_since`].
     pub fn forwarding(&self) -> usize {
-        self.forwarding.len()
+        self.forwarding.count()
     }
 
     /// Sets back what was changed since there were so many.
     pub fn restore_forwarding_since(&mut self, count: usize) {
-        let count = count.min(self.forwarding.len());
-        if count == self.forwarding.len() {
-            return;
-        }
-        for (path, old) in self.forwarding.drain(count..).rev() {
-            if let Err(error) = fs::write(&path, &old) {
-                log::warn!("cannot set {path} back to {old}: {error}");
-            }
-        }
-        self.remember();
+        self.forwarding.restore_since(count);
     }
 
     /// Sets forwarding back to what it was.
     pub fn restore_forwarding(&mut self) {
-        self.restore_forwarding_since(0);
-        let _ = fs::remove_file(self.state.join(FORWARDING_FILE));
-    }
-
-    fn set(&mut self, path: &str, value: &str) -> Result<()> {
-        let old = read(path);
-        fs::write(path, value).with_context(|| {
-            format!("cannot write {value} to {path}; passthrough needs forwarding, switch it on with sysctl")
-        })?;
-        self.forwarding.push((path.to_owned(), old));
-        self.remember();
-        Ok(())
-    }
-
-    fn remember(&self) {
-        let lines: Vec<_> = self
-            .forwarding
-            .iter()
-            .map(|(path, old)| format!("{path} {old}\n"))
-            .collect();
-        let written = fs::create_dir_all(&self.state)
-            .and_then(|()| fs::write(self.state.join(FORWARDING_FILE), lines.concat()));
-        if let Err(error) = written {
-            log::warn!(
-                "cannot remember forwarding in {}: {error}",
-                self.state.display()
-            );
-        }
+        self.forwarding.restore();
     }
 
     /// Adds an address, or with `again` says anew what holds for one that is there.
@@ -423,13 +420,6 @@ fn conf(family: &str, interface: &str, name: &str) -> String {
     format!("/proc/sys/net/{family}/conf/{interface}/{name}")
 }
 
-fn read(path: &str) -> String {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
-}
-
 fn is_marked(message: &AddressMessage) -> bool {
     message
         .attributes
@@ -442,6 +432,11 @@ fn is_deprecated(message: &AddressMessage) -> bool {
         .attributes
         .iter()
         .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Deprecated)))
+}
+
+/// Its address and the index of its interface.
+fn place_of(message: &AddressMessage) -> Option<(IpAddr, u32)> {
+    address_of(message).map(|address| (address, message.header.index))
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {

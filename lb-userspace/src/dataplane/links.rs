@@ -1,6 +1,6 @@
 //! Where the packet programs are attached, and why there.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, io, path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -17,6 +17,10 @@ use crate::{
     admin::view::AttachmentView,
     model::{Attach, Network},
 };
+
+/// How often an interface that is taken is asked for, and how long after one another: half a second in all.
+const ROOM_TRIES: u32 = 50;
+const ROOM_BEAT: Duration = Duration::from_millis(10);
 
 /// The hook of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +89,7 @@ pub(super) fn attach(
                 why: Why::NoDriver(format!("{}", error.root_cause())),
             };
             for interface in &interfaces {
-                pins.unpin(&format!("link-balance_{}-{interface}", Hook::Xdp.suffix()))?;
+                pins.unpin(&xdp_pin(Hook::Xdp, interface))?;
             }
             attach_all(ebpf, pins, jumps, &interfaces, choice.hook)?
         }
@@ -100,14 +104,55 @@ pub(super) fn attach(
     Ok((views, wanted))
 }
 
+/// The pins of links on interfaces.
+pub(super) fn pinned(pins: &PinDirectory) -> BTreeSet<String> {
+    let names = pins.names().into_iter();
+    names
+        .filter(|name| name.starts_with("link-") && name != STEERING)
+        .collect()
+}
+
+/// Has the programs attached where they were `before` [`attach`], and nowhere else: what made room for another mode
+/// comes back.
+///
+/// # Errors
+///
+/// When a pin cannot be removed, or the kernel refuses an attachment.
+pub(super) fn restore(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    jumps: &mut Jumps,
+    before: &BTreeSet<String>,
+) -> Result<()> {
+    for added in &pinned(pins) - before {
+        pins.unpin(&added)?;
+    }
+    for gone in before - &pinned(pins) {
+        for (hook, mode) in [
+            (Hook::Xdp, XdpMode::Driver),
+            (Hook::XdpGeneric, XdpMode::Skb),
+        ] {
+            let Some(interface) = gone.strip_prefix(&xdp_pin(hook, "")) else {
+                continue;
+            };
+            jumps.ready(ebpf, hook)?;
+            jumps.pin(pins)?;
+            let program = loader::xdp(ebpf, &format!("balance_{}", hook.suffix()))?;
+            pin_xdp(program, interface, mode, &pins.pin(&gone))
+                .with_context(|| format!("cannot attach XDP to {interface} again"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes links that [`attach`] has not made or taken over.
 ///
 /// # Errors
 ///
 /// When a pin cannot be removed.
 pub(super) fn detach_others(pins: &PinDirectory, wanted: &[String]) -> Result<()> {
-    for name in pins.names() {
-        if name.starts_with("link-") && !wanted.contains(&name) && name != STEERING {
+    for name in pinned(pins) {
+        if !wanted.contains(&name) {
             pins.unpin(&name)?;
         }
     }
@@ -266,7 +311,7 @@ fn attach_xdp(
     mode: XdpMode,
     wanted: &mut Vec<String>,
 ) -> Result<()> {
-    let [name, other] = hooks.map(|hook| format!("link-balance_{}-{interface}", hook.suffix()));
+    let [name, other] = hooks.map(|hook| xdp_pin(hook, interface));
     let program = loader::xdp(ebpf, &format!("balance_{}", hooks[0].suffix()))?;
     let path = pins.pin(&name);
     if adopt_xdp(program, &path).is_none() {
@@ -278,15 +323,49 @@ fn attach_xdp(
                 let _ = fs::remove_file(path.join(name));
             }
         }
-        let id = program.attach(interface, mode).context(
+        pin_xdp(program, interface, mode, &path).context(
             "XDP cannot be attached there; `attach = \"auto\"` takes TC where the driver has no XDP, and \
              `attach = \"xdp-generic\"` works on any interface",
         )?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&path)?;
     }
     wanted.push(name);
     Ok(())
+}
+
+/// The pin of an XDP program's link.
+fn xdp_pin(hook: Hook, interface: &str) -> String {
+    format!("link-balance_{}-{interface}", hook.suffix())
+}
+
+/// Attaches a program and pins its link. The kernel ends a link that was unpinned some moments later, and until then the
+/// interface is taken.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "attaching is no async work, and hardly ever waits: where the mode changes, for a grace period of the kernel"
+)]
+fn pin_xdp(program: &mut Xdp, interface: &str, mode: XdpMode, path: &Path) -> Result<()> {
+    let mut tries = 1..ROOM_TRIES;
+    let id = loop {
+        match program.attach(interface, mode) {
+            Err(ProgramError::SyscallError(error))
+                if is_taken(&error.io_error) && tries.next().is_some() =>
+            {
+                thread::sleep(ROOM_BEAT);
+            }
+            attached => break attached?,
+        }
+    };
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(path)?;
+    Ok(())
+}
+
+/// By a program of the other mode, or of another link.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AlreadyExists | io::ErrorKind::ResourceBusy
+    )
 }
 
 fn adopt_xdp(program: &mut Xdp, path: &Path) -> Option<()> {
@@ -304,7 +383,7 @@ pub(super) fn answers_tcx() -> Option<bool> {
     match SchedClassifier::query_tcx(LOOPBACK, TcAttachType::Ingress) {
         Ok(_) => Some(true),
         Err(ProgramError::SyscallError(error)) if error.call == "bpf_prog_query" => {
-            let denied = error.io_error.kind() == std::io::ErrorKind::PermissionDenied;
+            let denied = error.io_error.kind() == io::ErrorKind::PermissionDenied;
             (!denied).then_some(false)
         }
         // It has answered, and then did not show somebody else's program.
@@ -313,19 +392,26 @@ pub(super) fn answers_tcx() -> Option<bool> {
     }
 }
 
-/// Attaches the steering program to the network namespace the daemon runs in. Two may be attached for a moment: both
-/// read the same tables.
+/// Attaches the steering program to the network namespace the daemon runs in, until its link is dropped.
 ///
 /// # Errors
 ///
 /// When the kernel refuses the program or the attachment (Linux before 5.9).
-pub(super) fn attach_steering(ebpf: &mut Ebpf, pins: &PinDirectory) -> Result<()> {
+pub(super) fn attach_steering(ebpf: &mut Ebpf) -> Result<FdLink> {
     let program = loader::sk_lookup(ebpf, "steer_sessions")?;
     let namespace = fs::File::open("/proc/self/ns/net")?;
     let id = program
         .attach(&namespace)
         .context("cannot attach the steering program (needs Linux 5.9)")?;
-    let link: FdLink = program.take_link(id)?.into();
+    Ok(program.take_link(id)?.into())
+}
+
+/// Pins the steering program's link, in place of that of an earlier process.
+///
+/// # Errors
+///
+/// When the pin cannot be made.
+pub(super) fn pin_steering(link: FdLink, pins: &PinDirectory) -> Result<()> {
     pins.unpin(STEERING)?;
     link.pin(pins.pin(STEERING))?;
     Ok(())

@@ -2,12 +2,14 @@
 
 mod addresses;
 mod announce;
+mod apply;
 mod beside;
 mod bpffs;
 mod clsact;
 mod ends;
 mod explain;
 mod flows;
+mod forwarding;
 mod jumps;
 mod links;
 mod loader;
@@ -30,6 +32,7 @@ mod unmarked;
 mod views;
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -45,15 +48,13 @@ use aya::{
 };
 use lb_common::{
     event::Cause,
-    index::HASH_KEYS,
     layout::{ENDS, MAX_WORKERS, SWEEP},
-    service::Config,
     stats::TrafficCell,
-    tcp,
 };
 
 pub use self::{
-    addresses::{Addresses, address_conflicts},
+    addresses::{Addresses, Present, address_conflicts},
+    apply::Built,
     ends::FlowEnds,
     explain::{Found, Question, has_interface},
     flows::{FlowSnapshot, FlowTable},
@@ -101,6 +102,14 @@ pub struct KernelPlane {
     exhausted: [u64; 2],
     /// Tells this daemon from every other.
     instance: u32,
+}
+
+/// Where an earlier daemon's programs are attached, for [`KernelPlane::restore`].
+#[derive(Debug)]
+pub struct Attached {
+    links: BTreeSet<String>,
+    /// Indices of the interfaces there.
+    judged: BTreeSet<u32>,
 }
 
 impl KernelPlane {
@@ -215,53 +224,6 @@ impl KernelPlane {
         &self.tables.service_cells[usize::from(number)]
     }
 
-    /// Flips the tables to a generation.
-    ///
-    /// # Errors
-    ///
-    /// When a table refuses a record; the generation in use stays in use.
-    pub fn apply(
-        &mut self,
-        generation: &Generation,
-        numbers: &Numbers,
-        up: impl Fn(u16) -> bool,
-        workers: u32,
-    ) -> Result<()> {
-        let timeouts = &generation.timeouts;
-        let config = Config {
-            epoch: 0,
-            generation: 0,
-            chunks: 0,
-            flow_mask: 0,
-            embryonic: 0,
-            by_key: 0,
-            limits: [
-                timeouts.syn,
-                timeouts.established,
-                timeouts.half_closed,
-                timeouts.closing,
-            ]
-            .map(|limit| tcp::ticks(limit.as_millis() as u64)),
-            workers,
-            owner: std::process::id(),
-            instance: self.instance,
-            prefixes: 0,
-            seeds: [0; 2],
-            hash: [0; HASH_KEYS],
-            cookie: [0; 2],
-            filter: [0; 8],
-        };
-        let filled = self
-            .policies
-            .fill(generation, numbers, self.tables.next_epoch())
-            .context("cannot fill the policies of the kernel plane")?;
-        self.tables
-            .apply(generation, numbers, up, config)
-            .context("cannot fill the tables of the kernel plane")?;
-        self.policies.flipped(filled);
-        Ok(())
-    }
-
     /// Attaches the packet programs, or swaps them in place.
     ///
     /// # Errors
@@ -279,6 +241,32 @@ impl KernelPlane {
             .iter()
             .map(|place| place.interface.as_str());
         self.policies.set_judged(judged)
+    }
+
+    /// Where programs are attached now.
+    pub fn attached(&self) -> Attached {
+        Attached {
+            links: links::pinned(&self.pins),
+            judged: self.policies.judged(),
+        }
+    }
+
+    /// After a start that failed beside an earlier daemon: programs are attached where they were before
+    /// [`Self::attach`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn restore(&mut self, before: &Attached, generation: &Generation) -> Result<()> {
+        let mut kept = generation.network.clone();
+        for names in [&mut kept.client_interfaces, &mut kept.server_interfaces] {
+            names.retain(|name| {
+                policies::interface_index(name).is_some_and(|index| before.judged.contains(&index))
+            });
+        }
+        links::detach_filters(&generation.network, Some(&kept));
+        self.policies.restore_judged(&before.judged)?;
+        links::restore(&mut self.ebpf, &self.pins, &mut self.jumps, &before.links)
     }
 
     /// Removes packet programs from interfaces that `old` names and the last [`Self::attach`] did not.
@@ -360,6 +348,8 @@ impl KernelPlane {
         &mut self,
         listeners: &[(V4, Option<V6>)],
     ) -> Result<()> {
+        // Two programs may be attached for a moment: both read the same tables.
+        let steering = links::attach_steering(&mut self.ebpf)?;
         for (slot, (v4, v6)) in (0u32..MAX_WORKERS).zip(listeners) {
             self.listeners
                 .set(slot, v4, 0)
@@ -368,7 +358,7 @@ impl KernelPlane {
                 self.listeners.set(MAX_WORKERS + slot, v6, 0)?;
             }
         }
-        links::attach_steering(&mut self.ebpf, &self.pins)
+        links::pin_steering(steering, &self.pins)
     }
 
     /// Tells the programs what a monitor found.

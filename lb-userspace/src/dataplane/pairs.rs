@@ -1,7 +1,7 @@
 //! Pairs of SNAT address and member: their numbers, usable ports and the table that leads replies to them.
 //!
 //! A pair keeps its number, and so its flows, as long as it has any: from generation to generation and from daemon to
-//! daemon.
+//! daemon. One that no generation uses and that carries nothing gives its number back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,8 +43,12 @@ pub(super) struct Pairs {
     index: &'static [Bucket],
     sets: &'static [PortSet],
     flows: &'static [lb_common::flow::Flow],
-    /// Every pair that is in use, by what it is known by.
+    /// Every pair that has a number, by what it is known by.
     numbers: BTreeMap<Identity, u16>,
+    /// Pairs that the sources of the generation in use have: new flows may begin there.
+    used: BTreeSet<u16>,
+    /// The same of the generation that is being built.
+    next_used: BTreeSet<u16>,
     /// Sources written for the generation that is being built.
     next_source: u32,
     /// Pairs of it with the ports that they get when it is in use.
@@ -81,7 +85,7 @@ impl Pairs {
             bail!("PAIRS is no array");
         };
         let pairs: &[Pair] = sys::map_array(&data).context("cannot map PAIRS into memory")?;
-        let mut this = Self {
+        Ok(Self {
             records: Map::Array(data).try_into()?,
             sources: loader::map(ebpf, "SNAT_SOURCES")?.try_into()?,
             pairs,
@@ -89,38 +93,34 @@ impl Pairs {
             index: mapped(ebpf, "PAIR_INDEX", keep)?,
             sets: mapped(ebpf, "PORT_SETS", keep)?,
             flows,
-            numbers: BTreeMap::new(),
+            numbers: numbers_of(pairs),
+            used: BTreeSet::new(),
+            next_used: BTreeSet::new(),
             next_source: 1,
             new_ports: Vec::new(),
-        };
-        for (number, pair) in (0u16..).zip(pairs).skip(1) {
-            let (identity, known) = sys::identity(pair);
-            if known {
-                this.numbers.insert(identity, number);
-            }
-        }
-        Ok(this)
+        })
     }
 
-    /// Begins a generation: pairs that neither `kept` ones nor any flow needs give their numbers back.
+    /// Begins a generation: pairs give their numbers back that no flow is bound to and that none of `sources`, those of
+    /// the generation in use, has. New flows may begin at the others until the flip, so the next table leads to them, too.
     ///
     /// # Errors
     ///
     /// When the kernel refuses a record.
-    pub(super) fn begin(&mut self, epoch_in_use: u32) -> Result<()> {
-        let in_use: BTreeSet<u32> = self
-            .epoch(epoch_in_use)
-            .iter()
-            .flat_map(|bucket| &bucket.entries)
-            .map(|entry| entry.load(SeqCst) & 0xffff)
-            .collect();
+    pub(super) fn begin(&mut self, sources: &BTreeSet<u16>) -> Result<()> {
+        // Another daemon may have made some, or given some back.
+        self.numbers = numbers_of(self.pairs);
+        self.used.clear();
+        for index in sources {
+            let source = self.sources.get(&u32::from(*index), 0)?.0;
+            let count = source.count as usize;
+            self.used.extend(source.pairs.iter().take(count));
+        }
         let stale: Vec<_> = self
             .numbers
             .iter()
             .filter(|(identity, number)| {
-                !in_use.contains(&u32::from(**number))
-                    && !self.bound(**number)
-                    && identity.0 != Addr::UNSET
+                !self.used.contains(number) && !self.bound(**number) && identity.0 != Addr::UNSET
             })
             .map(|(identity, number)| (*identity, *number))
             .collect();
@@ -131,12 +131,20 @@ impl Pairs {
         }
         self.next_source = 1;
         // Of one that came to nothing.
+        self.next_used.clear();
         self.new_ports.clear();
         Ok(())
     }
 
     /// The generation is in use: its pairs have its ports.
     pub(super) fn flipped(&mut self) {
+        self.used.clear();
+        self.changed();
+    }
+
+    /// What was added to the generation in use is in use, too.
+    pub(super) fn changed(&mut self) {
+        self.used.append(&mut self.next_used);
         for (number, set) in std::mem::take(&mut self.new_ports) {
             self.change_ports(number, set);
         }
@@ -205,7 +213,12 @@ impl Pairs {
     /// The number of a pair: the one it has, else a free one.
     fn pair(&mut self, identity: Identity, ports: &Ports) -> Result<u16> {
         let set = self.set(ports)?;
-        if let Some(number) = self.numbers.get(&identity).copied() {
+        let known = self.numbers.get(&identity).copied();
+        // Another daemon's start that came to nothing may have given it back.
+        let is_its =
+            |number: &u16| sys::identity(&self.pairs[usize::from(*number)]) == (identity, true);
+        if let Some(number) = known.filter(is_its) {
+            self.next_used.insert(number);
             self.new_ports.push((number, set));
             return Ok(number);
         }
@@ -223,6 +236,7 @@ impl Pairs {
         let image = sys::pair_image(identity, u32::from(set), &ports.0);
         self.records.set(u32::from(number), image, 0)?;
         self.numbers.insert(identity, number);
+        self.next_used.insert(number);
         Ok(number)
     }
 
@@ -347,7 +361,18 @@ impl Pairs {
                     return Ok(());
                 }
                 found if found == entry => return Ok(()),
-                found if found >> 16 == tag => break,
+                found if found >> 16 == tag => {
+                    // Its pair has given its number back since the table was built, or it is another's.
+                    let pair = self.pairs.get((found & 0xffff) as usize);
+                    let live = pair.map(sys::identity).filter(|(_, known)| *known);
+                    if live.is_some_and(|((source, member, port), _)| {
+                        pair_bucket(seed, epoch, &source, &member, port) == (bucket, tag)
+                    }) {
+                        break;
+                    }
+                    cell.store(entry, SeqCst);
+                    return Ok(());
+                }
                 _ => {}
             }
         }
@@ -410,15 +435,16 @@ impl Pairs {
             .any(|(_, number)| self.bound(*number))
     }
 
-    /// How many ports the pair with the fewest will have; nothing where every client keeps its address.
+    /// How many ports the pair of the next generation with the fewest will have; nothing where every client keeps its
+    /// address. Those that only earlier flows are bound to do not count: nothing begins there.
     pub(super) fn fewest_ports(&self) -> Option<u32> {
         let changed: BTreeMap<_, _> = self.new_ports.iter().copied().collect();
-        let with_address = self
-            .numbers
-            .iter()
-            .filter(|((source, ..), _)| *source != Addr::UNSET);
+        let with_address = self.next_used.iter().filter(|number| {
+            let ((source, ..), _) = sys::identity(&self.pairs[usize::from(**number)]);
+            source != Addr::UNSET
+        });
         with_address
-            .map(|(_, number)| match changed.get(number) {
+            .map(|number| match changed.get(number) {
                 Some(set) => usable(&self.sets[usize::from(*set)]),
                 None => usable(self.set_of(*number)),
             })
@@ -430,10 +456,11 @@ impl Pairs {
         &self.sets[set as usize % self.sets.len()]
     }
 
-    /// How much of every pair is in use.
+    /// How much is in use of every pair where new flows may begin, or that has flows.
     pub(super) fn usage(&self) -> Vec<PairUsage> {
         self.numbers
             .iter()
+            .filter(|(_, number)| self.used.contains(number) || self.bound(**number))
             .map(|((source, member, port), number)| {
                 let pair = &self.pairs[usize::from(*number)];
                 let set = self.set_of(*number);
@@ -467,6 +494,17 @@ impl Pairs {
             self.chunks.len() as u64 - 1,
         )
     }
+}
+
+/// The pairs that have a number.
+fn numbers_of(pairs: &[Pair]) -> BTreeMap<Identity, u16> {
+    let numbered = (0u16..).zip(pairs).skip(1);
+    numbered
+        .filter_map(|(number, pair)| {
+            let (identity, known) = sys::identity(pair);
+            known.then_some((identity, number))
+        })
+        .collect()
 }
 
 fn arrange(seed: u64, epoch: u32, entries: &[(Identity, u32)]) -> Option<Vec<[u32; WAYS]>> {

@@ -1,7 +1,7 @@
 //! Policies in the kernel's tables: compiled aside with their generation, then looked after as time goes by.
 
 use std::{
-    collections::{BTreeMap, HashMap as Index},
+    collections::{BTreeMap, BTreeSet, HashMap as Index},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -52,6 +52,8 @@ pub(super) struct PolicyTables {
     /// Interfaces with a packet program, and those of VLANs.
     attached: Vec<u32>,
     tagged: Vec<Tagged>,
+    /// Do programs go by what this daemon has filled in?
+    in_use: bool,
 }
 
 /// A policy of the generation in use.
@@ -124,6 +126,7 @@ impl PolicyTables {
             filled: Vec::new(),
             attached: Vec::new(),
             tagged: Vec::new(),
+            in_use: false,
         })
     }
 
@@ -132,6 +135,7 @@ impl PolicyTables {
         self.filled = std::mem::take(&mut other.filled);
         self.attached = std::mem::take(&mut other.attached);
         self.tagged = std::mem::take(&mut other.tagged);
+        self.in_use = other.in_use;
     }
 
     /// Fills in a generation's policies, and what they guard, for an epoch that is not in use.
@@ -194,6 +198,13 @@ impl PolicyTables {
     /// What was filled in is in use now.
     pub(super) fn flipped(&mut self, filled: FilledPolicies) {
         self.filled = filled.0;
+        if std::mem::replace(&mut self.in_use, true) || self.attached.is_empty() {
+            return;
+        }
+        // Those that only an earlier daemon had.
+        if let Err(error) = self.fill_judged() {
+            log::error!("{error:#}");
+        }
     }
 
     /// Where the rules of an epoch count, by their hash.
@@ -387,11 +398,32 @@ impl PolicyTables {
         self.fill_judged()
     }
 
+    /// The interfaces that are judged by a packet program, by index.
+    pub(super) fn judged(&self) -> BTreeSet<u32> {
+        self.judged.keys().flatten().collect()
+    }
+
+    /// Has these judged as they were before, and no others.
+    ///
+    /// # Errors
+    ///
+    /// When the table refuses one.
+    pub(super) fn restore_judged(&mut self, before: &BTreeSet<u32>) -> Result<()> {
+        for index in &self.judged() - before {
+            self.judged.remove(&index)?;
+        }
+        for index in before {
+            self.judged.insert(index, 1, 0)?;
+        }
+        Ok(())
+    }
+
     fn fill_judged(&mut self) -> Result<()> {
         let above = trunks::above(&self.attached, &self.tagged);
         let stale: Vec<u32> = self.judged.keys().flatten().collect();
         for index in stale {
-            if !self.attached.contains(&index) && !above.contains(&index) {
+            // Until the flip, an earlier daemon's programs judge where they did.
+            if self.in_use && !self.attached.contains(&index) && !above.contains(&index) {
                 self.judged.remove(&index)?;
             }
         }

@@ -25,7 +25,7 @@ const OURS: RouteProtocol = RouteProtocol::Other(b'm');
 const TABLE: u32 = 4650;
 
 /// A member and an interface that its replies come in by.
-type Way = (SocketAddr, String);
+pub(super) type Way = (SocketAddr, String);
 
 /// Makes sure that replies to clients' addresses reach the sockets of a generation. `lo` is the index of loopback.
 ///
@@ -36,7 +36,7 @@ pub(super) async fn add_all(handle: &Handle, generation: &Generation, lo: u32) -
     if wanted.is_empty() {
         return Ok(());
     }
-    let present: Vec<Way> = list(handle).await?.iter().filter_map(way).collect();
+    let present = present(handle).await?;
     for v4 in [true, false] {
         if wanted.iter().any(|(member, _)| member.is_ipv4() == v4) {
             let route = everything(v4, lo);
@@ -92,6 +92,27 @@ pub(super) async fn prune(
 pub(super) async fn remove(handle: &Handle) -> Result<()> {
     for rule in list(handle).await? {
         handle.rule().del(rule).execute().await?;
+    }
+    Ok(())
+}
+
+/// Our rules that are there.
+///
+/// # Errors
+/// The kernel does not tell them.
+pub(super) async fn present(handle: &Handle) -> Result<Vec<Way>> {
+    Ok(list(handle).await?.iter().filter_map(way).collect())
+}
+
+/// Removes those of our rules that were not there `before`.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) async fn remove_others(handle: &Handle, before: &[Way]) -> Result<()> {
+    for rule in list(handle).await? {
+        if way(&rule).is_some_and(|way| !before.contains(&way)) {
+            handle.rule().del(rule).execute().await?;
+        }
     }
     Ok(())
 }

@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+use netlink_packet_route::{
+    AddressFamily,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -113,6 +114,36 @@ pub(super) async fn remove(handle: &Handle) -> Result<()> {
         handle.route().del(route).execute().await?;
     }
     Ok(())
+}
+
+/// What tells our routes apart: one without a prefix is of `replies`.
+pub(super) type Key = (AddressFamily, Option<Prefix>);
+
+/// Our routes that are there.
+///
+/// # Errors
+///
+/// When the kernel does not tell them.
+pub(super) async fn present(handle: &Handle) -> Result<Vec<Key>> {
+    Ok(list(handle).await?.iter().map(key).collect())
+}
+
+/// Removes those of our routes that were not there `before`.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) async fn remove_others(handle: &Handle, before: &[Key]) -> Result<()> {
+    for route in list(handle).await? {
+        if !before.contains(&key(&route)) {
+            handle.route().del(route).execute().await?;
+        }
+    }
+    Ok(())
+}
+
+fn key(route: &RouteMessage) -> Key {
+    (route.header.address_family, prefix(route))
 }
 
 /// Our routes of both families.

@@ -81,6 +81,14 @@ pub struct Held {
     pub virtual_servers: BTreeSet<u16>,
 }
 
+/// A generation in the tables that is not in use yet.
+pub(super) struct Built {
+    /// What the programs will go by.
+    config: Config,
+    automap: Automap,
+    local_ports: LocalPorts,
+}
+
 impl Tables {
     /// Takes the tables out of the loaded object.
     ///
@@ -202,12 +210,23 @@ impl Tables {
     }
 
     fn members_in_use(&self, epoch: u32) -> Vec<u16> {
-        let pools =
-            (1..MAX_VIEWS).filter_map(|pool| self.pools.get(&(epoch * MAX_VIEWS + pool), 0).ok());
-        pools
-            .flat_map(|pool| pool.0.members)
+        self.pools_of(epoch)
+            .flat_map(|pool| pool.members)
             .filter(|number| *number != 0)
             .collect()
+    }
+
+    /// Where new flows to the members of an epoch's pools come from.
+    fn sources_in_use(&self, epoch: u32) -> BTreeSet<u16> {
+        self.pools_of(epoch)
+            .flat_map(|pool| pool.sources)
+            .filter(|source| *source != 0)
+            .collect()
+    }
+
+    fn pools_of(&self, epoch: u32) -> impl Iterator<Item = Pool> {
+        let pools = (1..MAX_VIEWS).map(move |pool| epoch * MAX_VIEWS + pool);
+        pools.filter_map(|pool| Some(self.pools.get(&pool, 0).ok()?.0))
     }
 
     /// The state that the programs know of a member; `None` for a number that was never written.
@@ -221,33 +240,33 @@ impl Tables {
         self.config().map_or(0, |config| config.epoch ^ 1)
     }
 
-    /// Builds a generation aside and flips to it.
+    /// Builds a generation aside, in the epoch that is not in use: all that can be too much is found here. Until
+    /// [`Self::flip`] nothing goes by it.
     ///
     /// # Errors
     ///
-    /// When a table refuses a record; the generation in use stays in use.
-    pub(super) fn apply(
+    /// When a table has no room, or refuses a record.
+    pub(super) fn build(
         &mut self,
         generation: &Generation,
         numbers: &Numbers,
-        up: impl Fn(u16) -> bool,
         config: Config,
-    ) -> Result<()> {
-        let applied = self.build_and_flip(generation, numbers, up, config);
-        if applied.is_err() {
+    ) -> Result<Built> {
+        let built = self.build_aside(generation, numbers, config);
+        if built.is_err() {
             // Pairs that it has made are needed by nobody.
-            self.pairs.begin(self.next_epoch() ^ 1)?;
+            self.pairs
+                .begin(&self.sources_in_use(self.next_epoch() ^ 1))?;
         }
-        applied
+        built
     }
 
-    fn build_and_flip(
+    fn build_aside(
         &mut self,
         generation: &Generation,
         numbers: &Numbers,
-        up: impl Fn(u16) -> bool,
         mut config: Config,
-    ) -> Result<()> {
+    ) -> Result<Built> {
         let old = self.config();
         let in_use = old.map_or(1, |old| old.epoch);
         let epoch = in_use ^ 1;
@@ -258,7 +277,7 @@ impl Tables {
             Some(_) => self.services.read(in_use)?,
             None => Vec::new(),
         };
-        self.pairs.begin(in_use)?;
+        self.pairs.begin(&self.sources_in_use(in_use))?;
         let local_ports = LocalPorts::read(generation);
         let views = self.write_pools(generation, numbers, epoch, &local_ports)?;
         let mut placed = Vec::new();
@@ -312,7 +331,28 @@ impl Tables {
         // Half of the records, and of the ports of any pair: the others stay free for connections that are really opened.
         let scarcest = self.pairs.fewest_ports().unwrap_or(u32::MAX);
         config.embryonic = (scarcest.min(self.flows_max() as u32) / 2).clamp(1, MAX_HALF_OPEN);
-        // All that can be too much has been found to fit: from here on, what the generation in use goes by changes.
+        config.epoch = epoch;
+        Ok(Built {
+            config,
+            automap: views.automap,
+            local_ports,
+        })
+    }
+
+    /// Flips to the generation that was built last. From here on, what the generation in use goes by changes.
+    ///
+    /// # Errors
+    ///
+    /// When a table refuses a record.
+    pub(super) fn flip(
+        &mut self,
+        generation: &Generation,
+        numbers: &Numbers,
+        up: impl Fn(u16) -> bool,
+        built: Built,
+    ) -> Result<()> {
+        let mut config = built.config;
+        let epoch = config.epoch;
         for pool in generation.pools.values() {
             for member in &pool.members {
                 let number = numbers.members[&(pool.name.clone(), member.address)];
@@ -321,16 +361,16 @@ impl Tables {
         }
         // Twice: a program that sees half of the first change goes by the tables in use, and of the second there is no
         // half.
-        config.epoch = in_use;
-        if old.is_some() {
+        if let Some(old) = self.config() {
+            config.epoch = old.epoch;
             self.config.set(0, Record(config), 0)?;
         }
         self.write_vlans(&generation.network.vlans)?;
         config.epoch = epoch;
         self.config.set(0, Record(config), 0)?;
         self.pairs.flipped();
-        self.automap = views.automap;
-        self.local_ports = Some(local_ports);
+        self.automap = built.automap;
+        self.local_ports = Some(built.local_ports);
         Ok(())
     }
 

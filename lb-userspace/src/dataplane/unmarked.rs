@@ -18,8 +18,7 @@ pub(super) struct Unmarked {
 impl Unmarked {
     /// Reads what was written down since the box has booted.
     pub(super) fn load(state: &Path) -> Self {
-        let boot = fs::read_to_string(BOOT).unwrap_or_default();
-        Self::of_boot(state, boot.trim())
+        Self::of_boot(state, &boot())
     }
 
     fn of_boot(state: &Path, boot: &str) -> Self {
@@ -78,6 +77,12 @@ impl Unmarked {
             );
         }
     }
+}
+
+/// Which boot of the box this is.
+pub(super) fn boot() -> String {
+    let boot = fs::read_to_string(BOOT).unwrap_or_default();
+    boot.trim().to_owned()
 }
 
 #[cfg(test)]

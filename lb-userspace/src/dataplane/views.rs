@@ -184,7 +184,7 @@ impl Tables {
         self.pairs.enter(config.seed(), config.epoch, identity)?;
         self.pairs
             .write_source(u32::from(source), &[(identity, &ports)])?;
-        self.pairs.flipped();
+        self.pairs.changed();
         self.automap.insert(member, (source, Some(own)));
         log::info!("connections to {member} now come from {own}");
         Ok(())
