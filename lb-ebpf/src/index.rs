@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use lb_common::{
     bits::lowest,
-    flow::{Flow, FlowKey, Route},
+    flow::{FlowKey, Route},
     index::{Bucket, Hash, WAYS},
     service::Config,
     tcp::{Direction, Phase},

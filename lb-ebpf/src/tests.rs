@@ -2,6 +2,7 @@
 
 mod flows;
 mod odd;
+mod races;
 
 use std::{
     cell::{Cell, RefCell},
