@@ -137,12 +137,8 @@ fn what_a_trusted_balancer_tells_is_passed_on() -> Result<()> {
                 let seen: Vec<_> = seen.collect();
                 told.iter().all(|client| seen.contains(client))
             })?;
-            let log = scene.daemon.log();
-            ensure!(
-                log.contains(" client=198.51.100.7:4711 local=203.0.113.9:25 "),
-                "{log}"
-            );
-            Ok(())
+            let words = " client=198.51.100.7:4711 local=203.0.113.9:25 ";
+            scene.daemon.wait_for_log(words)
         },
     )
 }
@@ -178,11 +174,8 @@ fn members_see_the_client_itself() -> Result<()> {
                     ensure!(seen == expected, "{seen:?}");
                 }
             }
-            let log = scene.daemon.log();
-            ensure!(
-                log.contains(&format!(" snat={} ", lab.clients[0].v4)),
-                "{log}"
-            );
+            let words = format!(" snat={} ", lab.clients[0].v4);
+            scene.daemon.wait_for_log(&words)?;
             let rules = |family| lab.balancer.run(Command::new("ip").args([family, "rule"]));
             ensure!(rules("-4")?.contains("lookup 4650"), "{}", rules("-4")?);
             // Sessions that go on keep their way back when nothing new needs it.
@@ -267,10 +260,11 @@ fn a_snat_pool_multiplies_the_ports_towards_a_member() -> Result<()> {
             for session in held {
                 held_still_talks(session)?;
             }
-            let log = scene.daemon.log();
             for address in addresses {
-                let count = log.matches(&format!(" snat={address} ")).count();
-                ensure!(count > PORTS / 2, "{count} from {address}");
+                let words = format!(" snat={address} ");
+                wait_until(PATIENCE, "the log to tell of both addresses", || {
+                    scene.daemon.log().matches(&words).count() > PORTS / 2
+                })?;
             }
             // The addresses go with the last that needs them.
             let mut next = config(lab, 25, "snat = \"automap\"");

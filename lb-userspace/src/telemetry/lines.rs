@@ -15,6 +15,8 @@ use std::{
 const MOST: usize = 8 << 20;
 /// Between two words about what was left out.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long a line may wait for others: a busy box writes a hundred times a second, not with every session.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// A handle to the writer of one stream; lines come out whole, and in the order they were given.
 #[derive(Debug, Clone)]
@@ -24,6 +26,7 @@ pub struct Lines(Arc<Queue>);
 struct Queue {
     most: usize,
     period: Duration,
+    gather: Duration,
     state: Mutex<State>,
     /// There is something to write.
     filled: Condvar,
@@ -34,7 +37,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// The writer has taken lines and is not done with them.
+    /// The writer has seen lines and is not done with them; it looks for more by itself.
     writing: bool,
     /// Lines that found no place, and of them those that the reader was not told of yet.
     left_out: u64,
@@ -49,13 +52,20 @@ impl Lines {
     /// When there is no descriptor or no thread for it.
     pub fn start(out: impl AsFd) -> io::Result<Self> {
         // Beside the library's own handle: who ends the process must not wait for its lock.
-        Self::with(MOST, PERIOD, File::from(out.as_fd().try_clone_to_owned()?))
+        let out = File::from(out.as_fd().try_clone_to_owned()?);
+        Self::with(MOST, PERIOD, GATHER, out)
     }
 
-    fn with(most: usize, period: Duration, out: impl Write + Send + 'static) -> io::Result<Self> {
+    fn with(
+        most: usize,
+        period: Duration,
+        gather: Duration,
+        out: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
         let queue = Arc::new(Queue {
             most,
             period,
+            gather,
             state: Mutex::default(),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -80,7 +90,9 @@ impl Lines {
             return;
         }
         state.waiting.extend_from_slice(line);
-        self.0.filled.notify_one();
+        if !state.writing {
+            self.0.filled.notify_one();
+        }
     }
 
     /// How many lines were left out, ever.
@@ -90,6 +102,7 @@ impl Lines {
 
     /// Waits until everything is written, `limit` at most: for the end of the process.
     pub fn finish(&self, limit: Duration) {
+        self.0.filled.notify_one();
         let pending = |state: &mut State| state.writing || !state.waiting.is_empty();
         drop(
             self.0
@@ -144,8 +157,13 @@ impl Queue {
                     }
                 }
             };
-            let mut lines = std::mem::take(&mut state.waiting);
             state.writing = true;
+            if left_out == 0 && state.waiting.len() < self.most / 2 {
+                // Woken sooner only by who waits for the end.
+                let gathered = self.filled.wait_timeout(state, self.gather);
+                state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let mut lines = std::mem::take(&mut state.waiting);
             drop(state);
             if left_out > 0 {
                 let word =
@@ -188,7 +206,7 @@ mod tests {
     fn slow(period: Duration) -> (Lines, impl Fn() -> String, mpsc::Sender<()>) {
         let (begun, written) = mpsc::channel();
         let (let_on, go_on) = mpsc::channel();
-        let lines = Lines::with(8, period, Slow { begun, go_on }).unwrap();
+        let lines = Lines::with(8, period, Duration::ZERO, Slow { begun, go_on }).unwrap();
         let next = move || String::from_utf8(written.recv_timeout(PATIENCE).unwrap()).unwrap();
         (lines, next, let_on)
     }
@@ -218,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_come_together_are_written_together() {
+        let (begun, written) = mpsc::channel();
+        let (let_on, go_on) = mpsc::channel();
+        // Longer than handing over two lines can take; it is waited for once.
+        let gather = Duration::from_millis(500);
+        let lines = Lines::with(MOST, PERIOD, gather, Slow { begun, go_on }).unwrap();
+        let_on.send(()).unwrap();
+        lines.say("one");
+        lines.say("two");
+        assert_eq!(written.recv_timeout(PATIENCE).unwrap(), b"one\ntwo\n");
+        lines.finish(PATIENCE);
+    }
+
+    #[test]
     fn the_end_waits_for_the_last_line() {
         let (lines, next, let_on) = slow(PERIOD);
         lines.say("last");
@@ -241,7 +273,7 @@ mod tests {
                 Ok(())
             }
         }
-        let lines = Lines::with(MOST, PERIOD, Gone).unwrap();
+        let lines = Lines::with(MOST, PERIOD, GATHER, Gone).unwrap();
         for _ in 0..2 {
             lines.say("into the void");
             lines.finish(PATIENCE);

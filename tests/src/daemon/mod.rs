@@ -230,6 +230,14 @@ impl<'lab> Daemon<'lab> {
         self.process.log()
     }
 
+    /// Waits until it has logged this.
+    ///
+    /// # Errors
+    /// Quotes the log when it does not.
+    pub fn wait_for_log(&self, words: &str) -> Result<()> {
+        wait_until(START, words, || self.log().contains(words)).with_context(|| self.log())
+    }
+
     /// `smtplb status --json`
     ///
     /// # Errors
