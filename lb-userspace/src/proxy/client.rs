@@ -95,7 +95,9 @@ impl ClientStream {
         match timeout(limit, handshake(tcp, tls)).await {
             Ok(Ok(stream)) => {
                 let mut stream = Box::new(stream);
-                stream.get_mut().1.set_buffer_limit(Some(UNSENT));
+                let (wire, connection) = stream.get_mut();
+                wire.end_handshake();
+                connection.set_buffer_limit(Some(UNSENT));
                 *self = Self::Tls(stream);
                 Ok(())
             }

@@ -11,5 +11,6 @@ mod pressure;
 mod scout;
 mod splice;
 mod switch;
+mod tickets;
 mod unsent;
 mod waits;

@@ -2,13 +2,15 @@
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
@@ -26,6 +28,21 @@ pub(super) struct Wire {
     tcp: TcpStream,
     ahead: Vec<u8>,
     at: usize,
+    haste: Haste,
+}
+
+/// How soon bytes have to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// At once: the handshake was not answered yet.
+    Asked,
+    /// At once, until the client has sent its last flight of TLS 1.3.
+    Answered,
+    /// What follows it are tickets, for which nobody waits: they may leave with the next words. Where none come, the
+    /// kernel sends them after the time of a retransmission (`MSG_MORE`; 200 ms and a round trip).
+    Unhurried,
+    /// At once: the handshake is over.
+    Shaken,
 }
 
 impl Wire {
@@ -34,7 +51,13 @@ impl Wire {
             tcp,
             ahead: Vec::new(),
             at: 0,
+            haste: Haste::Asked,
         }
+    }
+
+    /// Every write leaves at once from here on.
+    pub(super) fn end_handshake(&mut self) {
+        self.haste = Haste::Shaken;
     }
 
     /// The stream whose bytes come next, unless some were read ahead.
@@ -45,25 +68,34 @@ impl Wire {
         }
     }
 
+    /// Reads some more ahead; 0 at the end.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buffer))?;
+            self.ahead.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+
     /// Waits for the first bytes and says what they begin; they stay to be read.
     ///
     /// # Errors
     /// The stream broke, or ended first.
     pub(super) async fn opening(&mut self) -> io::Result<Opening> {
         let mut first = [0; OPENING];
-        let mut have = 0;
-        while have < first.len() {
-            match self.tcp.read(&mut first[have..]).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => have += count,
+        while self.ahead.len() < first.len() {
+            if poll_fn(|cx| self.poll_ahead(cx)).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            let have = self.ahead.len().min(first.len());
+            first[..have].copy_from_slice(&self.ahead[..have]);
             let known = [HANDSHAKE, 3, first[2], first[3], first[4], CLIENT_HELLO];
             let known = &known[..have.min(6)];
             if first[..known.len()] != *known {
                 return Ok(Opening::Other);
             }
         }
-        self.ahead = first.to_vec();
         // A ClientHello may come in records so short that the version is not in the first.
         let whole = u16::from_be_bytes([first[3], first[4]]) >= VERSION_END;
         let version = [first[9], first[10]];
@@ -95,10 +127,19 @@ const OPENING: usize = 5 + 4 + 2;
 const VERSION_END: u16 = 4 + 2;
 /// RFC 8446 §5.1, `ContentType`.
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
 /// RFC 8446 §4, `HandshakeType`.
 const CLIENT_HELLO: u8 = 1;
 /// TLS 1.2 and, by its compatibility, 1.3.
 const TLS12: [u8; 2] = [3, 3];
+
+/// Does what a client sends begin with an encrypted record (RFC 8446 §5.2)? In a handshake only the last flight of TLS 1.3
+/// does, behind a `change_cipher_spec` that some send (§D.4). Where a read begins within a record, it may seem so: one in
+/// 2^24 does, and costs that client a moment.
+fn is_last_flight(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(&[20, 3, 3, 0, 1, 1]).unwrap_or(bytes);
+    bytes.starts_with(&[APPLICATION_DATA, 3, 3])
+}
 
 impl AsyncRead for Wire {
     fn poll_read(
@@ -121,6 +162,9 @@ impl AsyncRead for Wire {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buffer))?;
+            if self.haste == Haste::Answered && is_last_flight(buffer.filled()) {
+                self.haste = Haste::Unhurried;
+            }
             let (now, later) = buffer
                 .filled()
                 .split_at(out.remaining().min(buffer.filled().len()));
@@ -145,7 +189,21 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, parts)
+        if self.haste == Haste::Unhurried {
+            let more = || SockRef::from(&self.tcp).send_vectored_with_flags(parts, libc::MSG_MORE);
+            loop {
+                ready!(self.tcp.poll_write_ready(cx))?;
+                match self.tcp.try_io(Interest::WRITABLE, more) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    sent => return Poll::Ready(sent),
+                }
+            }
+        }
+        let sent = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, parts))?;
+        if self.haste == Haste::Asked {
+            self.haste = Haste::Answered;
+        }
+        Poll::Ready(Ok(sent))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -158,5 +216,30 @@ impl AsyncWrite for Wire {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_last_flight;
+
+    #[test]
+    fn only_the_last_flight_of_tls13_begins_encrypted() {
+        let spec = [20, 3, 3, 0, 1, 1];
+        let with = |record: u8| [&spec[..], &[record, 3, 3, 0, 9]].concat();
+        assert!(is_last_flight(&[23, 3, 3, 0, 9]));
+        assert!(is_last_flight(&with(23)));
+        // ClientHello, the last flights of TLS 1.2, a second ClientHello (RFC 8446 §4.1.2), an alert, an end.
+        for bytes in [
+            &[22, 3, 1, 2, 0][..],
+            &with(22),
+            &spec,
+            &[21, 3, 3, 0, 2],
+            &[],
+        ] {
+            assert!(!is_last_flight(bytes), "{bytes:?}");
+        }
+        // The second segment of a long ClientHello.
+        assert!(!is_last_flight(&[23, 0x41, 0x99]));
     }
 }
