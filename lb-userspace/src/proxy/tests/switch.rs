@@ -139,15 +139,18 @@ fn pipelined_commands_go_to_one_member_alone() {
 #[test]
 fn tls_after_the_switch_goes_back() {
     let lab = Lab::made(setup(&[legacy]), &[good]);
-    let mut client = lab.connect();
-    client.reply();
-    client.expect("EHLO c.example", "250");
-    client.expect("MAIL FROM:<a@b>", "250 2.0.0 taken");
-    client.expect("RSET", "250 reset");
-    client.expect("STARTTLS", "220 ");
-    let mut client = lab.secure(client);
-    let ehlo = client.ask("EHLO c.example");
-    assert!(ehlo.starts_with("250-good\r\n"), "{ehlo}");
+    for command in ["MAIL FROM:<a@b>", "VRFY a"] {
+        let mut client = lab.connect();
+        client.reply();
+        client.expect("EHLO c.example", "250");
+        client.expect(command, "250 2.0.0 taken");
+        client.expect("RSET", "250 reset");
+        client.expect("EHLO c.example", "250");
+        client.expect("STARTTLS", "220 ");
+        let mut client = lab.secure(client);
+        let ehlo = client.ask("EHLO c.example");
+        assert!(ehlo.starts_with("250-good\r\n"), "{command}: {ehlo}");
+    }
 }
 
 #[test]

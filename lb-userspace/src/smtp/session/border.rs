@@ -33,6 +33,7 @@ impl Session {
             return;
         }
         self.tls = true;
+        let switched = self.is_switched();
         self.switch.close();
         self.facts.starttls_used = true;
         self.client = Client::Command;
@@ -45,8 +46,9 @@ impl Session {
             self.actions.push_back(Action::AbortMember);
         }
         self.rest(now);
-        if std::mem::take(&mut self.tainted) {
-            // RSET would clear the envelope but no AUTH state: only a new connection knows nothing.
+        if std::mem::take(&mut self.tainted) || switched {
+            // RSET would clear the envelope but no AUTH state: only a new connection knows nothing. And it may be a member
+            // for clients that stay in plaintext.
             self.renew_member();
         } else {
             self.stale = self.member_greeted;
