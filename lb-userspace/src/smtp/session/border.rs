@@ -27,6 +27,11 @@ impl Session {
         true
     }
 
+    /// Is it the client's turn to shake hands?
+    pub fn awaits_handshake(&self) -> bool {
+        matches!(self.client, Client::Border(Border::Open))
+    }
+
     /// The client's TLS is established: everything said before is forgotten (RFC 3207 §4.2).
     pub fn tls_established(&mut self, now: Instant) {
         if !matches!(self.client, Client::Border(Border::Open)) {

@@ -307,7 +307,7 @@ impl Session {
                 self.facts.recipients += 1;
                 self.recipients += 1;
             }
-            Verb::Rset => {
+            Verb::Rset if done => {
                 self.end_transaction();
                 self.chunked = self.awaits_chunk();
             }

@@ -442,9 +442,11 @@ impl Session {
         {
             self.say(reply);
         }
+        let aborted = self.actions.contains(&Action::AbortMember);
         self.actions.clear();
         // What it was to have and has not would be missing from what it takes for the whole.
-        if end.aborts_member() || self.has_open_message() || !self.to_member.is_empty() {
+        let lacks = self.has_open_message() || !self.to_member.is_empty();
+        if aborted || end.aborts_member() || lacks {
             self.actions.push_back(Action::AbortMember);
         }
         self.queue.clear();

@@ -128,6 +128,25 @@ fn a_member_that_is_left_within_a_message_sees_no_end() {
 }
 
 #[test]
+fn a_session_that_ends_at_the_border_within_a_message_shows_no_end_either() {
+    for end in [Session::cut as fn(&mut Session), |session| {
+        session.drain(Instant::now());
+    }] {
+        let mut lab = Lab::greeted(ALLOW);
+        lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+        lab.exchange("BDAT 4\r\nhalf", "250 ok\r\n");
+        lab.sends("STARTTLS\r\n");
+        assert!(lab.session.open_border(lab.now));
+        lab.offer();
+        // Nobody has carried out what the border asks for.
+        lab.session.tls_established(lab.now);
+        end(&mut lab.session);
+        lab.offer();
+        assert_eq!((lab.aborted, lab.end), (true, Some(End::Drained)));
+    }
+}
+
+#[test]
 fn no_envelope_and_no_identity_survive_the_border() {
     for (command, reply) in [
         ("MAIL FROM:<a@b>\r\n", "250 ok\r\n"),

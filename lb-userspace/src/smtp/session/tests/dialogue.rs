@@ -383,3 +383,17 @@ fn pipelined_and_alternating_clients_get_the_same() {
     assert_eq!(together.reached(), apart.reached());
     assert_eq!(together.session.facts(), apart.session.facts());
 }
+
+#[test]
+fn a_reset_that_is_refused_leaves_the_message_open() {
+    let mut lab = Lab::greeted(ClientSecurity::None);
+    lab.exchange("MAIL FROM:<a@b>\r\n", "250 ok\r\n");
+    lab.exchange("BDAT 4\r\nhalf", "250 ok\r\n");
+    lab.exchange("RSET\r\n", "451 no\r\n");
+    lab.session.client_closed(lab.now);
+    lab.offer();
+    assert!(
+        lab.aborted,
+        "an orderly end would make half of it a message"
+    );
+}

@@ -95,7 +95,12 @@ fn who_says_helo_gets_no_list() {
     lab.says("250-mx1 at your service\r\n250-AUTH PLAIN\r\n250 STARTTLS\r\n");
     assert_eq!(lab.heard(), "250 mx1 at your service\r\n");
     lab.exchange("HELO c\r\n", "550-go\r\n550 away\r\n");
-    for command in ["XEXCH50 8 2", "X-LINK2STATE LAST CHUNK={x}", "VERB ON"] {
+    for command in [
+        "XEXCH50 8 2",
+        "X-LINK2STATE LAST CHUNK={x}",
+        "VERB ON",
+        "BURL imap://x/y LAST",
+    ] {
         lab.refused(&format!("{command}\r\n"), "502 ");
     }
 }
