@@ -152,7 +152,7 @@ impl Filter<'_> {
             b"REQUIRETLS" => self.carries_requiretls,
             b"STARTTLS" | b"XCLIENT" | b"XFORWARD" => false,
             b"TURN" | b"ATRN" | b"X-ANONYMOUSTLS" => false,
-            b"XEXCH50" | b"X-LINK2STATE" | b"VERB" => false,
+            b"XEXCH50" | b"X-LINK2STATE" | b"VERB" | b"BURL" => false,
             _ => true,
         }
     }
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_would_change_the_dialogue_is_not_shown() {
-        let list = b"250-mx\r\n250-XEXCH50\r\n250-x-link2state\r\n250-VERB\r\n250-TURN\r\n250-XVERB\r\n250 DSN\r\n";
+        let list = b"250-mx\r\n250-XEXCH50\r\n250-x-link2state\r\n250-VERB\r\n250-TURN\r\n250-BURL imap\r\n250-XVERB\r\n250 DSN\r\n";
         assert_eq!(
             shown(Filter::default(), list),
             "250-mx\r\n250-XVERB\r\n250 DSN\r\n"

@@ -41,7 +41,8 @@ pub enum Verb {
     /// XCLIENT and XFORWARD: a proxy's word to a server, never a client's.
     Forged,
     /// TURN, ATRN and X-ANONYMOUSTLS change what the connection is, XEXCH50 and X-LINK2STATE bring content that is no
-    /// mail, VERB brings replies that nothing asked for; we cannot carry them.
+    /// mail, VERB brings replies that nothing asked for, and BURL (RFC 4468) ends a message with no octet of it on the
+    /// way; we cannot carry them.
     Uncarried,
     /// The verbs of HTTP: a browser that was led here (cross-protocol attacks).
     Http,
@@ -168,7 +169,7 @@ impl Chunk {
 
 impl Verb {
     fn parse(verb: &[u8]) -> Self {
-        const VERBS: [(&[u8], Verb); 30] = [
+        const VERBS: [(&[u8], Verb); 31] = [
             (b"EHLO", Verb::Ehlo),
             (b"HELO", Verb::Helo),
             (b"MAIL", Verb::Mail),
@@ -199,6 +200,7 @@ impl Verb {
             (b"XEXCH50", Verb::Uncarried),
             (b"X-LINK2STATE", Verb::Uncarried),
             (b"VERB", Verb::Uncarried),
+            (b"BURL", Verb::Uncarried),
         ];
         let known = VERBS
             .iter()
