@@ -68,6 +68,8 @@ pub(super) struct Pump {
     unflushed: bool,
     /// TLS towards the member holds what its socket did not take.
     member_unflushed: bool,
+    /// The member takes nothing any more; what it has said is still to be heard.
+    member_deaf: bool,
     stalls: Stalls,
     timer: Pin<Box<Sleep>>,
     armed: Instant,
@@ -129,6 +131,7 @@ impl Pump {
             client_ended: false,
             unflushed: false,
             member_unflushed: false,
+            member_deaf: false,
             stalls: Stalls::default(),
             timer: Box::pin(sleep_until(armed.into())),
             armed,
@@ -358,6 +361,7 @@ impl Pump {
         self.count();
         self.member = None;
         self.member_unflushed = false;
+        self.member_deaf = false;
         self.splice.clear();
         // Whoever comes next must not hear what was meant for another.
         self.session.to_member().clear();

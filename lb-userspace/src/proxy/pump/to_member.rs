@@ -17,7 +17,8 @@ use super::{
 impl Pump {
     /// Does the member lack what was taken from the client?
     pub(super) fn member_lacks(&mut self) -> bool {
-        !self.session.to_member().is_empty() || self.member_unflushed || self.splice.holds()
+        let unsent = self.member_unflushed || self.splice.holds();
+        unsent || self.member_deaf || !self.session.to_member().is_empty()
     }
 
     /// Moves octets of a chunk past the machine, which only counts them, while the member lacks nothing. `None` when the
@@ -27,7 +28,7 @@ impl Pump {
         let (ClientStream::Plain(client), Some(member)) = (&self.client, &self.member) else {
             return None;
         };
-        if left < SPLICED_FROM || member.link.plain().is_none() {
+        if left < SPLICED_FROM || self.member_deaf || member.link.plain().is_none() {
             return None;
         }
         let Poll::Ready(filled) = self.splice.poll_fill(cx, client, left) else {
@@ -53,21 +54,27 @@ impl Pump {
                     self.stalls.member_took();
                     moved = true;
                 }
-                Poll::Ready(Err(_)) => {
-                    self.lose_member();
-                    return true;
-                }
+                Poll::Ready(Err(_)) => return self.deafen_member(),
                 Poll::Pending => break,
             }
         }
         moved
     }
 
+    /// It has closed, or its connection broke. A refusal may have come before that: it is lost when that is read, too.
+    fn deafen_member(&mut self) -> bool {
+        self.member_deaf = true;
+        self.member_unflushed = false;
+        self.splice.clear();
+        self.session.to_member().clear();
+        true
+    }
+
     /// Sends what is queued for the member and content behind it; queues what it does not take.
     pub(super) fn pass(&mut self, cx: &mut Context<'_>, verbatim: &[u8]) {
         let mut sent = 0;
         while sent < verbatim.len() {
-            let Some(member) = &mut self.member else {
+            let Some(member) = self.member.as_mut().filter(|_| !self.member_deaf) else {
                 self.session.to_member().clear();
                 return;
             };
@@ -81,7 +88,10 @@ impl Pump {
                     sent += count - queued;
                     self.moved.to_member += count as u64;
                 }
-                Poll::Ready(Err(_)) => return self.lose_member(),
+                Poll::Ready(Err(_)) => {
+                    self.deafen_member();
+                    return;
+                }
                 Poll::Pending => {
                     queue.extend_from_slice(&verbatim[sent..]);
                     return;
@@ -97,7 +107,7 @@ impl Pump {
             return moved;
         }
         while !self.session.to_member().is_empty() {
-            let Some(member) = &mut self.member else {
+            let Some(member) = self.member.as_mut().filter(|_| !self.member_deaf) else {
                 self.session.to_member().clear();
                 break;
             };
@@ -110,10 +120,7 @@ impl Pump {
                     self.stalls.member_took();
                     moved = true;
                 }
-                Poll::Ready(Err(_)) => {
-                    self.lose_member();
-                    return true;
-                }
+                Poll::Ready(Err(_)) => return self.deafen_member(),
                 Poll::Pending => break,
             }
         }
@@ -124,10 +131,7 @@ impl Pump {
             };
             match flushed {
                 Poll::Ready(Ok(())) => self.member_unflushed = false,
-                Poll::Ready(Err(_)) => {
-                    self.lose_member();
-                    return true;
-                }
+                Poll::Ready(Err(_)) => return self.deafen_member(),
                 Poll::Pending => {}
             }
         }

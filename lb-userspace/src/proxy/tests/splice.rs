@@ -1,7 +1,7 @@
 //! Chunks between plaintext sides go past the machine, and everything else is as if they had not.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{Shutdown, TcpStream},
     sync::{
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -45,6 +45,38 @@ fn chunk(line: &[u8]) -> Option<usize> {
         .next()?
         .parse()
         .ok()
+}
+
+/// Refuses a chunk that is on its way, and is gone.
+fn refuses(member: &mut Member) {
+    if up_to_chunk(member).is_some() {
+        let _ = member.tcp().read_exact(&mut vec![0; 100_000]);
+        // What it has not read makes the end a reset.
+        member.say("552 5.3.4 too big\r\n");
+    }
+}
+
+#[test]
+fn a_refusal_is_heard_although_the_connection_broke_behind_it() {
+    for kind in [Kind::Plain, Kind::Implicit] {
+        let lab = Lab::new(kind, &[refuses]);
+        for _ in 0..20 {
+            let heard = match kind {
+                Kind::Plain => refused(lab.connect()),
+                _ => refused(lab.secure(lab.connect())),
+            };
+            assert!(heard.starts_with("552 5.3.4 "), "{heard}");
+        }
+    }
+}
+
+/// What a client hears that sends a chunk whatever comes.
+fn refused<S: Read + Write>(mut client: Client<S>) -> String {
+    client.reply();
+    client.ask("EHLO c");
+    client.send("BDAT 3000000 LAST\r\n");
+    let _ = client.stream.write_all(&vec![b'x'; 3_000_000]);
+    client.reply()
 }
 
 /// Takes every chunk; reports what it read behind the first BDAT, and how the connection ended.
