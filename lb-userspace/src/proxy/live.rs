@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -20,6 +20,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Live {
     sessions: Mutex<HashMap<SessionId, Arc<Entry>>>,
+    /// Sessions that are over, and whose clients have not heard so yet.
+    partings: AtomicUsize,
     left: Notify,
 }
 
@@ -41,6 +43,10 @@ pub(super) struct Present {
     live: Arc<Live>,
 }
 
+/// A client that is told goodbye.
+#[derive(Debug)]
+pub(super) struct Parting(Arc<Live>);
+
 impl Live {
     /// A session begins.
     pub(super) fn enter(self: &Arc<Self>, virtual_server: Name, client: SocketAddr) -> Present {
@@ -60,11 +66,26 @@ impl Live {
         }
     }
 
+    /// A session ends with what is left to be said.
+    pub(super) fn part(self: &Arc<Self>) -> Parting {
+        self.partings.fetch_add(1, Relaxed);
+        Parting(self.clone())
+    }
+
     /// Waits until none is left.
     pub(super) async fn emptied(&self) {
+        self.wait_until(|| lock(&self.sessions).is_empty()).await;
+    }
+
+    /// Waits until nobody is told goodbye any more.
+    pub(super) async fn parted(&self) {
+        self.wait_until(|| self.partings.load(Relaxed) == 0).await;
+    }
+
+    async fn wait_until(&self, done: impl Fn() -> bool) {
         loop {
             let left = self.left.notified();
-            if lock(&self.sessions).is_empty() {
+            if done() {
                 return;
             }
             left.await;
@@ -114,6 +135,13 @@ impl Drop for Present {
     fn drop(&mut self) {
         lock(&self.live.sessions).remove(&self.id);
         self.live.left.notify_waiters();
+    }
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        self.0.partings.fetch_sub(1, Relaxed);
+        self.0.left.notify_waiters();
     }
 }
 

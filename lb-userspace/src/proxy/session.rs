@@ -49,7 +49,8 @@ pub(super) async fn serve(
     tcp: TcpStream,
     (local, peer): (SocketAddr, SocketAddr),
 ) {
-    let present = context.live.enter(service.name.clone(), peer);
+    let live = context.live.clone();
+    let present = live.enter(service.name.clone(), peer);
     service.cell.session_started();
     // Kept until the last bytes are gone: goodbyes take memory, too.
     let mut places = Places::take(&context, &service);
@@ -90,6 +91,7 @@ pub(super) async fn serve(
             }
             refused.say(&client);
             dialogue.serving.end_before_dialogue(refused);
+            let _parting = live.part();
             drop(dialogue);
             return Box::pin(client.hear_out()).await;
         }
@@ -100,6 +102,7 @@ pub(super) async fn serve(
     };
     let last = std::mem::take(pump.session.to_client());
     // The place of the session is free; only the goodbye is left.
+    let _parting = live.part();
     drop(dialogue);
     Box::pin(pump.client.farewell(&last)).await;
 }
@@ -217,11 +220,11 @@ impl Serving {
                     work = Some(self.seek(pump, std::mem::take(&mut tried), asks_fallback));
                 }
                 Turn::Early => {
-                    if let Err(refused) = Box::pin(self.early_talker()).await
-                        && refused.end == End::Pregreet
-                    {
+                    let (talked, order) = Box::pin(self.hold_back(&mut control, &mut heeded)).await;
+                    if talked.is_err_and(|refused| refused.end == End::Pregreet) {
                         pump.session.refuse_early_talker();
                     }
+                    heed(order, &mut pump.session);
                 }
                 Turn::SecureMember => work = self.secure_member(pump),
                 Turn::Complain(fault) => self.complain(pump, &fault),
@@ -232,6 +235,26 @@ impl Serving {
                 Turn::Close(end) => return end,
             }
         }
+    }
+
+    /// Deals with a client that did not wait for its greeting, unless it is to end; returns what orders came meanwhile.
+    async fn hold_back(
+        &mut self,
+        control: &mut watch::Receiver<Orders>,
+        heeded: &mut u64,
+    ) -> (Result<(), Refused>, Control) {
+        let (member, mut order) = (self.member_id, Control::Run);
+        let mut talking = pin!(self.early_talker());
+        while order < Control::Drain {
+            tokio::select! {
+                biased;
+                talked = &mut talking => return (talked, order),
+                Ok(()) = control.changed() => {
+                    order = order.max(control.borrow_and_update().heed(member, heeded));
+                }
+            }
+        }
+        (Ok(()), order)
     }
 
     /// Takes the client into TLS, unless it is to end now; returns what orders came meanwhile. A client whose handshake
@@ -271,6 +294,10 @@ impl Serving {
             return;
         }
         pump.flush_client().await;
+        if !pump.session.awaits_handshake() {
+            // It did not take the 220.
+            return;
+        }
         self.present.entry.set_phase(Phase::Handshake);
         let limit = self.service.sessions.timeouts.handshake;
         match pump.client.secure(tls, limit).await {

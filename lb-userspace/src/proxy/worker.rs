@@ -34,7 +34,7 @@ use crate::{admin::view::SessionView, telemetry::session::SessionSink};
 
 /// How long accepting rests when the machine is short of something, first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// What sessions get to say goodbye after they were cut.
+/// What sessions get to end after they were cut, and the last of all to say goodbye.
 const CUT: Duration = Duration::from_millis(500);
 
 /// What a drain came to.
@@ -267,6 +267,8 @@ impl Worker {
                     let _ = timeout(CUT, context.live.emptied()).await;
                 }
             }
+            // Who does not hear the last words would say again what was taken.
+            let _ = timeout(CUT, context.live.parted()).await;
         });
     }
 }

@@ -1,5 +1,10 @@
 //! Honest sessions on every kind of virtual server.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use super::peers::{Kind, Lab, PATIENCE, busy, dead, good, until};
 use crate::{
     model::StartTls,
@@ -47,6 +52,26 @@ fn plaintext() {
         (1, 0)
     );
     assert_eq!(lab.events()["quit"], 1);
+}
+
+#[test]
+fn the_last_goodbye_is_heard_out() {
+    let mut lab = Lab::new(Kind::Plain, &[good]);
+    let mut client = lab.connect();
+    client.reply();
+    client.expect("EHLO c.example", "250");
+    let proxy = lab.proxy.take().unwrap();
+    let draining = thread::spawn(move || proxy.drain(PATIENCE));
+    assert!(client.reply().starts_with("421 4.3.2 "));
+    // A reset for this would take a reply along that the client has not read yet.
+    client.send("NOOP\r\n");
+    let until = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < until {
+        assert!(client.stream.take_error().unwrap().is_none());
+        thread::yield_now();
+    }
+    drop(client);
+    assert_eq!(draining.join().unwrap().finished, 1);
 }
 
 #[test]

@@ -13,7 +13,10 @@ use crate::{
         policy::{Action, Range},
         session::{Pregreet, PregreetAction, SessionTimeouts},
     },
-    proxy::header::{self, Progress},
+    proxy::{
+        Control,
+        header::{self, Progress},
+    },
     smtp::{end::End, phase::Phase},
     tls::tests::Pair,
 };
@@ -457,6 +460,27 @@ fn early_talkers_get_what_the_configuration_says() {
             assert_eq!(lab.events()["early-talker"], 1);
         }
     }
+}
+
+#[test]
+fn who_is_kept_waiting_hears_that_the_member_goes() {
+    let delay = PregreetAction::Delay(Duration::from_secs(60));
+    let lab = Lab::on(Kind::Plain, &[slow], &pregreet(10, delay));
+    let proxy = lab.proxy.as_ref().unwrap();
+    let mut client = lab.connect();
+    until("the wait to be over", || {
+        let sessions = proxy.sessions();
+        sessions.first().is_some_and(|it| it.phase == "greeting")
+    });
+    client.send("EHLO spammer\r\n");
+    until("it to be noticed", || lab.events()["early-talker"] == 1);
+    proxy.end_member(0, Control::Drain);
+    assert!(
+        String::from_utf8(client.rest())
+            .unwrap()
+            .contains("421 4.3.2 ")
+    );
+    assert_eq!(lab.end().end, End::Drained);
 }
 
 #[test]
