@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -35,8 +36,10 @@ const FRESH: Duration = Duration::from_secs(60);
 const SILENT: Duration = Duration::from_secs(10);
 /// How old an answer may be that sessions go by, whatever became of later questions.
 const KEPT: Duration = Duration::from_secs(10 * 60);
-/// How long a member may take to answer, and a session wait for it.
+/// How long a session waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a member may take: some keep their greeting back to see who talks before it.
+const LATE: Duration = Duration::from_secs(10);
 
 /// The pool for clients that stay in plaintext.
 #[derive(Debug)]
@@ -103,8 +106,22 @@ impl Fallback {
         };
         let task = tokio::spawn(async move {
             let asked = due.iter().map(|member| async {
-                let answer = timeout(PATIENCE, ask(member, &terms)).await;
-                round.0.learn(member.id, now, answer.ok().flatten());
+                let mut asking = pin!(timeout(LATE, ask(member, &terms)));
+                let answer = match timeout(PATIENCE, &mut asking).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        // Sessions go on without.
+                        round.0.learn(member.id, now, None);
+                        asking.await
+                    }
+                };
+                let answer = answer.ok().flatten();
+                let at = if answer.is_some() {
+                    now
+                } else {
+                    Instant::now()
+                };
+                round.0.learn(member.id, at, answer);
             });
             join_all(asked).await;
         });

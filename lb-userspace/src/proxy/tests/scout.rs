@@ -115,6 +115,22 @@ fn sessions_that_know_nothing_wait_for_one_question_and_not_for_ever() {
 }
 
 #[test]
+fn a_member_that_keeps_its_greeting_back_is_heard_late() {
+    let (lab, service) = lab(&[|member| {
+        let time = Some(Duration::from_secs(3));
+        member.tcp().set_read_timeout(time).unwrap();
+        assert_eq!(member.line(), None, "somebody talked early");
+        member.tcp().set_read_timeout(None).unwrap();
+        legacy(member);
+    }]);
+    hears(&lab, "250-good\r\n250 STARTTLS\r\n");
+    until("the answer", || {
+        !service.plaintext.as_ref().unwrap().is_asking()
+    });
+    hears(&lab, BOTH);
+}
+
+#[test]
 fn a_question_ends_with_its_virtual_server() {
     static CONDUCT: Conduct = Conduct::new();
     let (lab, service) = lab(&[|member| CONDUCT.meet(member)]);
