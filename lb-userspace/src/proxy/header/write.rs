@@ -57,38 +57,42 @@ pub fn own(version: ProxyHeader) -> Option<Vec<u8>> {
     }
 }
 
+/// Both ends in one family: where they differ, which only a header in front brings about, IPv4 is mapped into IPv6
+/// (RFC 4291 §2.5.5.2). A member that was told nothing would take this box for the client.
+fn ends(source: IpAddr, destination: IpAddr) -> (IpAddr, IpAddr) {
+    let mapped = |end: IpAddr| match end {
+        IpAddr::V4(end) => end.to_ipv6_mapped().into(),
+        IpAddr::V6(_) => end,
+    };
+    match source.is_ipv4() == destination.is_ipv4() {
+        true => (source, destination),
+        false => (mapped(source), mapped(destination)),
+    }
+}
+
 /// Version 1. Nothing but the addresses.
 pub fn v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-    let family = match (source.ip(), destination.ip()) {
-        (IpAddr::V4(_), IpAddr::V4(_)) => "TCP4",
-        (IpAddr::V6(_), IpAddr::V6(_)) => "TCP6",
-        _ => return b"PROXY UNKNOWN\r\n".to_vec(),
-    };
-    format!(
-        "PROXY {family} {} {} {} {}\r\n",
-        source.ip(),
-        destination.ip(),
-        source.port(),
-        destination.port()
-    )
-    .into_bytes()
+    let (from, to) = ends(source.ip(), destination.ip());
+    let family = if from.is_ipv4() { "TCP4" } else { "TCP6" };
+    let (source, destination) = (source.port(), destination.port());
+    format!("PROXY {family} {from} {to} {source} {destination}\r\n").into_bytes()
 }
 
 /// Version 2, with a checksum.
 pub fn v2(client: &Client<'_>) -> Vec<u8> {
     let (source, destination) = (client.source, client.destination);
     let mut header = SIGNATURE.to_vec();
-    let (family, addresses) = match (source.ip(), destination.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => (TCP4, [from.octets(), to.octets()].concat()),
-        (IpAddr::V6(from), IpAddr::V6(to)) => (TCP6, [from.octets(), to.octets()].concat()),
-        _ => (0, Vec::new()),
-    };
+    let (from, to) = ends(source.ip(), destination.ip());
+    let family = if from.is_ipv4() { TCP4 } else { TCP6 };
     header.extend_from_slice(&[0x21, family, 0, 0]);
-    header.extend_from_slice(&addresses);
-    if family != 0 {
-        header.extend_from_slice(&source.port().to_be_bytes());
-        header.extend_from_slice(&destination.port().to_be_bytes());
+    for end in [from, to] {
+        match end {
+            IpAddr::V4(end) => header.extend_from_slice(&end.octets()),
+            IpAddr::V6(end) => header.extend_from_slice(&end.octets()),
+        }
     }
+    header.extend_from_slice(&source.port().to_be_bytes());
+    header.extend_from_slice(&destination.port().to_be_bytes());
     tlv(&mut header, UNIQUE_ID, client.unique_id.as_bytes());
     if let Some(secured) = client.secured {
         if let Some(alpn) = secured.alpn {
@@ -150,7 +154,29 @@ mod tests {
             v1(six, six),
             b"PROXY TCP6 2001:db8::1 2001:db8::1 4711 4711\r\n"
         );
-        assert_eq!(v1(four, six), b"PROXY UNKNOWN\r\n");
+        assert_eq!(
+            v1(four, six),
+            b"PROXY TCP6 ::ffff:192.0.2.1 2001:db8::1 4711 4711\r\n"
+        );
+        assert_eq!(
+            v1(six, four),
+            b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.1 4711 4711\r\n"
+        );
+    }
+
+    #[test]
+    fn a_client_of_another_family_is_no_stranger() {
+        let client = Client {
+            source: "192.0.2.1:258".parse().unwrap(),
+            destination: "[2001:db8::1]:25".parse().unwrap(),
+            unique_id: "id",
+            secured: None,
+        };
+        let told = crate::proxy::header::parse(&v2(&client));
+        let ends = Some((client.source, client.destination));
+        assert!(
+            matches!(told, Ok(crate::proxy::header::Progress::Done { told, .. }) if told == ends)
+        );
     }
 
     #[test]
