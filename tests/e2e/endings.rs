@@ -96,6 +96,34 @@ impl Client {
     }
 }
 
+#[test]
+fn a_drained_member_has_its_time_for_a_message_and_no_more() -> Result<()> {
+    play_plain("drain_timeout = \"3s\"", |scene| {
+        let mut slow = Client::open(scene)?;
+        slow.begin_message("slow")?;
+        let mut quick = Client::open(scene)?;
+        quick.begin_message("quick")?;
+        for member in &scene.lab.members {
+            let member = format!("mx/{}", member.name);
+            scene
+                .daemon
+                .good_verb(&["drain", &member, "--deadline", "0s"])?;
+        }
+        quick.send("last line\r\n.\r\n")?;
+        quick.expect("250")?;
+        quick.expect("421 4.3.2")?;
+        slow.expect("421 4.3.2")?;
+        ensure!(slow.is_closed()?);
+        scene
+            .daemon
+            .wait_for_log(" 1 sessions were cut within a message")?;
+        let arrivals = scene.site.arrivals()?;
+        let ids: Vec<_> = arrivals.iter().map(|it| it.id.as_deref()).collect();
+        ensure!(ids == [Some("quick")], "{ids:?}");
+        Ok(())
+    })
+}
+
 /// The words `name=value` of the log line of the only session that ended this way.
 fn logged(scene: &Scene<'_>, end: &str) -> Result<String> {
     let end = format!(" end={end} ");

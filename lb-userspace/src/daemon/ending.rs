@@ -74,6 +74,7 @@ impl Daemon {
             return;
         }
         let running = self.shared.running();
+        let patience = running.generation.session.drain;
         for (pool, member, entry) in due {
             let Some(live) = running.member(&pool, &member) else {
                 continue;
@@ -87,6 +88,9 @@ impl Daemon {
                 if live.counters().flows() > 0 {
                     self.end_flows(live, reason).await;
                 }
+                if !entry.cut && entry.is_over_for(patience) {
+                    self.cut_sessions(&pool, live);
+                }
                 continue;
             }
             let control = match entry.admin {
@@ -96,6 +100,22 @@ impl Daemon {
             self.end_member(&pool, live, reason, control).await;
             lock(&self.shared.roster).note_ended(&pool, &member);
         }
+    }
+
+    /// What is still within a message has had its time.
+    fn cut_sessions(&self, pool: &str, member: &LiveMember) {
+        lock(&self.shared.roster).note_cut(pool, &member.name);
+        let sessions = member.counters().sessions();
+        if sessions == 0 {
+            return;
+        }
+        if let Some(proxy) = lock(&self.shared.proxy).as_ref() {
+            proxy.end_member(member.id, Control::Cut);
+        }
+        log::info!(
+            "member {pool}/{}: {sessions} sessions were cut within a message",
+            member.name
+        );
     }
 
     /// A monitor has found a member down: its connections end, if its pool wants that.

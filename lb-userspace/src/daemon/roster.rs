@@ -35,6 +35,17 @@ pub(super) struct Entry {
     pub(super) deadline: Option<u64>,
     /// They have been.
     pub(super) ended: bool,
+    /// So has what was left of them behind `drain_timeout`; of no other process's concern.
+    pub(super) cut: bool,
+}
+
+impl Entry {
+    /// Has it been over for so long?
+    pub(super) fn is_over_for(&self, time: Duration) -> bool {
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.deadline
+            .is_some_and(|deadline| deadline.saturating_add(time) <= now_ms())
+    }
 }
 
 /// An entry as the file has it.
@@ -78,6 +89,7 @@ impl Roster {
                 since: line.since,
                 deadline: line.deadline,
                 ended: line.ended,
+                cut: false,
             };
             Some(((line.pool, line.member), entry))
         };
@@ -95,6 +107,7 @@ impl Roster {
             since: 0,
             deadline: None,
             ended: false,
+            cut: false,
         })
     }
 
@@ -126,6 +139,7 @@ impl Roster {
                     since,
                     deadline: limit.map(|limit| now_ms() + limit.as_millis() as u64),
                     ended: false,
+                    cut: false,
                 };
                 entries.insert(key, entry);
             }
@@ -136,11 +150,9 @@ impl Roster {
     /// Members whose time is over and whose connections have not been ended yet. Those that have been are in it again
     /// and again: one may have slipped in meanwhile.
     pub(super) fn due(&self) -> Vec<(String, String, Entry)> {
-        let now = now_ms();
-        let over = |entry: &Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
         self.entries
             .iter()
-            .filter(|(_, entry)| over(entry))
+            .filter(|(_, entry)| entry.is_over_for(Duration::ZERO))
             .map(|((pool, member), entry)| (pool.clone(), member.clone(), *entry))
             .collect()
     }
@@ -153,6 +165,14 @@ impl Roster {
         }
         if let Err(error) = self.replace(entries) {
             log::error!("cannot write {}: {error}", self.path.display());
+        }
+    }
+
+    /// What was left of a member's sessions has been cut.
+    pub(super) fn note_cut(&mut self, pool: &str, member: &str) {
+        let key = (pool.to_owned(), member.to_owned());
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.cut = true;
         }
     }
 
