@@ -29,16 +29,22 @@ fn hidden_clients(server: &raw::VirtualServer<'_>, faults: &mut Faults) {
         Field::Wrong => false,
     };
     let silent = matches!(server.terms.proxy_protocol, Field::Absent);
-    if server.forward.get() != Some(&Plane::Passthrough) || !translated || !silent {
+    let proxy = server.forward.get() == Some(&Plane::Proxy);
+    let told = proxy && server.xclient.get() == Some(&true);
+    if server.forward.get().is_none() || !translated || !silent || told {
         return;
     }
+    let also = if proxy { ", xclient = true" } else { "" };
     faults.warning(
         server.name.at,
         &server.object,
         "hides its clients from the members",
         "They see an address of this box in every client's stead: a mail server that trusts it, as in Postfix's \
          mynetworks, is an open relay.",
-        "Set proxy_protocol = \"v2\" or snat = \"none\"; or write proxy_protocol = \"none\", if no member trusts this box.",
+        format!(
+            "Set proxy_protocol = \"v2\"{also} or snat = \"none\"; or write proxy_protocol = \"none\", if no member trusts \
+             this box."
+        ),
     );
 }
 

@@ -63,6 +63,20 @@ pub(super) fn network(
             "Add for example `server_interfaces = [\"eth1\"]` to [network]; it may repeat a client interface.",
         );
     }
+    let transparent = raw.virtual_servers.iter().find(|server| {
+        let proxy = server.forward.get() == Some(&Plane::Proxy);
+        proxy && server.snat.get() == Some(&"none")
+    });
+    if let (None, Some(server), true) = (passthrough, transparent, none(&network.server_interfaces))
+    {
+        faults.error(
+            place(&network.server_interfaces, network.at, server.name.at),
+            "network",
+            "has no server_interfaces",
+            format!("What members answer to the clients of {} would not come back to this box.", server.object),
+            "Add for example `server_interfaces = [\"eth1\"]` to [network]; it may repeat a client interface.",
+        );
+    }
     let guard = policy::guard(&network.guard, &known.policies, "network", faults);
     Some(Network {
         guard: guard?,

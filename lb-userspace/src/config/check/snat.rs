@@ -58,16 +58,15 @@ fn families(
     known: &Known<'_, '_>,
     faults: &mut Faults,
 ) {
-    let (Some(pool), Some(addresses)) = (
-        raw.pool.get().and_then(|pool| known.pools.get(pool)),
-        known
-            .snat_pools
-            .get(given.value)
-            .and_then(|snat| snat.addresses.get()),
-    ) else {
+    let snat = known.snat_pools.get(given.value);
+    let Some(addresses) = snat.and_then(|snat| snat.addresses.get()) else {
         return;
     };
-    let members = pool.members.get().into_iter().flatten();
+    let pools = [&raw.pool, &raw.client.plaintext_pool];
+    let members = pools
+        .into_iter()
+        .filter_map(|pool| known.pools.get(pool.get()?)?.members.get())
+        .flatten();
     let stranger = members
         .filter_map(|member| Some((member, member.address.get()?)))
         .find(|(_, member)| {

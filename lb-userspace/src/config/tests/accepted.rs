@@ -143,7 +143,12 @@ fn every_key_reaches_the_model() {
 
 #[test]
 fn the_example_of_the_design_is_accepted() {
-    let generation = accepted(include_str!("design.toml"));
+    let (generation, warnings) = parse("smtplb.toml", include_str!("design.toml")).unwrap();
+    let warnings = text(&warnings);
+    assert!(warnings.starts_with(
+        "smtplb.toml:16:17: warning: virtual server \"submission\" hides its clients"
+    ));
+    assert_eq!(warnings.lines().count(), 3, "{warnings}");
     assert_eq!(generation.virtual_servers.len(), 2);
     let servers: Vec<_> = generation
         .virtual_servers
@@ -314,7 +319,7 @@ fn plain_proxying_needs_no_certificate() {
     let generation = accepted(
         "[network]\nclient_interfaces = [\"lo\"]\n\
          [virtual_server.smtp]\naddress = \"127.0.0.2\"\nport = \"smtp\"\nforward = \"proxy\"\npool = \"mx\"\n\
-         [pool.mx]\nmonitor = \"mx\"\nmember = [{ address = \"2001:db8::25\", port = 25 }]\n\
+         proxy_protocol = \"none\"\n[pool.mx]\nmonitor = \"mx\"\nmember = [{ address = \"2001:db8::25\", port = 25 }]\n\
          [monitor.mx]\ntype = \"smtp\"\n",
     );
     assert_eq!(

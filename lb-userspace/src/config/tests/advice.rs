@@ -30,6 +30,29 @@ fn hidden_clients_are_a_warning_until_it_is_said_that_they_are_meant() {
 }
 
 #[test]
+fn a_proxy_hides_its_clients_too() {
+    let said = |terms: &str| {
+        let file = BASE.replace("proxy_protocol = \"none\"\n", terms);
+        text(&parse("smtplb.toml", &file).unwrap().1)
+    };
+    let warning = "smtplb.toml:14:17: warning: virtual server \"submission\" hides its clients from the members\n  \
+         They see an address of this box in every client's stead: a mail server that trusts it, as in Postfix's \
+         mynetworks, is an open relay.\n  \
+         Set proxy_protocol = \"v2\", xclient = true or snat = \"none\"; or write proxy_protocol = \"none\", if no member \
+         trusts this box.";
+    for terms in ["", "snat = \"automap\"\n", "xclient = false\n"] {
+        assert_eq!(said(terms), warning, "{terms}");
+    }
+    for quiet in [
+        "snat = \"none\"\n",
+        "xclient = true\n",
+        "proxy_protocol = \"none\"\n",
+    ] {
+        assert_eq!(said(quiet), "", "{quiet}");
+    }
+}
+
+#[test]
 fn probes_without_a_header_where_members_get_one() {
     let smtp = |file: String| file.replace("monitor = \"port\"", "monitor = \"msa\"");
     let used = "smtplb.toml:48:10: warning: monitor \"port\" is not used by any pool\n  \
