@@ -29,6 +29,7 @@ mod snat;
 mod soak;
 mod succession;
 mod survival;
+mod terms;
 mod the_box;
 mod the_lab;
 mod tutorials;

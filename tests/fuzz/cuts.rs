@@ -4,7 +4,7 @@
 //! one side in a row are one read.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::smtp::session::ClientSecurity;
+use lb_userspace::{model::StartTls, smtp::session::ClientSecurity};
 use tests::{fuzz, mail::random::Random};
 
 use crate::shell::{Member, Outcome, play};
@@ -20,6 +20,8 @@ fn random_cuts_of_real_dialogues_change_nothing() -> Result<()> {
         .iter()
         .map(|text| Dialogue::read(std::str::from_utf8(text)?))
         .collect::<Result<_>>()?;
+    let behind: Vec<_> = dialogues.iter().map(Dialogue::behind_starttls).collect();
+    let dialogues = [dialogues, behind].concat();
     for (number, dialogue) in dialogues.iter().enumerate() {
         let whole = dialogue.play(&mut |bytes| vec![bytes.to_vec()]);
         ensure!(
@@ -27,6 +29,7 @@ fn random_cuts_of_real_dialogues_change_nothing() -> Result<()> {
             "dialogue {number} is not passed on as it is"
         );
         ensure!(whole.end.is_some(), "dialogue {number} has no end");
+        ensure!(whole.facts.starttls_used == dialogue.starttls);
         let plays = if long { LONG } else { SHORT } / dialogues.len() as u64 + 1;
         for seed in 0..plays {
             let mut random = Random::new(seed);
@@ -47,10 +50,13 @@ fn random_cuts_of_real_dialogues_change_nothing() -> Result<()> {
 }
 
 /// Both sides' words, each with what the other says before it goes on.
+#[derive(Clone)]
 struct Dialogue {
-    /// All that the client says.
+    /// All that the client says, and the member hears.
     client: Vec<u8>,
     turns: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The client goes into TLS behind its first turn.
+    starttls: bool,
 }
 
 /// A member that answers when it has heard a whole turn.
@@ -77,15 +83,30 @@ impl Dialogue {
                 _ => anyhow::bail!("{line:?}"),
             }
         }
-        let client = turns.iter().flat_map(|turn| turn.0.clone()).collect();
-        Ok(Self { client, turns })
+        Ok(Self::of(turns, false))
+    }
+
+    fn of(turns: Vec<(Vec<u8>, Vec<u8>)>, starttls: bool) -> Self {
+        Self {
+            client: turns.iter().flat_map(|turn| turn.0.clone()).collect(),
+            turns,
+            starttls,
+        }
+    }
+
+    /// The same in TLS, which the client has reached by its first turn and STARTTLS.
+    fn behind_starttls(&self) -> Self {
+        let mut turns = self.turns.clone();
+        turns.insert(1, self.turns[1].clone());
+        Self::of(turns, true)
     }
 
     fn play(&self, cut: &mut dyn FnMut(&[u8]) -> Vec<Vec<u8>>) -> Outcome {
-        let pieces: Vec<Vec<u8>> = self.turns[1..]
-            .iter()
-            .flat_map(|turn| cut(&turn.0))
-            .collect();
+        let mut said: Vec<&[u8]> = self.turns[1..].iter().map(|turn| &turn.0[..]).collect();
+        if self.starttls {
+            said.insert(1, b"STARTTLS\r\n");
+        }
+        let pieces: Vec<Vec<u8>> = said.into_iter().flat_map(&mut *cut).collect();
         let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
         let mut member = Turns {
             turns: &self.turns,
@@ -93,7 +114,11 @@ impl Dialogue {
             due: 1,
             cut,
         };
-        play(ClientSecurity::None, &pieces, &mut member, false)
+        let security = match self.starttls {
+            true => ClientSecurity::StartTls(StartTls::Require),
+            false => ClientSecurity::None,
+        };
+        play(security, &pieces, &mut member, false)
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Crowd {
 
 /// Threads that open, and that send.
 const THREADS: usize = 8;
+/// What an idle session may take in the daemon, in KiB.
+const IDLE: f64 = 12.0;
 /// Room that memory may take beyond what it was when the first messages had passed, in KiB.
 const SLACK: u64 = 8 * 1024;
 /// Open files beside those of the idle sessions: 1,024 that the daemon keeps for other things than sessions, and two for
@@ -79,11 +81,11 @@ pub fn endure(mut crowd: Crowd) -> Result<()> {
             .iter_mut()
             .filter_map(|session| session.noop().err().map(|error| error.to_string()))
             .collect();
+        let each = full.saturating_sub(empty) as f64 / crowd.idle as f64;
         println!(
-            "{} idle sessions took {:.1} KiB each; {} others came at {:.0}/s; resident KiB: {empty} before, {full} with \
+            "{} idle sessions took {each:.1} KiB each; {} others came at {:.0}/s; resident KiB: {empty} before, {full} with \
              the idle ones, then {:?}; {} lost",
             crowd.idle,
-            full.saturating_sub(empty) as f64 / crowd.idle as f64,
             came.sent,
             came.sent as f64 / crowd.time.as_secs_f64(),
             came.resident,
@@ -96,6 +98,11 @@ pub fn endure(mut crowd: Crowd) -> Result<()> {
                 crowd.idle
             );
         }
+        // A few hundred do not outweigh what the first of them leave behind.
+        ensure!(
+            crowd.idle < 2_000 || each <= IDLE,
+            "an idle one takes {each:.1} KiB"
+        );
         let first = came.resident.first().copied().unwrap_or_default();
         let last = came.resident.last().copied().unwrap_or_default();
         ensure!(

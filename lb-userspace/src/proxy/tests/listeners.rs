@@ -1,6 +1,7 @@
 //! TLS towards clients: versions, groups, names, certificates of theirs and of ours.
 
 use std::{
+    fs,
     io::{Read, Write},
     sync::{Arc, OnceLock},
 };
@@ -38,12 +39,12 @@ fn lab(listener: Listener) -> Lab {
 }
 
 /// A certificate that clients may have, and nobody else.
-fn known() -> &'static Pair {
+pub(super) fn known() -> &'static Pair {
     static KNOWN: OnceLock<Pair> = OnceLock::new();
     KNOWN.get_or_init(|| Pair::new(&["client.example"]))
 }
 
-fn asking(pair: &Pair, auth: ClientAuth) -> Arc<ListenerTls> {
+pub(super) fn asking(pair: &Pair, auth: ClientAuth) -> Arc<ListenerTls> {
     let terms = ClientTerms { auth, ..terms() };
     let roots = load_roots(Some(&known().path("chain.pem"))).unwrap();
     let own = [Arc::new(pair.load().unwrap())];
@@ -111,6 +112,33 @@ fn clients_show_certificates_where_they_must() {
         let ends = lab.ends.wait(3);
         let failed = ends.iter().filter(|end| end.end == End::TlsFailed);
         assert_eq!(failed.count(), if without { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn a_client_gets_the_whole_chain_of_the_name_that_it_asks_for() {
+    fn other() -> &'static Pair {
+        static OTHER: OnceLock<Pair> = OnceLock::new();
+        OTHER.get_or_init(|| Pair::new(&["other.example"]))
+    }
+    let lab = lab(|pair| {
+        let chain = [pair.certificate.pem(), known().certificate.pem()].concat();
+        fs::write(pair.path("chain.pem"), chain).unwrap();
+        let all = [pair, other()].map(|pair| Arc::new(pair.load().unwrap()));
+        Arc::new(ListenerTls::new(&terms(), &all, None).unwrap())
+    });
+    let mut config = lab.tls_config();
+    config.dangerous().set_certificate_verifier(Knows::all());
+    let config = Arc::new(config);
+    let (first, second) = (lab.pair.certificate.der(), known().certificate.der());
+    for (name, chain) in [
+        ("mx.example", vec![first, second]),
+        ("nobody.example", vec![first, second]),
+        ("other.example", vec![other().certificate.der()]),
+    ] {
+        let stream = greeted(&lab, &config, name).unwrap();
+        let shown: Vec<_> = stream.conn.peer_certificates().unwrap().iter().collect();
+        assert_eq!(shown, chain, "{name}");
     }
 }
 

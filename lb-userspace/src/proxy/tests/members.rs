@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use super::peers::{Kind, Lab, Member, Script, Server, Setup, busy, good, implicit, starttls};
+use super::{
+    listeners::{asking, known},
+    peers::{Kind, Lab, Member, Script, Server, Setup, busy, good, implicit, starttls},
+};
 use crate::{
-    model::{Pin, ServerTerms, StartTls, Verify},
+    model::{ClientAuth, Pin, ServerTerms, StartTls, Verify},
     proxy::MemberSecurity,
     smtp::end::End,
-    tls::{MemberTls, load_roots, tests::Pair},
+    tls::{Loaded, MemberTls, load_roots, tests::Pair},
 };
 
 const MESSAGE: &str = "Subject: x\r\n\r\nx\r\n.\r\n";
@@ -40,6 +43,34 @@ fn lab(kind: Kind, server: Server, members: &[Script]) -> Lab {
         ..Setup::default()
     };
     Lab::made(setup, members)
+}
+
+/// In TLS, with whoever shows a certificate that is known.
+fn demanding(member: &mut Member) {
+    let roots = "of the test".into();
+    let tls = asking(
+        &Pair::new(&["member.example"]),
+        ClientAuth::Require { roots },
+    );
+    member.tls = tls.config.clone();
+    implicit(member);
+}
+
+#[test]
+fn members_are_shown_the_certificate_that_they_demand() {
+    fn showing(certificate: Option<&Loaded>) -> MemberSecurity {
+        let terms = ServerTerms {
+            verify: Verify::None,
+            name: None,
+            certificate: None,
+        };
+        MemberSecurity::Implicit(Arc::new(MemberTls::new(&terms, None, certificate).unwrap()))
+    }
+    let with: Server = |_| showing(Some(&known().load().unwrap()));
+    let with = lab(Kind::Plain, with, &[demanding]);
+    assert_eq!(with.connect().reply(), "220 good ESMTP\r\n");
+    let without = lab(Kind::Plain, |_| showing(None), &[demanding]);
+    assert!(without.connect().reply().starts_with("421 4.3.2 "));
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) type Script = fn(&mut Member);
 /// A member's side of one connection.
 pub(super) struct Member {
     stream: Wire,
-    tls: Arc<ServerConfig>,
+    pub(super) tls: Arc<ServerConfig>,
     pub(super) log: mpsc::Sender<Vec<u8>>,
 }
 
