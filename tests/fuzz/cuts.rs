@@ -94,10 +94,14 @@ impl Dialogue {
         }
     }
 
-    /// The same in TLS, which the client has reached by its first turn and STARTTLS.
+    /// The same in TLS, which the client has reached by an EHLO and STARTTLS.
     fn behind_starttls(&self) -> Self {
         let mut turns = self.turns.clone();
-        turns.insert(1, self.turns[1].clone());
+        let hello = (
+            b"EHLO in.clear.example\r\n".to_vec(),
+            b"250 hello\r\n".to_vec(),
+        );
+        turns.insert(1, hello);
         Self::of(turns, true)
     }
 
