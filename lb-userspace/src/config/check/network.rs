@@ -54,26 +54,25 @@ pub(super) fn network(
             "Add for example `client_interfaces = [\"eth0\"]` to [network].",
         );
     }
-    if let (Some(server), true) = (passthrough, none(&network.server_interfaces)) {
-        faults.error(
-            place(&network.server_interfaces, network.at, server.name.at),
-            "network",
-            "has no server_interfaces",
-            format!("Replies to {} would not find their way back through the kernel plane.", server.object),
-            "Add for example `server_interfaces = [\"eth1\"]` to [network]; it may repeat a client interface.",
-        );
-    }
-    let transparent = raw.virtual_servers.iter().find(|server| {
-        let proxy = server.forward.get() == Some(&Plane::Proxy);
-        proxy && server.snat.get() == Some(&"none")
+    let needs_way_back = passthrough.or_else(|| {
+        let mut servers = raw.virtual_servers.iter();
+        servers.find(|server| server.snat.get() == Some(&"none"))
     });
-    if let (None, Some(server), true) = (passthrough, transparent, none(&network.server_interfaces))
-    {
+    if let (Some(server), true) = (needs_way_back, none(&network.server_interfaces)) {
+        let name = &server.object;
+        let consequence = match passthrough {
+            Some(_) => {
+                format!("Replies to {name} would not find their way back through the kernel plane.")
+            }
+            None => format!(
+                "What members answer to the clients of {name} would not come back to this box."
+            ),
+        };
         faults.error(
             place(&network.server_interfaces, network.at, server.name.at),
             "network",
             "has no server_interfaces",
-            format!("What members answer to the clients of {} would not come back to this box.", server.object),
+            consequence,
             "Add for example `server_interfaces = [\"eth1\"]` to [network]; it may repeat a client interface.",
         );
     }
