@@ -220,8 +220,10 @@ impl Serving {
                     work = Some(self.seek(pump, std::mem::take(&mut tried), asks_fallback));
                 }
                 Turn::Early => {
-                    let (talked, order) = Box::pin(self.hold_back(&mut control, &mut heeded)).await;
-                    if talked.is_err_and(|refused| refused.end == End::Pregreet) {
+                    let orders = (&mut control, self.member_id, &mut heeded);
+                    let talking = Box::pin(self.early_talker());
+                    let (talked, order) = listening(orders, Control::Drain, talking).await;
+                    if matches!(talked, Some(Err(refused)) if refused.end == End::Pregreet) {
                         pump.session.refuse_early_talker();
                     }
                     heed(order, &mut pump.session);
@@ -229,54 +231,15 @@ impl Serving {
                 Turn::SecureMember => work = self.secure_member(pump),
                 Turn::Complain(fault) => self.complain(pump, &fault),
                 Turn::StartTls => {
-                    let order = Box::pin(self.cross_border(pump, &mut control, &mut heeded)).await;
+                    let orders = (&mut control, self.member_id, &mut heeded);
+                    // A client whose handshake breaks might come back without TLS: a drain is heeded behind it.
+                    let securing = Box::pin(self.start_tls(pump));
+                    let (_, order) = listening(orders, Control::Cut, securing).await;
                     heed(order, &mut pump.session);
                 }
                 Turn::Close(end) => return end,
             }
         }
-    }
-
-    /// Deals with a client that did not wait for its greeting, unless it is to end; returns what orders came meanwhile.
-    async fn hold_back(
-        &mut self,
-        control: &mut watch::Receiver<Orders>,
-        heeded: &mut u64,
-    ) -> (Result<(), Refused>, Control) {
-        let (member, mut order) = (self.member_id, Control::Run);
-        let mut talking = pin!(self.early_talker());
-        while order < Control::Drain {
-            tokio::select! {
-                biased;
-                talked = &mut talking => return (talked, order),
-                Ok(()) = control.changed() => {
-                    order = order.max(control.borrow_and_update().heed(member, heeded));
-                }
-            }
-        }
-        (Ok(()), order)
-    }
-
-    /// Takes the client into TLS, unless it is to end now; returns what orders came meanwhile. A client whose handshake
-    /// breaks might come back without TLS, so a drain is heeded behind it.
-    async fn cross_border(
-        &mut self,
-        pump: &mut Pump,
-        control: &mut watch::Receiver<Orders>,
-        heeded: &mut u64,
-    ) -> Control {
-        let (member, mut order) = (self.member_id, Control::Run);
-        let mut securing = pin!(self.start_tls(pump));
-        while order < Control::Cut {
-            tokio::select! {
-                biased;
-                () = &mut securing => break,
-                Ok(()) = control.changed() => {
-                    order = order.max(control.borrow_and_update().heed(member, heeded));
-                }
-            }
-        }
-        order
     }
 
     async fn start_tls(&mut self, pump: &mut Pump) {
@@ -399,6 +362,26 @@ impl Drop for Serving {
         }
         self.service.cell.session_ended();
     }
+}
+
+/// Does something beside which orders are heard, and gives it up when one goes as far as `until`; what came of it, and the
+/// furthest order.
+async fn listening<T>(
+    (control, member, heeded): (&mut watch::Receiver<Orders>, Option<u16>, &mut u64),
+    until: Control,
+    work: impl Future<Output = T>,
+) -> (Option<T>, Control) {
+    let (mut work, mut order) = (pin!(work), Control::Run);
+    while order < until {
+        tokio::select! {
+            biased;
+            done = &mut work => return (Some(done), order),
+            Ok(()) = control.changed() => {
+                order = order.max(control.borrow_and_update().heed(member, heeded));
+            }
+        }
+    }
+    (None, order)
 }
 
 fn heed(state: Control, session: &mut Session) {
